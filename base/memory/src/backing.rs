@@ -1,0 +1,165 @@
+//! Host memory that backs guest memory.
+#![allow(unsafe_code)] // mmap, munmap and memfd_create have no safe form.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::{self, NonNull};
+
+use crate::MemoryError;
+
+#[cfg(test)]
+#[path = "backing_test.rs"]
+mod test;
+
+/// What stage-2 tables of both architectures map by one entry of the second level.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Huge pages of the host's hugetlb pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HugePages {
+    /// The size of a page in bytes, a power of two.
+    pub page_size: u64,
+}
+
+/// How RAM is taken from the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RamOptions {
+    /// From a hugetlb pool.
+    pub huge_pages: Option<HugePages>,
+    /// All at once rather than when first touched.
+    pub prefault: bool,
+    /// In a memfd, which other processes can map.
+    pub shared: bool,
+}
+
+/// A mapping of host memory, zeroed, unmapped when dropped.
+#[derive(Debug)]
+pub struct Backing {
+    start: NonNull<u8>,
+    size: usize,
+    file: Option<File>,
+}
+
+// SAFETY: the mapping is plain memory at a fixed address for as long as the value lives; all access goes by vm-memory's volatile slices.
+unsafe impl Send for Backing {}
+// SAFETY: as above; `&Backing` gives out no reference to the memory, only its address.
+unsafe impl Sync for Backing {}
+
+impl Backing {
+    /// Takes `size` bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::Host`] where the host refuses, [`MemoryError::BadRange`] for a size that is zero or no multiple of the page size.
+    pub fn new(size: u64, options: &RamOptions) -> Result<Self, MemoryError> {
+        let page = options.huge_pages.map_or(crate::PAGE_SIZE, |huge| huge.page_size);
+        let bad = |reason| MemoryError::BadRange { gpa: 0, size, reason };
+        if size == 0 || !page.is_power_of_two() || !size.is_multiple_of(page) {
+            return Err(bad("the size is not a whole number of pages"));
+        }
+        let length = usize::try_from(size).map_err(|_| bad("it is larger than the host's address space"))?;
+        let what = if options.huge_pages.is_some() { "huge-page memory" } else { "memory" };
+        let host = |source, mend| MemoryError::Host { what, size, source, mend };
+
+        let file = if options.shared { Some(memfd(size, options).map_err(|e| host(e, ""))?) } else { None };
+        let alignment = usize::try_from(page).unwrap_or(LARGE_PAGE).max(LARGE_PAGE);
+        let start = map_aligned(length, alignment, file.as_ref(), options).map_err(|e| {
+            let mend = match (options.huge_pages, e.raw_os_error()) {
+                (Some(_), _) => {
+                    " (reserve pages under /sys/kernel/mm/hugepages/*/nr_hugepages, or leave hugepages= out)"
+                }
+                (None, Some(libc::ENOMEM)) => {
+                    " (choose a smaller --memory, or raise the limit: ulimit -v, cgroup, vm.overcommit_memory)"
+                }
+                _ => "",
+            };
+            host(e, mend)
+        })?;
+        Ok(Self { start, size: length, file })
+    }
+
+    /// The first byte's host address.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// The memfd behind it, if it is shared: what another process maps, from offset 0.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone, and nobody can reach it without the value that is being dropped.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+    }
+}
+
+fn memfd(size: u64, options: &RamOptions) -> io::Result<File> {
+    let mut flags = libc::MFD_CLOEXEC;
+    if let Some(huge) = options.huge_pages {
+        flags |= libc::MFD_HUGETLB | (huge.page_size.trailing_zeros() << libc::MFD_HUGE_SHIFT);
+    }
+    // SAFETY: the name is a constant C string.
+    let fd = unsafe { libc::memfd_create(c"skep-ram".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    Ok(file)
+}
+
+/// Reserves address space for `size` bytes at a multiple of `alignment`, then maps the memory over it.
+fn map_aligned(size: usize, alignment: usize, file: Option<&File>, options: &RamOptions) -> io::Result<NonNull<u8>> {
+    let room = size.checked_add(alignment).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let reserve_flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping where the kernel likes, without any right to it.
+    let reserved = unsafe { libc::mmap(ptr::null_mut(), room, libc::PROT_NONE, reserve_flags, -1, 0) };
+    if reserved == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = reserved.cast::<u8>().align_offset(alignment);
+    let start = reserved.cast::<u8>().wrapping_add(before);
+    let unmap = |from: *mut u8, length: usize| {
+        if length > 0 {
+            // SAFETY: a part of the reservation made above, which nobody else knows of.
+            unsafe { libc::munmap(from.cast(), length) };
+        }
+    };
+
+    let mut flags = libc::MAP_FIXED | libc::MAP_NORESERVE;
+    flags |= if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+    if let (Some(huge), None) = (options.huge_pages, file) {
+        let shift = huge.page_size.trailing_zeros().cast_signed();
+        flags |= libc::MAP_HUGETLB | (shift << libc::MAP_HUGE_SHIFT);
+    }
+    if options.prefault {
+        flags |= libc::MAP_POPULATE;
+    }
+    if options.huge_pages.is_some() {
+        // Without a reservation a pool that is too small shows as SIGBUS at the guest's first touch.
+        flags &= !libc::MAP_NORESERVE;
+    }
+    let fd = file.map_or(-1, AsRawFd::as_raw_fd);
+    // SAFETY: it replaces a part of the reservation made above, which nobody else knows of.
+    let mapped = unsafe { libc::mmap(start.cast(), size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    if mapped == libc::MAP_FAILED {
+        let error = io::Error::last_os_error();
+        unmap(reserved.cast(), room);
+        return Err(error);
+    }
+    unmap(reserved.cast(), before);
+    unmap(start.wrapping_add(size), room - before - size);
+    NonNull::new(start).ok_or_else(|| io::Error::other("the host maps guest memory at address 0"))
+}
