@@ -1,0 +1,3 @@
+//! The aarch64 machine: the `virt` contract.
+
+pub mod layout;

@@ -1,0 +1,120 @@
+use super::*;
+use crate::layout::{MIN_ADDRESS_BITS, RAM_GRANULE};
+
+const TIB: u64 = 1024 * GIB;
+
+fn total(layout: &Layout) -> u64 {
+    layout.ram.iter().map(|part| part.size).sum()
+}
+
+/// What holds for every layout.
+fn check_sound(layout: &Layout, ram: u64, address_bits: u8) {
+    assert_eq!(total(layout), ram);
+    for part in layout.ram.iter().chain([&layout.pci_mmio64]) {
+        assert_eq!(part.base % RAM_GRANULE, 0, "{layout:x?}");
+        assert!(part.end() <= 1 << address_bits.min(52), "{layout:x?}");
+        assert!(!part.overlaps(&HYPERTRANSPORT), "{layout:x?}");
+    }
+    let window = layout.pci_mmio64;
+    assert!(window.size.is_power_of_two() && window.base.is_multiple_of(window.size));
+    assert!(window.base >= layout.high_ram_end().unwrap_or(HIGH_RAM_BASE));
+    assert!(layout.low_ram().end() < ECAM.base || ram < LOW_RAM_MAX && layout.low_ram().end() <= ECAM.base);
+    let rows = layout.describe();
+    for pair in rows.windows(2) {
+        let inside = pair[0].region.encloses(&pair[1].region);
+        assert!(pair[0].region.end() <= pair[1].region.base || inside, "{pair:x?}");
+    }
+}
+
+#[test]
+fn low_ram_follows_the_firmwares_rule() {
+    let ram = |size| Layout::new(size, 40).unwrap().ram;
+    assert_eq!(ram(256 * MIB), [Region::new(0, 256 * MIB)]);
+    assert_eq!(ram(0xb000_0000 - RAM_GRANULE), [Region::new(0, 0xb000_0000 - RAM_GRANULE)]);
+    assert_eq!(ram(0xb000_0000), [Region::new(0, 2 * GIB), Region::new(4 * GIB, 0x3000_0000)]);
+    assert_eq!(ram(8 * GIB), [Region::new(0, 2 * GIB), Region::new(4 * GIB, 6 * GIB)]);
+}
+
+#[test]
+fn ram_goes_around_hypertransport() {
+    let layout = Layout::new(16 * TIB, 46).unwrap();
+    assert_eq!(
+        layout.ram,
+        [
+            Region::new(0, 2 * GIB),
+            Region::between(4 * GIB, 0xfd_0000_0000),
+            Region::new(TIB, 16 * TIB - 2 * GIB - (0xfd_0000_0000 - 4 * GIB)),
+        ]
+    );
+    assert_eq!(layout.pci_mmio64, Region::new(16 * TIB + 256 * GIB, 256 * GIB));
+    check_sound(&layout, 16 * TIB, 46);
+}
+
+#[test]
+fn the_window_lies_above_ram_within_the_address_bits() {
+    let window = |ram, bits| Layout::new(ram, bits).unwrap().pci_mmio64;
+    assert_eq!(window(GIB, 36), Region::new(32 * GIB, 32 * GIB));
+    assert_eq!(window(GIB, 39), Region::new(256 * GIB, 256 * GIB));
+    assert_eq!(window(GIB, 48), Region::new(256 * GIB, 256 * GIB));
+    assert_eq!(window(600 * GIB, 40), Region::new(640 * GIB, 128 * GIB));
+    assert_eq!(window(600 * GIB, 46), Region::new(TIB, 256 * GIB));
+    assert_eq!(window(61 * GIB, 36), Region::new(63 * GIB, GIB));
+}
+
+#[test]
+fn what_does_not_fit_is_told_what_would() {
+    let error = Layout::new(64 * GIB, 36).unwrap_err();
+    assert_eq!(error, LayoutError::RamTooLarge { ram: 64 * GIB, address_bits: 36, max_ram: 61 * GIB });
+    assert_eq!(
+        error.to_string(),
+        "65536M of memory do not fit into this host's 36 guest address bits; at most 62464M do"
+    );
+    assert_eq!(
+        Layout::new(u64::MAX - RAM_GRANULE + 1, 52).unwrap_err(),
+        LayoutError::RamTooLarge { ram: u64::MAX - RAM_GRANULE + 1, address_bits: 52, max_ram: max_ram(52) }
+    );
+}
+
+#[test]
+fn the_most_ram_that_is_named_fits_and_no_more() {
+    assert_eq!(max_ram(MIN_ADDRESS_BITS - 1), 0);
+    for bits in MIN_ADDRESS_BITS..=60 {
+        let most = max_ram(bits);
+        check_sound(&Layout::new(most, bits).unwrap(), most, bits);
+        Layout::new(most + RAM_GRANULE, bits).unwrap_err();
+    }
+}
+
+#[test]
+fn every_size_is_sound() {
+    let mut seen = 0;
+    for bits in MIN_ADDRESS_BITS..=52 {
+        for shift in 21..=44 {
+            for ram in [1u64 << shift, 3 << shift, (1 << shift) - RAM_GRANULE, (1 << shift) + RAM_GRANULE] {
+                if ram > 0 && ram <= max_ram(bits) {
+                    check_sound(&Layout::new(ram, bits).unwrap(), ram, bits);
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 1000, "{seen}");
+}
+
+#[test]
+fn tables_move_up_when_they_grow() {
+    let layout = Layout::new(256 * MIB, 40).unwrap();
+    assert_eq!(layout.acpi_tables(60 * KIB), Some(Region::between(0xe_1000, 0xf_0000)));
+    assert_eq!(layout.acpi_tables(60 * KIB + 1), Some(Region::between(256 * MIB - 64 * KIB, 256 * MIB)));
+    assert_eq!(layout.acpi_tables(256 * MIB), None);
+    assert_eq!(layout.acpi_tables(u64::MAX), None);
+}
+
+#[test]
+fn boot_data_does_not_overlap() {
+    let areas = [boot::GDT, boot::PVH, boot::ZERO_PAGE, boot::SETUP_DATA, boot::PAGE_TABLES, boot::CMDLINE];
+    for (i, a) in areas.iter().enumerate() {
+        assert!(CONVENTIONAL.encloses(a));
+        assert!(areas[i + 1..].iter().all(|b| !a.overlaps(b)), "{a:?}");
+    }
+}
