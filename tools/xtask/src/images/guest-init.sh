@@ -1,0 +1,43 @@
+#!/bin/busybox sh
+# The init of the test guests. It greets, says what it found, and does what skep.action= on the command line says:
+#   poweroff (default), reboot, panic, shell, echo (answers "got LINE" to each line until "bye", then powers off),
+#   wait (for ever). skep.dmesg: prints the kernel's messages first.
+/bin/busybox mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+/bin/busybox mount -t proc proc /proc
+echo "skep: hello from Debian guest init: $(busybox uname -a)"
+
+mount -t sysfs sys /sys
+mount -t tmpfs tmp /tmp
+mkdir -p /dev/pts
+mount -t devpts pts /dev/pts
+echo "skep: cpus $(nproc)"
+echo "skep: memory $(awk '/^MemTotal:/ { print $2 }' /proc/meminfo) KiB"
+echo "skep: clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+
+action=poweroff
+for word in $(cat /proc/cmdline); do
+    case $word in
+        skep.action=*) action=${word#skep.action=} ;;
+        skep.dmesg) dmesg ;;
+    esac
+done
+
+case $action in
+    poweroff) ;;
+    reboot) reboot -f ;;
+    panic) echo c >/proc/sysrq-trigger ;;
+    shell) setsid cttyhack sh ;;
+    echo)
+        stty -echo
+        echo "skep: echo ready"
+        while IFS= read -r line && [ "$line" != bye ]; do echo "got $line"; done
+        echo "skep: bye"
+        ;;
+    wait)
+        echo "skep: waiting"
+        while :; do sleep 86400; done
+        ;;
+    *) echo "skep: no such action: $action" ;;
+esac
+poweroff -f

@@ -1,0 +1,207 @@
+//! `cargo xtask images`: the kernels and initramfs archives that tests, demo and lab use, made of Debian's newest packages.
+//!
+//! Packages are fetched once and kept in the cache (see [`crate::paths::cache`]); `--refresh` asks the archive again.
+
+mod cpio;
+mod debian;
+mod initramfs;
+mod kernel;
+mod module;
+
+use crate::arch::Arch;
+use crate::paths;
+use anyhow::{Context, Result, bail};
+use debian::Archive;
+use rustix::fs::{FlockOperation, flock};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+/// Raise it when the products are made in another way, and they are made anew.
+const RECIPE: u32 = 1;
+
+/// The name of the file that says what a directory was made of, written last.
+const STAMP: &str = "made-of";
+
+/// Make the kernels and initramfs archives for guests and lab
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this architecture
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Ask Debian's archive for newer packages, though there are some in the cache
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// The images of one architecture.
+pub(crate) struct Images {
+    arch: Arch,
+    /// What guests boot; the directory that tests know as `SKEP_IMAGES`.
+    guest: PathBuf,
+    /// What the lab's emulated host boots.
+    host: PathBuf,
+}
+
+impl Images {
+    /// The images of `arch`, made if they are not there yet.
+    pub(crate) fn get(arch: Arch) -> Result<Images> {
+        Images::make(arch, false).with_context(|| format!("cannot make the images for {arch}"))
+    }
+
+    /// The directory with the guests' kernels and initramfs:
+    /// on x86_64 `vmlinuz` (bzImage), `vmlinux` (the ELF in it) and `vmlinuz-generic` (the bzImage of Debian's generic kernel),
+    /// on aarch64 `Image`, `Image.gz` and `Image.zboot`; on both `initramfs.cpio.gz`.
+    pub(crate) fn guest(&self) -> &Path {
+        &self.guest
+    }
+
+    /// The kernel of the lab's host.
+    pub(crate) fn host_kernel(&self) -> PathBuf {
+        self.guest.join(match self.arch {
+            Arch::X86_64 => "vmlinux",
+            Arch::Aarch64 => "Image",
+        })
+    }
+
+    /// The initramfs of the lab's host.
+    pub(crate) fn host_initramfs(&self) -> PathBuf {
+        self.host.join("initramfs.cpio")
+    }
+
+    fn make(arch: Arch, refresh: bool) -> Result<Images> {
+        let cache = paths::cache()?;
+        let packages = cache.join("packages").join(arch.name());
+        let root = cache.join("images").join(arch.name());
+        let images = Images { arch, guest: root.join("guest"), host: root.join("host") };
+        fs::create_dir_all(&packages).with_context(|| format!("cannot make {}", packages.display()))?;
+
+        // One at a time: others wait for what this one makes.
+        let lock = fs::File::create(packages.join("lock"))?;
+        flock(&lock, FlockOperation::LockExclusive).context("cannot lock the cache")?;
+
+        let fetched = fetch(arch, &packages, refresh)?;
+        let stamp = stamp(&fetched);
+        if fs::read_to_string(root.join(STAMP)).is_ok_and(|old| old == stamp) {
+            return Ok(images);
+        }
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(&images.guest)?;
+        fs::create_dir_all(&images.host)?;
+        images.write(&packages)?;
+        fs::write(root.join(STAMP), stamp)?;
+        eprintln!("images: {} is ready", images.guest.display());
+        Ok(images)
+    }
+
+    fn write(&self, packages: &Path) -> Result<()> {
+        let busybox = read(&packages.join("busybox/bin/busybox"))?;
+        let kernel = read(&boot_file(&packages.join("cloud"))?)?;
+        let guest = |name: &str, content: &[u8]| write(&self.guest.join(name), content);
+
+        let host_modules = match self.arch {
+            Arch::X86_64 => {
+                guest("vmlinuz", &kernel)?;
+                guest("vmlinux", &kernel::vmlinux(&kernel)?)?;
+                guest("vmlinuz-generic", &read(&boot_file(&packages.join("generic"))?)?)?;
+                let mut modules = initramfs::modules(&packages.join("cloud/lib/modules"), &["kvm-amd"])?;
+                for (_, content) in modules.iter_mut().filter(|(name, _)| name == "kvm_amd.ko") {
+                    *content = module::always_intercept_cr8(content).context("kvm-amd.ko")?;
+                }
+                modules
+            }
+            Arch::Aarch64 => {
+                if kernel.get(56..60) != Some(b"ARM\x64") {
+                    bail!("Debian's arm64 vmlinuz is no plain Image any more");
+                }
+                guest("Image", &kernel)?;
+                guest("Image.gz", &kernel::gzip(&kernel))?;
+                guest("Image.zboot", &kernel::zboot(&kernel))?;
+                // Debian's arm64 kernel has KVM built in.
+                Vec::new()
+            }
+        };
+        guest("initramfs.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox)))?;
+        // Not compressed: the emulated host would take longer to unpack it than QEMU takes to load it.
+        write(&self.host.join("initramfs.cpio"), &initramfs::host(&busybox, &host_modules))
+    }
+}
+
+/// `cargo xtask images`.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
+        let images = Images::make(arch, args.refresh).with_context(|| format!("cannot make the images for {arch}"))?;
+        println!("{arch}: {}", images.guest.display());
+        let mut files = fs::read_dir(&images.guest)?.collect::<std::io::Result<Vec<_>>>()?;
+        files.sort_by_key(fs::DirEntry::file_name);
+        for file in files {
+            println!("  {:18} {:>9} KiB", file.file_name().to_string_lossy(), file.metadata()?.len() / 1024);
+        }
+        for line in fs::read_to_string(paths::cache()?.join("packages").join(arch.name()).join(STAMP))?.lines() {
+            println!("  of {line}");
+        }
+    }
+    Ok(())
+}
+
+/// Fetches the packages of `arch` into `packages` unless they are there, and gives back their file names.
+fn fetch(arch: Arch, packages: &Path, refresh: bool) -> Result<String> {
+    let stamp = packages.join(STAMP);
+    if !refresh && let Ok(names) = fs::read_to_string(&stamp) {
+        return Ok(names);
+    }
+    eprintln!("images: fetching Debian's newest kernel and busybox for {arch}");
+    let archive = Archive::open(arch, &packages.join("apt"))?;
+    let mut wanted = vec![("busybox", "busybox-static".to_owned(), vec!["./bin/busybox"])];
+    // Metapackage, the directory it goes to, and what of it is used.
+    let kernels: &[(&str, &str, &[&str])] = match arch {
+        Arch::X86_64 => {
+            &[("linux-image-cloud-amd64", "cloud", &["./boot/*", "./lib/modules/*"]), ("linux-image-amd64", "generic", &["./boot/*"])]
+        }
+        Arch::Aarch64 => &[("linux-image-cloud-arm64", "cloud", &["./boot/*", "./lib/modules/*"])],
+    };
+    for (metapackage, directory, patterns) in kernels {
+        wanted.push((*directory, archive.dependency(metapackage, "linux-image-")?, patterns.to_vec()));
+    }
+
+    let mut names = String::new();
+    for (directory, package, patterns) in wanted {
+        eprintln!("images: {package}");
+        let new = packages.join(format!("{directory}.new"));
+        let _ = fs::remove_dir_all(&new);
+        names.push_str(&archive.unpack(&package, &patterns, &new)?);
+        names.push('\n');
+        let _ = fs::remove_file(&stamp);
+        let _ = fs::remove_dir_all(packages.join(directory));
+        fs::rename(&new, packages.join(directory))?;
+    }
+    fs::write(stamp, &names)?;
+    Ok(names)
+}
+
+/// What products are made of: the packages, the scripts and the recipe.
+fn stamp(packages: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    (RECIPE, initramfs::GUEST_INIT, initramfs::HOST_INIT).hash(&mut hasher);
+    format!("{packages}recipe {:016x}\n", hasher.finish())
+}
+
+/// The one kernel in the `boot` directory of an unpacked package.
+fn boot_file(package: &Path) -> Result<PathBuf> {
+    let boot = package.join("boot");
+    for entry in fs::read_dir(&boot).with_context(|| format!("cannot read {}", boot.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("vmlinuz-") {
+            return Ok(entry.path());
+        }
+    }
+    bail!("{} holds no vmlinuz", boot.display())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
