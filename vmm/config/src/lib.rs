@@ -1,1 +1,132 @@
-//! (to be written)
+//! The one configuration schema of skep: command-line flags, the TOML file and the API all end in a [`Config`].
+//!
+//! * A group of keys (`cpus`, `memory`, `serial`, ...) may be written as its flag is, `memory = "4G,shared"`, or as a table,
+//!   `memory = { size = "4G", shared = true }`. A comma inside a value is written `,,`.
+//! * What the user gave wins in this order: flag, file, default. A flag replaces what the file says under the same name, whole.
+//! * Relative paths in a file start at the file's folder, relative paths in flags at the working folder.
+//! * Unknown keys, and keys that this version doesn't serve yet, are errors that say where, and what was probably meant.
+//! * [`Config::to_toml`] writes every key with the value in effect, and reading that back gives the same [`Config`].
+//!
+//! The file is TOML 1.1. What this crate does not do: open files, know a host's limits, or look at a kernel. A count or a size that is
+//! merely large passes here, and the hypervisor backend says what it can hold.
+
+#![forbid(unsafe_code)]
+
+mod boot;
+mod choice;
+mod cpus;
+mod error;
+mod file;
+mod flags;
+mod group;
+mod machine;
+mod memory;
+mod node;
+mod policy;
+mod seed;
+mod serial;
+mod size;
+
+use serde::{Deserialize, Serialize};
+
+pub use boot::{Boot, BootSource};
+pub use choice::{CpuFeatures, Irqchip, LogLevel};
+pub use cpus::Cpus;
+pub use error::{Conflict, Error, Problem};
+pub use flags::Flags;
+pub use machine::{Arch, MachineVersion};
+pub use memory::Memory;
+pub use policy::{Action, Policy};
+pub use seed::RngSeed;
+pub use serial::Serial;
+pub use size::{Size, SizeError};
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod test;
+
+/// Everything that decides what a guest is and how skep runs it.
+///
+/// A value that came from [`Flags::config`] or [`Config::from_toml`] with [`Config::finish`] is complete and free of conflicts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// The machine and its version, which fixes the guest's hardware for ever and says its architecture.
+    pub machine: MachineVersion,
+    /// The interrupt controller (aarch64).
+    #[serde(default)]
+    pub irqchip: Irqchip,
+    /// How much is logged.
+    #[serde(default)]
+    pub log: LogLevel,
+    /// Print exits by kind and the time to the first instruction at the end.
+    #[serde(default)]
+    pub stats: bool,
+    /// The seed handed to the guest's random number generator at boot, for runs that repeat; from the host's generator if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng_seed: Option<RngSeed>,
+    /// Where the first serial port leads.
+    #[serde(default)]
+    pub serial: Serial,
+    /// Virtual CPUs and their topology.
+    #[serde(default)]
+    pub cpus: Cpus,
+    /// Processor features that the guest gets only when asked for.
+    #[serde(default)]
+    pub cpu_features: CpuFeatures,
+    /// Guest memory.
+    #[serde(default)]
+    pub memory: Memory,
+    /// What the guest starts from.
+    #[serde(default)]
+    pub boot: Boot,
+    /// What happens when the guest ends or fails.
+    #[serde(default)]
+    pub on: Policy,
+}
+
+impl Config {
+    /// The defaults for a guest of architecture `arch`, on the newest machine for it. There is nothing to boot yet.
+    pub fn new(arch: Arch) -> Self {
+        Config {
+            machine: MachineVersion::newest(arch),
+            irqchip: Irqchip::default(),
+            log: LogLevel::default(),
+            stats: false,
+            rng_seed: None,
+            serial: Serial::default(),
+            cpus: Cpus::default(),
+            cpu_features: CpuFeatures::default(),
+            memory: Memory::default(),
+            boot: Boot::default(),
+            on: Policy::default(),
+        }
+    }
+
+    /// The guest's architecture.
+    pub fn arch(&self) -> Arch {
+        self.machine.arch()
+    }
+
+    /// Fills in the defaults that depend on other keys, then refuses keys that contradict each other or the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`], the first found.
+    pub fn finish(&mut self) -> Result<(), Conflict> {
+        let arch = self.arch();
+        self.boot.check(self.machine)?;
+        if self.boot.kernel.is_some() && self.boot.cmdline.is_none() {
+            self.boot.cmdline = Some(self.machine.default_cmdline().to_owned());
+        }
+        let aarch64_only = [
+            ("irqchip", self.irqchip != Irqchip::Auto),
+            ("cpu-features.pauth", self.cpu_features.pauth),
+            ("cpu-features.sve", self.cpu_features.sve),
+        ];
+        match aarch64_only.iter().find(|(_, set)| *set && arch != Arch::Aarch64) {
+            Some((key, _)) => Err(Conflict::OtherArch { key, needs: Arch::Aarch64, machine: self.machine }),
+            None => Ok(()),
+        }
+    }
+}

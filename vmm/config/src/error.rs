@@ -1,0 +1,184 @@
+//! Errors, and the nearest name for one that was mistyped.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::machine::{Arch, MachineVersion};
+
+#[cfg(test)]
+#[path = "error_test.rs"]
+mod test;
+
+/// Why there is no config.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be read.
+    #[error("config file {} can't be read", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is wrong at one place.
+    #[error("{}:{line}:{column}: {problem}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+        /// What is wrong there.
+        problem: Problem,
+    },
+    /// Keys contradict each other.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The config can't be written as TOML.
+    #[error("the config can't be written as TOML: {0}")]
+    Write(String),
+}
+
+impl Error {
+    /// What would mend it, where that is not in the message already.
+    pub fn mend(&self) -> Option<String> {
+        match self {
+            Error::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("name an existing file, or write one with `skep run --dump-config`".to_owned())
+            }
+            Error::Conflict(conflict) => Some(conflict.mend()),
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with a key or a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Not TOML.
+    #[error("{0}")]
+    Syntax(String),
+    /// The problem lies under a key.
+    #[error("`{key}`: {problem}")]
+    In {
+        /// The keys that lead to it, joined by dots.
+        key: String,
+        /// The problem.
+        problem: Box<Problem>,
+    },
+    /// No such key.
+    #[error("unknown key `{key}`: {hint}")]
+    UnknownKey {
+        /// The key as written.
+        key: String,
+        /// What was probably meant, or what there is.
+        hint: String,
+    },
+    /// A key that this version doesn't serve yet.
+    #[error("`{0}` is not supported by this version of skep")]
+    NotYet(String),
+    /// No such choice.
+    #[error("`{choice}` is not one of the choices: {hint}")]
+    UnknownChoice {
+        /// The value as written.
+        choice: String,
+        /// What was probably meant, or what there is.
+        hint: String,
+    },
+    /// A key that must be there is not.
+    #[error("key `{0}` is missing")]
+    MissingKey(&'static str),
+    /// A key twice.
+    #[error("key `{0}` is given twice")]
+    DuplicateKey(&'static str),
+    /// A value of another kind.
+    #[error("found {found}, expected {expected}")]
+    Mismatch {
+        /// What was written.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// Anything else, in full.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Keys and flags of the schema that later versions serve. They are refused by name, never taken and ignored.
+const LATER: [&str; 4] = ["disk", "net", "device", "control"];
+
+impl Problem {
+    /// Says of a name that is not in the schema whether a later version will have it.
+    pub fn not_yet(name: &str) -> Option<Self> {
+        LATER.contains(&name).then(|| Problem::NotYet(name.to_owned()))
+    }
+
+    pub(crate) fn unknown_key(key: &str, known: &[&'static str]) -> Self {
+        Self::not_yet(key)
+            .unwrap_or_else(|| Problem::UnknownKey { key: key.to_owned(), hint: hint(key, known, "the keys here") })
+    }
+
+    pub(crate) fn unknown_choice(choice: &str, known: &[&'static str]) -> Self {
+        Problem::UnknownChoice { choice: choice.to_owned(), hint: hint(choice, known, "they") }
+    }
+}
+
+/// Names the nearest, if one is near, else all.
+fn hint(name: &str, known: &[&'static str], all: &str) -> String {
+    match nearest(name, known) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("{all} are {}", known.join(", ")),
+    }
+}
+
+/// The name that a mistyped one is most like: at most a third of its letters wrong, added, left out or swapped.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    let distance = |candidate: &str| strsim::damerau_levenshtein(&name, candidate);
+    let (distance, near) = known.iter().map(|candidate| (distance(candidate), *candidate)).min()?;
+    (distance * 3 <= name.chars().count().max(near.len())).then_some(near)
+}
+
+/// Keys that contradict each other, or the machine. Keys are named as in the file; the flag of `boot.kernel` is `--kernel`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// There is neither a kernel nor firmware.
+    #[error("there is nothing to boot")]
+    NothingToBoot,
+    /// Both a kernel and firmware.
+    #[error("both a kernel and firmware are given")]
+    KernelAndFirmware,
+    /// A key that means something only beside another one.
+    #[error("`{key}` is given without `{needs}`")]
+    Without {
+        /// The key that is there.
+        key: &'static str,
+        /// The key that it needs.
+        needs: &'static str,
+    },
+    /// A key that machines of another architecture have.
+    #[error("`{key}` is for {needs} guests, and machine {machine} is {}", machine.arch())]
+    OtherArch {
+        /// The key.
+        key: &'static str,
+        /// The architecture that has it.
+        needs: Arch,
+        /// The machine of this config.
+        machine: MachineVersion,
+    },
+}
+
+impl Conflict {
+    /// What would mend it.
+    pub fn mend(&self) -> String {
+        match self {
+            Conflict::NothingToBoot => {
+                "give a kernel (`--kernel FILE`), or see `skep hello` for a guest that is built in".to_owned()
+            }
+            Conflict::KernelAndFirmware => "give one of them".to_owned(),
+            Conflict::Without { key, needs } => format!("give `{needs}` too, or leave `{key}` out"),
+            Conflict::OtherArch { key, .. } => format!("leave `{key}` out"),
+        }
+    }
+}

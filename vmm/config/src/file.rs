@@ -1,0 +1,84 @@
+//! Configs as TOML files.
+
+use std::fs;
+use std::path::{Path, PathBuf, absolute};
+
+use serde::Deserialize;
+use toml::de::DeTable;
+
+use crate::Config;
+use crate::error::{Error, Problem};
+use crate::machine::{Arch, MachineVersion};
+use crate::node::Node;
+use crate::serial::Serial;
+
+impl Config {
+    /// Reads a TOML file; its relative paths start at its own folder. `host` decides the machine where the file names none.
+    ///
+    /// Keys are checked one by one: [`Config::finish`] checks them together, once flags had their say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] and [`Error::File`].
+    pub fn load(file: &Path, host: Arch) -> Result<Self, Error> {
+        let text = fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
+        let mut config = Self::from_toml(&text, file, host)?;
+        if let Some(folder) = file.parent() {
+            config.for_each_path(|path| *path = folder.join(&*path));
+        }
+        Ok(config)
+    }
+
+    /// Reads a TOML text; `file` names it in errors. Paths stay as written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    pub fn from_toml(text: &str, file: &Path, host: Arch) -> Result<Self, Error> {
+        let fail = |at: Option<usize>, problem| {
+            let (line, column) = place(text, at.unwrap_or(0));
+            Error::File { file: file.to_owned(), line, column, problem }
+        };
+        let document = DeTable::parse(text)
+            .map_err(|error| fail(error.span().map(|span| span.start), Problem::Syntax(error.message().to_owned())))?;
+        let mut tree = Node::from_toml(document);
+        tree.or_insert("machine", MachineVersion::newest(host).name());
+        Config::deserialize(tree).map_err(|error| fail(error.at, error.into_problem()))
+    }
+
+    /// The config as TOML, with every value in effect. Paths are made absolute, so that the text means the same anywhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`], for a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, Error> {
+        let mut config = self.clone();
+        config.for_each_path(|path| {
+            if let Ok(full) = absolute(&*path) {
+                *path = full;
+            }
+        });
+        toml::to_string(&config).map_err(|error| Error::Write(error.to_string()))
+    }
+
+    /// Every path in the config.
+    fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
+        let boot = &mut self.boot;
+        let serial = match &mut self.serial {
+            Serial::File(path) | Serial::Socket(path) | Serial::Pty { link: Some(path) } => Some(path),
+            Serial::Stdio | Serial::Pty { link: None } | Serial::None => None,
+        };
+        [&mut boot.kernel, &mut boot.initrd, &mut boot.dtb, &mut boot.firmware, &mut boot.firmware_vars]
+            .into_iter()
+            .flatten()
+            .chain(serial)
+            .for_each(change);
+    }
+}
+
+/// Line and column, from 1, of a byte offset.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or(before);
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
+}

@@ -1,0 +1,150 @@
+//! The command line's flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+
+use crate::Config;
+use crate::choice::{CpuFeatures, Irqchip, LogLevel};
+use crate::cpus::Cpus;
+use crate::error::Error;
+use crate::machine::{Arch, MachineVersion};
+use crate::memory::Memory;
+use crate::policy::Action;
+use crate::seed::RngSeed;
+use crate::serial::Serial;
+
+#[cfg(test)]
+#[path = "flags_test.rs"]
+mod test;
+
+/// What `skep run` and `skep check` take: each flag replaces what the file says under the same name.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Flags {
+    /// Read this TOML file first; flags win over it
+    ///
+    /// Keys are named as the flags are, in the tables [boot], [cpus], [memory], [serial], [cpu-features] and [on]: `--kernel` is
+    /// `boot.kernel`, `--on-reset` is `on.reset`. `--dump-config` shows them all. Relative paths start at the file's folder.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    /// Kernel: bzImage or ELF on x86_64; Image, Image.gz or EFI zboot on aarch64
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk for the kernel
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    pub initrd: Option<PathBuf>,
+    /// Command line for the kernel [default: console=ttyS0 on x86_64, empty on aarch64]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Boot")]
+    pub cmdline: Option<String>,
+    /// Device tree that replaces the one skep makes (aarch64)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    pub dtb: Option<PathBuf>,
+    /// Firmware to boot instead of a kernel
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    pub firmware: Option<PathBuf>,
+    /// The firmware's variables
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    pub firmware_vars: Option<PathBuf>,
+
+    /// Machine, which fixes the guest's hardware for ever [default: the newest of the host's architecture]
+    #[arg(long, value_name = "MACHINE", help_heading = "Machine")]
+    pub machine: Option<MachineVersion>,
+    /// Virtual CPUs: N[,max=N][,sockets=N][,cores=N][,threads=N] [default: 1]
+    #[arg(long, value_name = "N[,max=N,...]", help_heading = "Machine")]
+    pub cpus: Option<Cpus>,
+    /// Processor features given only on request (aarch64): pauth, sve
+    #[arg(long, value_name = "FEATURE,...", help_heading = "Machine")]
+    pub cpu_features: Option<CpuFeatures>,
+    /// Memory: SIZE[,hugepages=SIZE][,prefault][,shared], sizes as 512M or 4G [default: 512M]
+    #[arg(long, value_name = "SIZE[,...]", help_heading = "Machine")]
+    pub memory: Option<Memory>,
+    /// Interrupt controller (aarch64) [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Machine")]
+    pub irqchip: Option<Irqchip>,
+    /// Seed for the guest's random numbers at boot: 64 hexadecimal digits [default: from the host]
+    #[arg(long, value_name = "HEX", help_heading = "Machine")]
+    pub rng_seed: Option<RngSeed>,
+
+    /// First serial port: stdio, file=FILE, pty[,link=PATH], socket=PATH or none [default: stdio]
+    #[arg(long, value_name = "WHERE", help_heading = "Console")]
+    pub serial: Option<Serial>,
+
+    /// When the guest powers off [default: exit]
+    #[arg(long, value_name = "ACTION", help_heading = "When the guest ends")]
+    pub on_power_off: Option<Action>,
+    /// When the guest asks for a reset [default: restart]
+    #[arg(long, value_name = "ACTION", help_heading = "When the guest ends")]
+    pub on_reset: Option<Action>,
+    /// When the guest's kernel panics [default: exit]
+    #[arg(long, value_name = "ACTION", help_heading = "When the guest ends")]
+    pub on_panic: Option<Action>,
+    /// When a processor of the guest triple-faults (x86_64) [default: exit]
+    #[arg(long, value_name = "ACTION", help_heading = "When the guest ends")]
+    pub on_triple_fault: Option<Action>,
+
+    /// How much to log, to standard error [default: warn]
+    #[arg(long, value_name = "LEVEL", help_heading = "Reports")]
+    pub log: Option<LogLevel>,
+    /// At the end, print exits by kind and the time to the first instruction
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Reports")]
+    pub stats: Option<bool>,
+}
+
+impl Flags {
+    /// Reads the file, if one is named, lets the flags have their say, and finishes the config. `host` is the architecture of a guest
+    /// whose machine nobody named.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn config(self, host: Arch) -> Result<Config, Error> {
+        let mut config = match &self.config {
+            Some(file) => Config::load(file, host)?,
+            None => Config::new(host),
+        };
+        self.apply(&mut config);
+        config.finish()?;
+        Ok(config)
+    }
+
+    /// Replaces in `config` what flags were given for. A flag for the other way to boot drops what the file says about the first.
+    pub fn apply(self, config: &mut Config) {
+        let boot = &mut config.boot;
+        if self.firmware.is_some() {
+            (boot.kernel, boot.initrd, boot.cmdline, boot.dtb) = (None, None, None, None);
+        }
+        if self.kernel.is_some() {
+            (boot.firmware, boot.firmware_vars) = (None, None);
+        }
+        replace_some(&mut boot.kernel, self.kernel);
+        replace_some(&mut boot.initrd, self.initrd);
+        replace_some(&mut boot.cmdline, self.cmdline);
+        replace_some(&mut boot.dtb, self.dtb);
+        replace_some(&mut boot.firmware, self.firmware);
+        replace_some(&mut boot.firmware_vars, self.firmware_vars);
+        replace(&mut config.machine, self.machine);
+        replace(&mut config.cpus, self.cpus);
+        replace(&mut config.cpu_features, self.cpu_features);
+        replace(&mut config.memory, self.memory);
+        replace(&mut config.irqchip, self.irqchip);
+        replace_some(&mut config.rng_seed, self.rng_seed);
+        replace(&mut config.serial, self.serial);
+        replace(&mut config.on.power_off, self.on_power_off);
+        replace(&mut config.on.reset, self.on_reset);
+        replace(&mut config.on.panic, self.on_panic);
+        replace(&mut config.on.triple_fault, self.on_triple_fault);
+        replace(&mut config.log, self.log);
+        replace(&mut config.stats, self.stats);
+    }
+}
+
+fn replace<T>(value: &mut T, flag: Option<T>) {
+    if let Some(flag) = flag {
+        *value = flag;
+    }
+}
+
+fn replace_some<T>(value: &mut Option<T>, flag: Option<T>) {
+    replace(value, flag.map(Some));
+}

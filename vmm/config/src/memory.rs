@@ -1,0 +1,72 @@
+//! Guest memory.
+
+use serde::{Deserialize, Serialize};
+
+use crate::group::{Group, group};
+use crate::size::Size;
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod test;
+
+/// Guest memory: `SIZE[,hugepages=SIZE][,prefault][,shared]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Memory {
+    /// How much RAM the guest has: a multiple of 64 KiB, which is the largest page of any host.
+    pub size: Size,
+    /// Take it from huge pages of this size, which the host must have set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugepages: Option<Size>,
+    /// Take all of it before the guest starts, rather than page by page when it is first touched.
+    pub prefault: bool,
+    /// Back it by a file descriptor that other processes can map (vhost-user, live update).
+    pub shared: bool,
+}
+
+/// What `--memory` gives when there is none.
+const DEFAULT_SIZE: Size = Size::mib(512);
+/// Guest memory comes in multiples of this.
+const GRANULE: Size = Size::kib(64);
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory { size: DEFAULT_SIZE, hugepages: None, prefault: false, shared: false }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Keys {
+    size: Option<Size>,
+    hugepages: Option<Size>,
+    #[serde(default)]
+    prefault: bool,
+    #[serde(default)]
+    shared: bool,
+}
+
+impl Group for Memory {
+    type Keys = Keys;
+    const LEADING: Option<&'static str> = Some("size");
+
+    fn from_keys(keys: Keys) -> Result<Self, String> {
+        let size = keys.size.unwrap_or(DEFAULT_SIZE);
+        if size.bytes() == 0 || !size.bytes().is_multiple_of(GRANULE.bytes()) {
+            return Err(format!("memory of {size} is not a multiple of {GRANULE}"));
+        }
+        if let Some(page) = keys.hugepages {
+            if !page.bytes().is_power_of_two() || page < GRANULE {
+                return Err(format!(
+                    "huge pages of {page} do not exist: `ls /sys/kernel/mm/hugepages` names the host's"
+                ));
+            }
+            if !size.bytes().is_multiple_of(page.bytes()) {
+                return Err(format!("memory of {size} is not a whole number of huge pages of {page}"));
+            }
+        }
+        Ok(Memory { size, hugepages: keys.hugepages, prefault: keys.prefault, shared: keys.shared })
+    }
+}
+
+group!(Memory, "a size, or a table of size, hugepages, prefault and shared");
