@@ -17,7 +17,9 @@ pub(crate) fn cache() -> Result<PathBuf> {
     } else if let Some(dir) = non_empty("XDG_CACHE_HOME") {
         dir.join("skep")
     } else {
-        non_empty("HOME").context("neither SKEP_CACHE, XDG_CACHE_HOME nor HOME says where to keep the cache")?.join(".cache/skep")
+        non_empty("HOME")
+            .context("neither SKEP_CACHE, XDG_CACHE_HOME nor HOME says where to keep the cache")?
+            .join(".cache/skep")
     };
     std::path::absolute(&dir).with_context(|| format!("{} is no usable cache directory", dir.display()))
 }

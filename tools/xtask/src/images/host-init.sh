@@ -22,7 +22,35 @@ done
 stty raw -echo
 
 mount -t ext4 -o noatime /dev/nvme0n1 /lab || { echo "lab: cannot mount what was carried in"; poweroff -f; }
-export PATH=/bin:/sbin HOME=/root TMPDIR=/tmp TERM=linux
+mkdir /out
+export PATH=/bin:/sbin HOME=/root TMPDIR=/tmp TERM=linux LAB_OUT=/out
+
+# Tells the other side what happens, in a line that it knows from the programs' output by the byte and the word it begins with.
+mark() { printf '\036%s %s\n' "$word" "$*"; }
+
+# run NUMBER SECONDS PROGRAM ARGUMENTS...
+run() {
+    number=$1 seconds=$2
+    shift 2
+    mark start "$number"
+    (cd /lab && exec timeout -s KILL "$seconds" "$@") </dev/null
+    mark exit "$number" $?
+    # What it left behind does not disturb the next one.
+    kill -9 -1 2>/dev/null
+}
+
+# give_back: what is in /out goes to the second disk, as an archive.
+give_back() { tar -cf /dev/nvme1n1 -C /out .; }
+
+person() {
+    stty sane
+    setsid cttyhack sh
+    stty raw -echo
+}
+
 . /lab/.lab/plan
 sync
+mark end
+# Waits until all that was written has left the serial port.
+stty -echo
 poweroff -f

@@ -88,7 +88,9 @@ fn collect(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
             continue;
         } else if path.is_dir() {
             collect(&path, files)?;
-        } else if let Some(name) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".ko")) {
+        } else if let Some(name) =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".ko"))
+        {
             files.insert(name.replace('-', "_"), path);
         }
     }

@@ -55,14 +55,13 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to memory succeeds")
 }
 
-/// Packs an arm64 Image as an EFI zboot file (Linux: drivers/firmware/efi/libstub/zboot-header.S), payload gzip.
+/// Makes an EFI zboot file (Linux: drivers/firmware/efi/libstub/zboot-header.S) of an arm64 Image packed with gzip.
 ///
 /// A loader that unpacks the payload needs the header alone, so the EFI program that would unpack itself is not there:
 /// firmware cannot start this file.
-pub(crate) fn zboot(image: &[u8]) -> Vec<u8> {
+pub(crate) fn zboot(payload: &[u8]) -> Vec<u8> {
     const HEADER: usize = 64;
     const PE: &[u8] = b"PE\0\0\x64\xaa\0\0";
-    let payload = gzip(image);
     let start = HEADER + PE.len();
     let mut out = Vec::with_capacity(start + payload.len());
     out.extend_from_slice(b"MZ\0\0zimg");
@@ -74,7 +73,7 @@ pub(crate) fn zboot(image: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&0x8182_23cd_u32.to_le_bytes()); // LINUX_PE_MAGIC
     out.extend_from_slice(&(HEADER as u32).to_le_bytes()); // where the PE header is
     out.extend_from_slice(PE);
-    out.extend_from_slice(&payload);
+    out.extend_from_slice(payload);
     out
 }
 

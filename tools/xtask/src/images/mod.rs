@@ -115,8 +115,9 @@ impl Images {
                     bail!("Debian's arm64 vmlinuz is no plain Image any more");
                 }
                 guest("Image", &kernel)?;
-                guest("Image.gz", &kernel::gzip(&kernel))?;
-                guest("Image.zboot", &kernel::zboot(&kernel))?;
+                let packed = kernel::gzip(&kernel);
+                guest("Image.gz", &packed)?;
+                guest("Image.zboot", &kernel::zboot(&packed))?;
                 // Debian's arm64 kernel has KVM built in.
                 Vec::new()
             }
@@ -155,9 +156,10 @@ fn fetch(arch: Arch, packages: &Path, refresh: bool) -> Result<String> {
     let mut wanted = vec![("busybox", "busybox-static".to_owned(), vec!["./bin/busybox"])];
     // Metapackage, the directory it goes to, and what of it is used.
     let kernels: &[(&str, &str, &[&str])] = match arch {
-        Arch::X86_64 => {
-            &[("linux-image-cloud-amd64", "cloud", &["./boot/*", "./lib/modules/*"]), ("linux-image-amd64", "generic", &["./boot/*"])]
-        }
+        Arch::X86_64 => &[
+            ("linux-image-cloud-amd64", "cloud", &["./boot/*", "./lib/modules/*"]),
+            ("linux-image-amd64", "generic", &["./boot/*"]),
+        ],
         Arch::Aarch64 => &[("linux-image-cloud-arm64", "cloud", &["./boot/*", "./lib/modules/*"])],
     };
     for (metapackage, directory, patterns) in kernels {

@@ -1,0 +1,190 @@
+//! The lab: an emulated host with a real `/dev/kvm`, of either architecture, on any Linux machine.
+//!
+//! QEMU's software processors have the virtualization extensions, so a stock Debian kernel inside has KVM. The lab boots
+//! one (see [`Board`]), carries files in on an NVMe disk, runs programs one after the other, and brings their exit
+//! codes and their files back. What they print is shown as it comes. Nothing here needs root.
+
+mod board;
+mod command;
+mod console;
+mod disk;
+mod plan;
+mod qemu;
+
+pub(crate) use board::Board;
+pub(crate) use command::{Args, main};
+pub(crate) use plan::Program;
+
+use crate::images::Images;
+use crate::paths;
+use anyhow::{Context, Result, bail};
+use console::{Console, Event};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The directory in the lab under which things that were carried in are found.
+pub(crate) const LAB: &str = "/lab";
+
+/// A lab to be booted.
+pub(crate) struct Lab {
+    board: Board,
+    icount: bool,
+    cpus: u32,
+    memory_mib: u32,
+    carried: Vec<(PathBuf, String)>,
+    bring_back: Option<PathBuf>,
+    limit: Duration,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Its exit code; 128 and the signal's number when a signal ended it.
+    pub(crate) code: i32,
+    /// What it printed, and what the host's kernel printed meanwhile.
+    pub(crate) output: Vec<u8>,
+    /// The time that it took, by this machine's clock.
+    pub(crate) time: Duration,
+}
+
+impl Lab {
+    /// A lab on `board`, with two CPUs and 3 GiB.
+    pub(crate) fn new(board: Board) -> Lab {
+        Lab {
+            board,
+            icount: false,
+            cpus: 2,
+            memory_mib: 3072,
+            carried: Vec::new(),
+            bring_back: None,
+            limit: Duration::from_secs(15 * 60),
+        }
+    }
+
+    /// Makes the lab's clock count instructions, a thousand in a microsecond, on one CPU: times repeat exactly.
+    pub(crate) fn icount(mut self, on: bool) -> Lab {
+        self.icount = on;
+        self
+    }
+
+    /// Sets the number of the host's CPUs.
+    pub(crate) fn cpus(mut self, cpus: u32) -> Lab {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Sets the size of the host's memory in MiB.
+    pub(crate) fn memory_mib(mut self, memory_mib: u32) -> Lab {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Carries `source`, a file or a directory, in as `/lab/NAME`.
+    pub(crate) fn carry(mut self, source: impl Into<PathBuf>, name: impl Into<String>) -> Lab {
+        self.carried.push((source.into(), name.into()));
+        self
+    }
+
+    /// Brings back into `directory` what programs leave in the directory that they know as `LAB_OUT`.
+    pub(crate) fn bring_back(mut self, directory: impl Into<PathBuf>) -> Lab {
+        self.bring_back = Some(directory.into());
+        self
+    }
+
+    /// Sets the time, by this machine's clock, after which the lab is given up.
+    pub(crate) fn limit(mut self, limit: Duration) -> Lab {
+        self.limit = limit;
+        self
+    }
+
+    /// Boots the lab and runs `programs` one after the other; `show` gets what is printed, as it comes.
+    ///
+    /// # Errors
+    ///
+    /// If the lab cannot be booted, if its host dies, or if it takes longer than the limit. A program that fails is no
+    /// error.
+    pub(crate) fn run(&self, programs: &[Program], show: &mut dyn Write) -> Result<Vec<Outcome>> {
+        let scratch = paths::scratch()?;
+        let word = format!("lab-{:08x}", std::process::id());
+        let script = plan::script(&word, programs, self.bring_back.is_some());
+        let mut qemu = self.boot(scratch.path(), &script, false)?;
+
+        let mut console = Console::new(&word);
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        let mut running: Option<(Instant, Vec<u8>)> = None;
+        let mut ended = false;
+        while let Some(bytes) = qemu.read(self.limit)? {
+            for event in console.feed(&bytes) {
+                match event {
+                    Event::Start(_) => running = Some((Instant::now(), Vec::new())),
+                    Event::Output(printed) => {
+                        show_all(show, &printed)?;
+                        if let Some((_, output)) = &mut running {
+                            output.extend(printed);
+                        }
+                    }
+                    Event::Exit(number, code) => {
+                        let (start, output) = running.take().context("the lab's console is garbled")?;
+                        if number != outcomes.len() {
+                            bail!("the lab's console is garbled: program {number} ended out of turn");
+                        }
+                        outcomes.push(Outcome { code, output, time: start.elapsed() });
+                    }
+                    Event::End => ended = true,
+                }
+            }
+        }
+        show_all(show, &console.rest())?;
+        qemu.finish()?;
+        if !ended {
+            bail!(
+                "the emulated host died (what it said last is above) after {} of {} programs",
+                outcomes.len(),
+                programs.len()
+            );
+        }
+        if let Some(directory) = &self.bring_back {
+            disk::bring_back(&scratch.path().join(qemu::BACK), directory)
+                .context("cannot bring the lab's files back")?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Boots the lab and gives the terminal's user a prompt in it.
+    pub(crate) fn shell(&self) -> Result<()> {
+        let scratch = paths::scratch()?;
+        self.boot(scratch.path(), &plan::shell(), true)?.finish()?;
+        if let Some(directory) = &self.bring_back {
+            disk::bring_back(&scratch.path().join(qemu::BACK), directory)
+                .context("cannot bring the lab's files back")?;
+        }
+        Ok(())
+    }
+
+    fn boot(&self, scratch: &Path, script: &str, terminal: bool) -> Result<qemu::Qemu> {
+        let images = Images::get(self.board.arch())?;
+        let staging = scratch.join("staging");
+        for (source, name) in &self.carried {
+            disk::stage(source, &staging, name)?;
+        }
+        std::fs::create_dir_all(staging.join(".lab"))?;
+        std::fs::write(staging.join(".lab/plan"), script)?;
+        disk::carry_in(&staging, &scratch.join(qemu::CARRIED))
+            .context("cannot make the disk that carries files into the lab")?;
+        std::fs::remove_dir_all(&staging)?;
+        if self.bring_back.is_some() {
+            disk::empty(&scratch.join(qemu::BACK))?;
+        }
+        let clock = if self.icount { ", its clock counts instructions" } else { "" };
+        eprintln!("lab: booting {} (emulated{clock})", self.board.name());
+        if let Some(remark) = self.board.remark() {
+            eprintln!("lab: note: {remark}");
+        }
+        qemu::Qemu::start(self, &images, scratch, terminal)
+    }
+}
+
+fn show_all(show: &mut dyn Write, bytes: &[u8]) -> Result<()> {
+    show.write_all(bytes).and_then(|()| show.flush()).context("cannot show what the lab prints")
+}

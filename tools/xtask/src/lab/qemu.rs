@@ -1,0 +1,117 @@
+//! QEMU as a child process whose console is read.
+#![allow(unsafe_code)] // Reason: a child that must end with its parent is set up between fork and exec.
+
+use super::Lab;
+use crate::images::Images;
+use crate::process;
+use anyhow::{Context, Result, bail};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+/// The name of the disk that carries files in.
+pub(super) const CARRIED: &str = "carried.img";
+/// The name of the disk that brings files back.
+pub(super) const BACK: &str = "back.img";
+
+/// A running QEMU; it is killed when this is dropped, or when xtask ends in whatever way.
+pub(super) struct Qemu {
+    child: Child,
+    console: Option<Receiver<Vec<u8>>>,
+    start: Instant,
+}
+
+impl Qemu {
+    /// Starts `lab` with the disks in `scratch`. With `terminal` its console is this terminal, in raw mode.
+    pub(super) fn start(lab: &Lab, images: &Images, scratch: &Path, terminal: bool) -> Result<Qemu> {
+        let arch = lab.board.arch();
+        let mut command = Command::new(process::find(&format!("qemu-system-{arch}"))?);
+        command.args(lab.board.qemu());
+        if lab.icount {
+            command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
+        } else {
+            command.args(["-accel", "tcg,thread=multi", "-smp"]).arg(lab.cpus.to_string());
+        }
+        command.args(["-m", &format!("{}M", lab.memory_mib)]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        // With a terminal, Ctrl-A X ends QEMU; Ctrl-C goes to the lab.
+        command.args(if terminal { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
+        command.arg("-kernel").arg(images.host_kernel()).arg("-initrd").arg(images.host_initramfs());
+        command.args(["-append", &kernel_command_line(lab)]);
+        for (serial, file) in [("carried", CARRIED), ("back", BACK)] {
+            let path = scratch.join(file);
+            if path.exists() {
+                // The disk lives for one boot: it need not survive this machine's.
+                let drive = format!(
+                    "file={},format=raw,if=none,id={serial},cache=unsafe",
+                    path.display().to_string().replace(',', ",,")
+                );
+                command.args(["-drive", &drive, "-device", &format!("nvme,drive={serial},serial={serial}")]);
+            }
+        }
+        if !terminal {
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+        }
+        let parent = rustix::process::getpid();
+        // SAFETY: the closure makes two system calls and touches no memory of the parent's.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+                match rustix::process::getppid() == Some(parent) {
+                    true => Ok(()),
+                    false => Err(std::io::Error::other("the parent is gone")),
+                }
+            });
+        }
+        let mut child = command.spawn().context("cannot start QEMU")?;
+
+        let console = child.stdout.take().map(|mut stdout| {
+            let (sender, receiver) = sync_channel(64);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = stdout.read(&mut buffer) {
+                    if sender.send(buffer[..length].to_vec()).is_err() {
+                        break;
+                    }
+                }
+            });
+            receiver
+        });
+        Ok(Qemu { child, console, start: Instant::now() })
+    }
+
+    /// The next bytes of its console, or nothing when it has ended. Fails once it has run for longer than `limit`.
+    pub(super) fn read(&mut self, limit: Duration) -> Result<Option<Vec<u8>>> {
+        let Some(console) = &self.console else { return Ok(None) };
+        match console.recv_timeout(limit.saturating_sub(self.start.elapsed())) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => bail!("the lab took longer than {} s and was ended", limit.as_secs()),
+        }
+    }
+
+    /// Waits for it to end.
+    pub(super) fn finish(mut self) -> Result<()> {
+        let status = self.child.wait().context("cannot wait for QEMU")?;
+        if !status.success() {
+            bail!("QEMU failed ({status}): the emulated host is lost; what QEMU said is above");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // Both fail when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn kernel_command_line(lab: &Lab) -> String {
+    // A host that stumbles is to end at once and say why, and is not to spend its time on measures against attackers.
+    format!("console={} quiet panic=-1 oops=panic mitigations=off nowatchdog", lab.board.arch().console())
+}
