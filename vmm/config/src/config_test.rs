@@ -1,1 +1,204 @@
+use std::path::{Path, PathBuf};
 
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+
+fn read(text: &str) -> Result<Config, Error> {
+    Config::from_toml(text, Path::new("vm.toml"), Arch::X86_64)
+}
+
+fn refused(text: &str) -> String {
+    read(text).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    assert_eq!(read("").unwrap(), Config::new(Arch::X86_64));
+    assert_eq!(Config::from_toml("", Path::new(""), Arch::Aarch64).unwrap(), Config::new(Arch::Aarch64));
+}
+
+#[test]
+fn groups_are_texts_or_tables() {
+    let text = read("cpus = 4\nmemory = '1G,prefault'\nserial = 'pty,link=/l'\ncpu-features = 'sve'").unwrap();
+    let table = read(
+        "cpus = { count = 4 }\nmemory = { size = '1G', prefault = true }\nserial = { pty = true, link = '/l' }\n\
+         cpu-features = { sve = true }",
+    );
+    assert_eq!(text, table.unwrap());
+    assert_eq!(read("cpus = '4,threads=2'").unwrap(), read("[cpus]\ncount = 4\nthreads = 2").unwrap());
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    for (text, message) in [
+        ("\n\n  kernal = 1", "vm.toml:3:3: unknown key `kernal`: did you mean `boot.kernel`?"),
+        ("[boot]\nkernal = 'k'", "vm.toml:2:1: `boot`: unknown key `kernal`: did you mean `kernel`?"),
+        ("[boot]\nkernel = 5", "vm.toml:2:10: `boot.kernel`: found `5`, expected a path"),
+        (
+            "log = 'loud'",
+            "vm.toml:1:7: `log`: `loud` is not one of the choices: they are off, error, warn, info, debug, trace",
+        ),
+        ("log = 'wran'", "vm.toml:1:7: `log`: `wran` is not one of the choices: did you mean `warn`?"),
+        ("log = 3", "vm.toml:1:7: `log`: found `3`, expected one of off, error, warn, info, debug, trace"),
+        ("stats = 'yes'", "vm.toml:1:9: `stats`: found `yes`, expected true or false"),
+        ("cpus = 0", "vm.toml:1:8: `cpus`: `count` must be at least 1"),
+        ("cpus = -3", "vm.toml:1:8: `cpus`: `count`: found `-3`, expected a whole number up to 4294967295"),
+        (
+            "cpus = 1.5",
+            "vm.toml:1:8: `cpus`: found a number with a fraction, expected a number of CPUs, or a table of count, max, sockets, cores and threads",
+        ),
+        (
+            "[cpus]\ncount = 4294967296",
+            "vm.toml:2:9: `cpus.count`: found `4294967296`, expected a whole number up to 4294967295",
+        ),
+        (
+            "cpus = 99999999999999999999",
+            "vm.toml:1:8: `cpus`: found a number beyond 64 bits, expected a number of CPUs, or a table of count, max, sockets, cores and threads",
+        ),
+        (
+            "memory = 512",
+            "vm.toml:1:10: `memory`: `size`: size `512` has no unit: write `512M` for mebibytes, or `512B` for bytes",
+        ),
+        (
+            "[memory]\nsize = 512",
+            "vm.toml:2:8: `memory.size`: size `512` has no unit: write `512M` for mebibytes, or `512B` for bytes",
+        ),
+        (
+            "serial = { file = 'a', socket = 'b' }",
+            "vm.toml:1:10: `serial`: exactly one of stdio, file=FILE, pty, socket=PATH and none is needed",
+        ),
+        ("[[disk]]\nfile = 'x'", "vm.toml:1:3: `disk` is not supported by this version of skep"),
+        (
+            "[on]\nreset = 'reboot'",
+            "vm.toml:2:9: `on.reset`: `reboot` is not one of the choices: they are exit, restart",
+        ),
+        ("machine = 'q35-2'", "vm.toml:1:11: `machine`: `q35-2` is not one of the choices: did you mean `q35-1`?"),
+        ("boot = []", "vm.toml:1:8: `boot`: found a list, expected a table"),
+        ("boot = 1979-05-27", "vm.toml:1:8: `boot`: found a date or time, expected a table"),
+        ("rng-seed = 'x'", "vm.toml:1:12: `rng-seed`: a seed is 64 hexadecimal digits, and this has 1 characters"),
+    ] {
+        assert_eq!(refused(text), message);
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_named_with_its_place() {
+    for (text, place) in [
+        ("log = ", "vm.toml:1:"),
+        ("log = 'a'\nlog = 'b'", "vm.toml:2:1:"),
+        ("\u{1}", "vm.toml:1:"),
+        ("é = [", "vm.toml:1:"),
+    ] {
+        let message = refused(text);
+        assert!(message.starts_with(place), "{message}");
+    }
+}
+
+#[test]
+fn nothing_to_boot_can_be_dumped_but_not_run() {
+    let mut config = Config::new(Arch::X86_64);
+    assert_eq!(config.finish(), Ok(()));
+    assert_eq!(config.boot.source(), Err(Conflict::NothingToBoot));
+    assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn a_dump_has_every_value_and_absolute_paths() {
+    let mut config = read("boot = { kernel = 'k' }").unwrap();
+    config.finish().unwrap();
+    let kernel = std::env::current_dir().unwrap().join("k");
+    let expected = format!(
+        "machine = \"q35-1\"\nirqchip = \"auto\"\nlog = \"warn\"\nstats = false\nserial = \"stdio\"\n\n\
+         [cpus]\ncount = 1\nmax = 1\nsockets = 1\ncores = 1\nthreads = 1\n\n\
+         [cpu-features]\npauth = false\nsve = false\n\n\
+         [memory]\nsize = \"512M\"\nprefault = false\nshared = false\n\n\
+         [boot]\nkernel = \"{}\"\ncmdline = \"console=ttyS0\"\n\n\
+         [on]\npower-off = \"exit\"\nreset = \"restart\"\npanic = \"exit\"\ntriple-fault = \"exit\"\n",
+        kernel.display()
+    );
+    assert_eq!(config.to_toml().unwrap(), expected);
+}
+
+/// Any absolute path that is UTF-8 and in its normal form.
+fn path() -> impl Strategy<Value = PathBuf> {
+    "/[^/\0.][^/\0]{0,12}".prop_map(PathBuf::from)
+}
+
+fn serial() -> impl Strategy<Value = Serial> {
+    prop_oneof![
+        Just(Serial::Stdio),
+        Just(Serial::None),
+        path().prop_map(Serial::File),
+        path().prop_map(Serial::Socket),
+        option::of(path()).prop_map(|link| Serial::Pty { link }),
+    ]
+}
+
+fn memory() -> impl Strategy<Value = Memory> {
+    (1_u64..1 << 20, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(count, huge, prefault, shared)| Memory {
+        size: Size::mib(2 * count),
+        hugepages: huge.then_some(Size::mib(2)),
+        prefault,
+        shared,
+    })
+}
+
+fn cpus() -> impl Strategy<Value = Cpus> {
+    (1_u32..20, 1_u32..20, 1_u32..4).prop_flat_map(|(sockets, cores, threads)| {
+        let max = sockets * cores * threads;
+        (1..=max).prop_map(move |count| Cpus { count, max, sockets, cores, threads })
+    })
+}
+
+fn boot() -> impl Strategy<Value = Boot> {
+    prop_oneof![
+        (path(), option::of(path()), "\\PC{0,40}", option::of(path())).prop_map(|(kernel, initrd, cmdline, dtb)| {
+            Boot { kernel: Some(kernel), initrd, cmdline: Some(cmdline), dtb, ..Boot::default() }
+        }),
+        (path(), option::of(path())).prop_map(|(firmware, firmware_vars)| Boot {
+            firmware: Some(firmware),
+            firmware_vars,
+            ..Boot::default()
+        }),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![Just(Action::Exit), Just(Action::Restart)]
+}
+
+prop_compose! {
+    fn config()(
+        (serial, cpus, memory, boot) in (serial(), cpus(), memory(), boot()),
+        (power_off, reset, panic, triple_fault) in (action(), action(), action(), action()),
+        irqchip in prop_oneof![Just(Irqchip::Auto), Just(Irqchip::Gicv2), Just(Irqchip::Gicv3)],
+        log in prop_oneof![Just(LogLevel::Off), Just(LogLevel::Info), Just(LogLevel::Trace)],
+        (stats, pauth, sve, seed) in any::<(bool, bool, bool, Option<[u8; 32]>)>(),
+    ) -> Config {
+        Config {
+            machine: MachineVersion::VirtV1,
+            irqchip, log, stats, serial, cpus, memory, boot,
+            rng_seed: seed.map(RngSeed),
+            cpu_features: CpuFeatures { pauth, sve },
+            on: Policy { power_off, reset, panic, triple_fault },
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_dump_fed_back_in_gives_the_same(config in config()) {
+        let text = config.to_toml().unwrap();
+        let mut again = read(&text).unwrap();
+        again.finish().unwrap();
+        prop_assert_eq!(again, config);
+    }
+
+    #[test]
+    fn any_text_is_a_config_or_an_error(text in "\\PC{0,60}", keys in "(cpus|memory|serial|boot|\\[|\\]|=|\\.|'|\"|\n|[0-9]){0,20}") {
+        let _ = read(&text);
+        let _ = read(&keys);
+    }
+}

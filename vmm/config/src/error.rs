@@ -115,29 +115,49 @@ impl Problem {
     }
 
     pub(crate) fn unknown_key(key: &str, known: &[&'static str]) -> Self {
-        Self::not_yet(key)
-            .unwrap_or_else(|| Problem::UnknownKey { key: key.to_owned(), hint: hint(key, known, "the keys here") })
+        let outermost = known.contains(&"boot");
+        let nested = if outermost { &NESTED[..] } else { &[] };
+        let hint = match nearest(key, known.iter().chain(nested)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("the keys here are {}", known.join(", ")),
+        };
+        Self::not_yet(key).unwrap_or(Problem::UnknownKey { key: key.to_owned(), hint })
     }
 
     pub(crate) fn unknown_choice(choice: &str, known: &[&'static str]) -> Self {
-        Problem::UnknownChoice { choice: choice.to_owned(), hint: hint(choice, known, "they") }
+        let hint = match nearest(choice, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("they are {}", known.join(", ")),
+        };
+        Problem::UnknownChoice { choice: choice.to_owned(), hint }
     }
 }
 
-/// Names the nearest, if one is near, else all.
-fn hint(name: &str, known: &[&'static str], all: &str) -> String {
-    match nearest(name, known) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("{all} are {}", known.join(", ")),
-    }
-}
+/// Keys inside tables, which are easily written outside of them.
+const NESTED: [&str; 10] = [
+    "boot.kernel",
+    "boot.initrd",
+    "boot.cmdline",
+    "boot.dtb",
+    "boot.firmware",
+    "boot.firmware-vars",
+    "on.power-off",
+    "on.reset",
+    "on.panic",
+    "on.triple-fault",
+];
 
-/// The name that a mistyped one is most like: at most a third of its letters wrong, added, left out or swapped.
-fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+/// The name that a mistyped one is most like, with or without its table: at most a third of its letters wrong, added, left out or
+/// swapped.
+fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'static str>) -> Option<&'static str> {
     let name = name.to_ascii_lowercase().replace('_', "-");
     let distance = |candidate: &str| strsim::damerau_levenshtein(&name, candidate);
-    let (distance, near) = known.iter().map(|candidate| (distance(candidate), *candidate)).min()?;
-    (distance * 3 <= name.chars().count().max(near.len())).then_some(near)
+    let either = |candidate: &str| {
+        let inner = candidate.split_once('.').map(|(_, inner)| distance(inner));
+        inner.into_iter().chain([distance(candidate)]).min()
+    };
+    let (distance, near) = known.into_iter().map(|candidate| (either(candidate), *candidate)).min()?;
+    (distance? * 3 <= name.chars().count()).then_some(near)
 }
 
 /// Keys that contradict each other, or the machine. Keys are named as in the file; the flag of `boot.kernel` is `--kernel`.

@@ -85,7 +85,7 @@ impl Node {
                 match text.parse::<i128>().map(|number| (u64::try_from(number), i64::try_from(number))) {
                     Ok((Ok(number), _)) => visitor.visit_u64(number),
                     Ok((_, Ok(number))) => visitor.visit_i64(number),
-                    Ok(_) => Err(de::Error::invalid_value(Unexpected::Other(text), &visitor)),
+                    Ok(_) => Err(de::Error::invalid_value(Unexpected::Str(text), &visitor)),
                     Err(_) => Err(self.mismatch(&visitor)),
                 }
             }
@@ -180,6 +180,19 @@ impl<'de> Deserializer<'de> for Node {
         visitor.visit_newtype_struct(self)
     }
 
+    /// A table and nothing else: serde's own types would take a list as the fields in their order.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, NodeError> {
+        match self.value {
+            Value::Table(_) => self.deserialize_any(visitor),
+            _ => Err(self.mismatch(&"a table")),
+        }
+    }
+
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         name: &'static str,
@@ -195,7 +208,7 @@ impl<'de> Deserializer<'de> for Node {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier
+        i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map identifier
         ignored_any
     }
 }
@@ -285,6 +298,7 @@ impl de::Error for NodeError {
             Unexpected::Str(text) => format!("`{text}`"),
             Unexpected::Seq => "a list".to_owned(),
             Unexpected::Map => "a table".to_owned(),
+            Unexpected::Other(what) => what.to_owned(),
             other => other.to_string(),
         };
         NodeError::new(Problem::Mismatch { found, expected })
@@ -322,9 +336,6 @@ fn expectation(expected: &dyn Expected) -> String {
         "u16" => up_to(u16::MAX.into()),
         "u32" => up_to(u32::MAX.into()),
         "u64" => up_to(u64::MAX),
-        _ => match text.strip_prefix("struct ") {
-            Some(_) => "a table".to_owned(),
-            None => text,
-        },
+        _ => text,
     }
 }
