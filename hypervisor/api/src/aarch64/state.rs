@@ -1,0 +1,162 @@
+//! The architectural state of an aarch64 vCPU.
+
+use minicbor::{Decode, Encode};
+use skep_state::{State, StateError, ensure};
+
+#[cfg(test)]
+#[path = "state_test.rs"]
+mod test;
+
+/// A system register by its encoding (DDI 0487, C5.1.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct SystemRegister(#[n(0)] pub u16);
+
+impl SystemRegister {
+    /// By its five numbers: op0 in bits 15:14, op1 in 13:11, CRn in 10:7, CRm in 6:3, op2 in 2:0.
+    #[must_use]
+    pub const fn new(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> Self {
+        Self((op0 & 3) << 14 | (op1 & 7) << 11 | (crn & 15) << 7 | (crm & 15) << 3 | (op2 & 7))
+    }
+}
+
+/// Registers that skep's own code names.
+#[allow(missing_docs)] // The names are the registers'.
+pub mod registers {
+    use super::SystemRegister;
+
+    pub const MIDR_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 0, 0);
+    pub const MPIDR_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 0, 5);
+    pub const SCTLR_EL1: SystemRegister = SystemRegister::new(3, 0, 1, 0, 0);
+    pub const TTBR0_EL1: SystemRegister = SystemRegister::new(3, 0, 2, 0, 0);
+    pub const TTBR1_EL1: SystemRegister = SystemRegister::new(3, 0, 2, 0, 1);
+    pub const TCR_EL1: SystemRegister = SystemRegister::new(3, 0, 2, 0, 2);
+    pub const ESR_EL1: SystemRegister = SystemRegister::new(3, 0, 5, 2, 0);
+    pub const FAR_EL1: SystemRegister = SystemRegister::new(3, 0, 6, 0, 0);
+    pub const VBAR_EL1: SystemRegister = SystemRegister::new(3, 0, 12, 0, 0);
+    pub const TPIDR_EL1: SystemRegister = SystemRegister::new(3, 0, 13, 0, 4);
+    pub const CNTV_CTL_EL0: SystemRegister = SystemRegister::new(3, 3, 14, 3, 1);
+    pub const CNTV_CVAL_EL0: SystemRegister = SystemRegister::new(3, 3, 14, 3, 2);
+}
+
+/// Floating-point and SIMD registers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct SimdRegisters {
+    /// V0 to V31, 16 bytes each, little-endian.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub v: Vec<u8>,
+    /// FPSR.
+    #[n(1)]
+    pub fpsr: u32,
+    /// FPCR.
+    #[n(2)]
+    pub fpcr: u32,
+    /// SVE's state, where the vCPU has it: the vector length in bits, then Z0 to Z31 (V0 to V31 are their low parts), P0 to P15 and FFR.
+    #[n(3)]
+    #[cbor(with = "minicbor::bytes")]
+    pub sve: Option<Vec<u8>>,
+    /// SVE's vector length in bits, where the vCPU has it.
+    #[n(4)]
+    pub sve_bits: Option<u16>,
+}
+
+/// Whether the CPU runs (PSCI's terms).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(index_only)]
+pub enum PowerState {
+    /// On.
+    #[default]
+    #[n(0)]
+    On,
+    /// Off until CPU_ON.
+    #[n(1)]
+    Off,
+    /// Suspended until a wake-up event.
+    #[n(2)]
+    Suspended,
+}
+
+/// The whole architectural state of an aarch64 vCPU, but for its part of the GIC, which is in the GIC's state.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct VcpuState {
+    /// X0 to X30.
+    #[n(0)]
+    pub x: [u64; 31],
+    /// SP_EL0.
+    #[n(1)]
+    pub sp_el0: u64,
+    /// SP_EL1.
+    #[n(2)]
+    pub sp_el1: u64,
+    /// The program counter.
+    #[n(3)]
+    pub pc: u64,
+    /// PSTATE as SPSR_EL1 would hold it.
+    #[n(4)]
+    pub pstate: u64,
+    /// ELR_EL1.
+    #[n(5)]
+    pub elr_el1: u64,
+    /// SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq.
+    #[n(6)]
+    pub spsr: [u64; 5],
+    /// Floating point and SIMD.
+    #[n(7)]
+    pub simd: SimdRegisters,
+    /// System registers, in the order of their encodings.
+    #[n(8)]
+    pub registers: Vec<(SystemRegister, u64)>,
+    /// Whether the CPU runs.
+    #[n(9)]
+    pub power: PowerState,
+    /// An SError that waits, with its syndrome (ISS) where the CPU has RAS.
+    #[n(10)]
+    pub serror: Option<u64>,
+    /// The virtual counter (CNTVCT_EL0) at the moment of saving.
+    #[n(11)]
+    pub counter: u64,
+    /// The counter's frequency in Hz.
+    #[n(12)]
+    pub counter_hz: u32,
+    /// Versions of the firmware interfaces that the guest sees, by name: `psci` 0x10002 is 1.2.
+    #[n(13)]
+    pub firmware: Vec<(String, u64)>,
+}
+
+impl VcpuState {
+    /// A system register's value.
+    #[must_use]
+    pub fn register(&self, register: SystemRegister) -> Option<u64> {
+        self.registers.iter().find(|(r, _)| *r == register).map(|(_, value)| *value)
+    }
+}
+
+impl State for VcpuState {
+    const ID: &'static str = "aarch64-vcpu";
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        let id = Self::ID;
+        let mode = self.pstate & 0x1f;
+        ensure(matches!(mode, 0 | 4 | 5), id, "pstate", self.pstate, "the mode is EL0t, EL1t or EL1h in 64-bit state")?;
+        ensure(self.simd.v.len() == 512, id, "simd.v", self.simd.v.len(), "32 registers have 512 bytes")?;
+        ensure(
+            self.registers.is_sorted_by(|a, b| a.0 < b.0),
+            id,
+            "registers",
+            self.registers.len(),
+            "registers ascend by encoding, each once",
+        )?;
+        let (bits, sve) = (self.simd.sve_bits, self.simd.sve.as_ref().map(Vec::len));
+        let legal = bits.is_none_or(|b| (128..=2048).contains(&b) && b.is_multiple_of(128));
+        ensure(legal, id, "simd.sve_bits", bits, "it is a multiple of 128 up to 2048")?;
+        // Z: 32 vectors, P: 16 predicates of an eighth, FFR: one more.
+        let expected = bits.map(|bits| usize::from(bits) / 8 * 32 + usize::from(bits) / 64 * 17);
+        ensure(sve == expected, id, "simd.sve", sve, "its size follows from the vector length")?;
+        ensure(self.counter_hz > 0, id, "counter_hz", self.counter_hz, "the counter runs")?;
+        ensure(self.firmware.len() <= 64, id, "firmware", self.firmware.len(), "there are not that many interfaces")
+    }
+}

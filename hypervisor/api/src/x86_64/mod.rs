@@ -1,0 +1,117 @@
+//! x86_64: what a backend offers and what a vCPU is.
+//!
+//! Follows the Intel 64 and IA-32 Architectures Software Developer's Manual (SDM) and AMD's Architecture Programmer's Manual (APM). Local APICs
+//! are the backend's; PIC, PIT and IOAPIC are portable devices of skep's own.
+
+mod cpuid;
+mod state;
+
+use std::sync::Arc;
+
+use skep_irq::ApicBus;
+
+pub use cpuid::{Cpuid, CpuidEntry};
+pub use state::{
+    DescriptorTable, Events, GeneralRegisters, LocalApic, MpState, Segment, SystemRegisters, VcpuState, XsaveComponent,
+};
+
+use crate::{Arch, ArchKind, MemoryIo};
+
+/// The 64-bit x86 architecture.
+#[derive(Debug)]
+pub struct X86_64;
+
+impl Arch for X86_64 {
+    const KIND: ArchKind = ArchKind::X86_64;
+    type Capabilities = Capabilities;
+    type VmConfig = VmConfig;
+    type VcpuConfig = VcpuConfig;
+    type BootState = BootState;
+    type VcpuState = VcpuState;
+    type Io = dyn Io;
+    type Interrupts = Interrupts;
+}
+
+/// What a backend can do for x86_64 guests.
+#[derive(Debug, Clone)]
+pub struct Capabilities {
+    /// What the guest may be shown of the host's CPU, with the hypervisor leaves that the backend itself implements.
+    pub cpuid: Cpuid,
+    /// The highest APIC id there may be, plus one. Beyond 255 they are x2APIC ids.
+    pub apic_ids: u32,
+    /// MSIs can name APIC ids beyond 255 (bits 11:5 of the address hold bits 14:8 of the destination).
+    pub extended_msi_destinations: bool,
+    /// The guest's TSC frequency in kHz, where it is known.
+    pub tsc_khz: Option<u32>,
+    /// The TSC frequency can be set to another value than the host's.
+    pub tsc_scaling: bool,
+}
+
+/// What an x86_64 VM is made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// How many IOAPIC pins the backend must report ends of interrupt for.
+    pub ioapic_pins: u32,
+}
+
+/// What an x86_64 vCPU is made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VcpuConfig {
+    /// Its (x2)APIC id.
+    pub apic_id: u32,
+    /// What CPUID shows on it, complete.
+    pub cpuid: Cpuid,
+}
+
+/// What a boot protocol sets: everything else is as at power-on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BootState {
+    /// General registers, RIP and RFLAGS.
+    pub general: GeneralRegisters,
+    /// Segments, control registers, EFER. The APIC base is left as it is.
+    pub system: SystemRegisters,
+}
+
+/// Why an MSR access is refused: the guest takes a general protection fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsrFault;
+
+/// What an x86_64 vCPU calls back into.
+pub trait Io: MemoryIo {
+    /// IN: `data` has 1, 2 or 4 bytes.
+    fn port_read(&mut self, port: u16, data: &mut [u8]);
+
+    /// OUT: `data` has 1, 2 or 4 bytes.
+    fn port_write(&mut self, port: u16, data: &[u8]);
+
+    /// RDMSR of an MSR that the backend does not implement.
+    ///
+    /// # Errors
+    /// [`MsrFault`] makes a #GP.
+    fn msr_read(&mut self, _msr: u32) -> Result<u64, MsrFault> {
+        Err(MsrFault)
+    }
+
+    /// WRMSR of an MSR that the backend does not implement.
+    ///
+    /// # Errors
+    /// [`MsrFault`] makes a #GP.
+    fn msr_write(&mut self, _msr: u32, _value: u64) -> Result<(), MsrFault> {
+        Err(MsrFault)
+    }
+
+    /// A local APIC broadcasts the end of a level-triggered interrupt.
+    fn end_of_interrupt(&mut self, vector: u8);
+
+    /// Whether the PIC's INTR output is high at this vCPU (only ever at the first).
+    fn external_interrupt(&self) -> bool;
+
+    /// INTA: the vCPU takes the external interrupt and asks for its vector. `None` where INTR has gone meanwhile.
+    fn acknowledge_interrupt(&mut self) -> Option<u8>;
+}
+
+/// The interrupt controllers that are the backend's own.
+pub struct Interrupts {
+    /// The local APICs.
+    pub apics: Arc<dyn ApicBus>,
+}
