@@ -9,10 +9,6 @@ use crate::{Arch, VcpuError};
 pub enum Exit {
     /// Somebody kicked it ([`Kick::kick`]).
     Kicked,
-    /// It waits for an interrupt (HLT, WFI), and the backend leaves the waiting to the machine. A backend that waits itself never says so.
-    Halted,
-    /// It waits to be started by another vCPU (INIT and SIPI, PSCI CPU_ON), and the backend leaves the waiting to the machine.
-    WaitsForStart,
     /// The guest asks for a reset (PSCI SYSTEM_RESET).
     Reset,
     /// The guest asks to be powered off (PSCI SYSTEM_OFF).
@@ -74,7 +70,7 @@ exit_counts! {
     interrupt_ends: "end of interrupt",
     /// Windows for an external interrupt (x86_64).
     interrupt_windows: "interrupt window",
-    /// Waits for an interrupt that the machine handles.
+    /// Waits for an interrupt outside the host's kernel.
     halts: "halt",
     /// Kicks, and signals of the host.
     kicks: "kick",
@@ -90,7 +86,8 @@ pub trait Vcpu<A: Arch>: Send {
     /// What stops it from another thread.
     fn kicker(&self) -> Arc<dyn Kick>;
 
-    /// Runs guest code until the machine must decide something.
+    /// Runs guest code until the machine must decide something. A vCPU that waits, for an interrupt (HLT, WFI) or for being started by another
+    /// (SIPI, CPU_ON), waits inside: the backend has the local interrupt controller, so it alone knows what ends the wait. A kick does too.
     ///
     /// # Errors
     /// Where the vCPU can't go on.
