@@ -1,1 +1,9 @@
-//! (to be written)
+//! The legacy devices of both machines.
+
+#![forbid(unsafe_code)]
+
+mod request;
+mod serial;
+
+pub use request::{MachineRequest, PanicEvent, Requests};
+pub use serial::{SerialOut, SerialPort};
