@@ -1,1 +1,3 @@
-//! (to be written)
+//! The virtual machine monitor as a library.
+
+pub mod run;

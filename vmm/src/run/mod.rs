@@ -1,0 +1,12 @@
+//! vCPU threads, the control loop, pause and resume.
+
+mod control;
+mod gate;
+mod requests;
+mod signals;
+mod vcpus;
+
+pub use control::{Control, ControlError, Subscriber};
+pub use gate::Gate;
+pub use requests::{Request, Requests, StopReason};
+pub use vcpus::{BoxedIo, Slot, Vcpus};
