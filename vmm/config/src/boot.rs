@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use skep_hypervisor::ArchKind;
 
 use crate::error::Conflict;
-use crate::machine::{Arch, MachineVersion};
+use crate::machine::MachineVersion;
 
 /// What the guest starts from: a kernel, or firmware.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,8 +87,8 @@ impl Boot {
         let kernel = self.kernel.is_some();
         beside("boot.initrd", "boot.kernel", self.initrd.is_some(), kernel)?;
         beside("boot.cmdline", "boot.kernel", self.cmdline.is_some(), kernel)?;
-        if self.dtb.is_some() && machine.arch() != Arch::Aarch64 {
-            return Err(Conflict::OtherArch { key: "boot.dtb", needs: Arch::Aarch64, machine });
+        if self.dtb.is_some() && machine.arch() != ArchKind::Aarch64 {
+            return Err(Conflict::OtherArch { key: "boot.dtb", needs: ArchKind::Aarch64, machine });
         }
         beside("boot.dtb", "boot.kernel", self.dtb.is_some(), kernel)?;
         beside("boot.firmware-vars", "boot.firmware", self.firmware_vars.is_some(), self.firmware.is_some())

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn read(text: &str) -> Result<Config, Error> {
-    Config::from_toml(text, Path::new("vm.toml"), Arch::X86_64)
+    Config::from_toml(text, Path::new("vm.toml"), ArchKind::X86_64)
 }
 
 fn refused(text: &str) -> String {
@@ -15,8 +15,8 @@ fn refused(text: &str) -> String {
 
 #[test]
 fn an_empty_file_is_the_defaults() {
-    assert_eq!(read("").unwrap(), Config::new(Arch::X86_64));
-    assert_eq!(Config::from_toml("", Path::new(""), Arch::Aarch64).unwrap(), Config::new(Arch::Aarch64));
+    assert_eq!(read("").unwrap(), Config::new(ArchKind::X86_64));
+    assert_eq!(Config::from_toml("", Path::new(""), ArchKind::Aarch64).unwrap(), Config::new(ArchKind::Aarch64));
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn what_is_not_toml_is_named_with_its_place() {
 
 #[test]
 fn nothing_to_boot_can_be_dumped_but_not_run() {
-    let mut config = Config::new(Arch::X86_64);
+    let mut config = Config::new(ArchKind::X86_64);
     assert_eq!(config.finish(), Ok(()));
     assert_eq!(config.boot.source(), Err(Conflict::NothingToBoot));
     assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);

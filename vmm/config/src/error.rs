@@ -3,7 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::machine::{Arch, MachineVersion};
+use skep_hypervisor::ArchKind;
+
+use crate::machine::MachineVersion;
 
 #[cfg(test)]
 #[path = "error_test.rs"]
@@ -183,7 +185,7 @@ pub enum Conflict {
         /// The key.
         key: &'static str,
         /// The architecture that has it.
-        needs: Arch,
+        needs: ArchKind,
         /// The machine of this config.
         machine: MachineVersion,
     },

@@ -25,7 +25,7 @@ fn a_key_outside_its_table_finds_it() {
     }
     for key in NESTED {
         let text = format!("{key} = 5");
-        let error = crate::Config::from_toml(&text, "vm.toml".as_ref(), Arch::Aarch64).unwrap_err();
+        let error = crate::Config::from_toml(&text, "vm.toml".as_ref(), ArchKind::Aarch64).unwrap_err();
         assert!(!error.to_string().contains("unknown key"), "{error}");
     }
 }

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf, absolute};
 
 use serde::Deserialize;
+use skep_hypervisor::ArchKind;
 use toml::de::DeTable;
 
 use crate::Config;
 use crate::error::{Error, Problem};
-use crate::machine::{Arch, MachineVersion};
+use crate::machine::MachineVersion;
 use crate::node::Node;
 use crate::serial::Serial;
 
@@ -20,7 +21,7 @@ impl Config {
     /// # Errors
     ///
     /// [`Error::Read`] and [`Error::File`].
-    pub fn load(file: &Path, host: Arch) -> Result<Self, Error> {
+    pub fn load(file: &Path, host: ArchKind) -> Result<Self, Error> {
         let text = fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
         let mut config = Self::from_toml(&text, file, host)?;
         if let Some(folder) = file.parent() {
@@ -34,7 +35,7 @@ impl Config {
     /// # Errors
     ///
     /// [`Error::File`].
-    pub fn from_toml(text: &str, file: &Path, host: Arch) -> Result<Self, Error> {
+    pub fn from_toml(text: &str, file: &Path, host: ArchKind) -> Result<Self, Error> {
         let fail = |at: Option<usize>, problem| {
             let (line, column) = place(text, at.unwrap_or(0));
             Error::File { file: file.to_owned(), line, column, problem }

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
+use skep_hypervisor::ArchKind;
 
 use crate::Config;
 use crate::choice::{CpuFeatures, Irqchip, LogLevel};
 use crate::cpus::Cpus;
 use crate::error::Error;
-use crate::machine::{Arch, MachineVersion};
+use crate::machine::MachineVersion;
 use crate::memory::Memory;
 use crate::policy::Action;
 use crate::seed::RngSeed;
@@ -98,7 +99,7 @@ impl Flags {
     /// # Errors
     ///
     /// [`Error`].
-    pub fn config(self, host: Arch) -> Result<Config, Error> {
+    pub fn config(self, host: ArchKind) -> Result<Config, Error> {
         let mut config = match &self.config {
             Some(file) => Config::load(file, host)?,
             None => Config::new(host),

@@ -21,7 +21,7 @@ fn refused(args: &[&str]) -> String {
 }
 
 fn config(args: &[&str]) -> Result<Config, Error> {
-    flags(args).config(Arch::X86_64)
+    flags(args).config(ArchKind::X86_64)
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn flags_alone_make_a_config() {
         on: crate::Policy { reset: Action::Exit, ..crate::Policy::default() },
         log: LogLevel::Debug,
         stats: true,
-        ..Config::new(Arch::X86_64)
+        ..Config::new(ArchKind::X86_64)
     };
     assert_eq!(config, expected);
 }
@@ -64,14 +64,14 @@ fn flags_replace_what_the_file_says() {
 #[test]
 fn a_flag_for_the_other_way_to_boot_drops_the_first() {
     let from = |toml| {
-        let mut config = Config::from_toml(toml, Path::new("vm.toml"), Arch::X86_64).unwrap();
+        let mut config = Config::from_toml(toml, Path::new("vm.toml"), ArchKind::X86_64).unwrap();
         flags(&["--firmware", "f"]).apply(&mut config);
         config.boot
     };
     let firmware = Boot { firmware: Some("f".into()), ..Boot::default() };
     assert_eq!(from("boot = { kernel = 'k', initrd = 'i', cmdline = 'c' }"), firmware);
     let mut config =
-        Config::from_toml("boot = { firmware = 'f', firmware-vars = 'v' }", Path::new("vm.toml"), Arch::X86_64)
+        Config::from_toml("boot = { firmware = 'f', firmware-vars = 'v' }", Path::new("vm.toml"), ArchKind::X86_64)
             .unwrap();
     flags(&["--kernel", "k"]).apply(&mut config);
     assert_eq!(config.boot, Boot { kernel: Some("k".into()), ..Boot::default() });
@@ -85,7 +85,7 @@ fn both_ways_to_boot_are_refused() {
     };
     assert_eq!(conflict(&["--kernel", "k", "--firmware", "f"]), Conflict::KernelAndFirmware);
     assert_eq!(conflict(&["--initrd", "i"]), Conflict::Without { key: "boot.initrd", needs: "boot.kernel" });
-    let other = |key| Conflict::OtherArch { key, needs: Arch::Aarch64, machine: MachineVersion::Q35V1 };
+    let other = |key| Conflict::OtherArch { key, needs: ArchKind::Aarch64, machine: MachineVersion::Q35V1 };
     assert_eq!(conflict(&["--kernel", "k", "--dtb", "d"]), other("boot.dtb"));
     assert_eq!(conflict(&["--irqchip", "gicv2"]), other("irqchip"));
     assert_eq!(conflict(&["--cpu-features", "sve"]), other("cpu-features.sve"));
@@ -102,7 +102,7 @@ fn both_ways_to_boot_are_refused() {
         "d",
     ])
     .unwrap();
-    assert_eq!((arm.arch(), arm.boot.cmdline.as_deref()), (Arch::Aarch64, Some("")));
+    assert_eq!((arm.arch(), arm.boot.cmdline.as_deref()), (ArchKind::Aarch64, Some("")));
 }
 
 #[test]

@@ -34,12 +34,13 @@ pub use choice::{CpuFeatures, Irqchip, LogLevel};
 pub use cpus::Cpus;
 pub use error::{Conflict, Error, Problem};
 pub use flags::Flags;
-pub use machine::{Arch, MachineVersion};
+pub use machine::MachineVersion;
 pub use memory::Memory;
 pub use policy::{Action, Policy};
 pub use seed::RngSeed;
 pub use serial::Serial;
 pub use size::{Size, SizeError};
+pub use skep_hypervisor::ArchKind;
 
 #[cfg(test)]
 #[path = "config_test.rs"]
@@ -87,7 +88,7 @@ pub struct Config {
 
 impl Config {
     /// The defaults for a guest of architecture `arch`, on the newest machine for it. There is nothing to boot yet.
-    pub fn new(arch: Arch) -> Self {
+    pub fn new(arch: ArchKind) -> Self {
         Config {
             machine: MachineVersion::newest(arch),
             irqchip: Irqchip::default(),
@@ -104,7 +105,7 @@ impl Config {
     }
 
     /// The guest's architecture.
-    pub fn arch(&self) -> Arch {
+    pub fn arch(&self) -> ArchKind {
         self.machine.arch()
     }
 
@@ -124,8 +125,8 @@ impl Config {
             ("cpu-features.pauth", self.cpu_features.pauth),
             ("cpu-features.sve", self.cpu_features.sve),
         ];
-        match aarch64_only.iter().find(|(_, set)| *set && arch != Arch::Aarch64) {
-            Some((key, _)) => Err(Conflict::OtherArch { key, needs: Arch::Aarch64, machine: self.machine }),
+        match aarch64_only.iter().find(|(_, set)| *set && arch != ArchKind::Aarch64) {
+            Some((key, _)) => Err(Conflict::OtherArch { key, needs: ArchKind::Aarch64, machine: self.machine }),
             None => Ok(()),
         }
     }

@@ -3,37 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-
-/// A guest's architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Arch {
-    /// 64-bit x86 (AMD64, Intel 64).
-    X86_64,
-    /// 64-bit Arm (Armv8-A and later).
-    Aarch64,
-}
-
-impl Arch {
-    /// The architecture of this host, if skep knows it as a guest's.
-    pub fn host() -> Option<Self> {
-        [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.name() == std::env::consts::ARCH)
-    }
-
-    /// Its name, as in target triples.
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::X86_64 => "x86_64",
-            Arch::Aarch64 => "aarch64",
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+use skep_hypervisor::ArchKind;
 
 /// A machine and its version: the same one gives the same hardware for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -50,18 +20,18 @@ pub enum MachineVersion {
 
 impl MachineVersion {
     /// The newest machine of an architecture.
-    pub fn newest(arch: Arch) -> Self {
+    pub fn newest(arch: ArchKind) -> Self {
         match arch {
-            Arch::X86_64 => MachineVersion::Q35V1,
-            Arch::Aarch64 => MachineVersion::VirtV1,
+            ArchKind::X86_64 => MachineVersion::Q35V1,
+            ArchKind::Aarch64 => MachineVersion::VirtV1,
         }
     }
 
     /// The architecture of its guests.
-    pub fn arch(self) -> Arch {
+    pub fn arch(self) -> ArchKind {
         match self {
-            MachineVersion::Q35V1 => Arch::X86_64,
-            MachineVersion::VirtV1 => Arch::Aarch64,
+            MachineVersion::Q35V1 => ArchKind::X86_64,
+            MachineVersion::VirtV1 => ArchKind::Aarch64,
         }
     }
 
@@ -77,8 +47,8 @@ impl MachineVersion {
     /// device tree says it.
     pub(crate) fn default_cmdline(self) -> &'static str {
         match self.arch() {
-            Arch::X86_64 => "console=ttyS0",
-            Arch::Aarch64 => "",
+            ArchKind::X86_64 => "console=ttyS0",
+            ArchKind::Aarch64 => "",
         }
     }
 }

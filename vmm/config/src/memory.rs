@@ -13,7 +13,7 @@ mod test;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Memory {
-    /// How much RAM the guest has: a multiple of 64 KiB, which is the largest page of any host.
+    /// How much RAM the guest has. The machine's memory layout says which amounts it can hold.
     pub size: Size,
     /// Take it from huge pages of this size, which the host must have set aside.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,8 +26,8 @@ pub struct Memory {
 
 /// What `--memory` gives when there is none.
 const DEFAULT_SIZE: Size = Size::mib(512);
-/// Guest memory comes in multiples of this.
-const GRANULE: Size = Size::kib(64);
+/// The smallest huge page of any host (aarch64, 16 contiguous pages of 4 KiB).
+const SMALLEST_HUGE_PAGE: Size = Size::kib(64);
 
 impl Default for Memory {
     fn default() -> Self {
@@ -52,11 +52,11 @@ impl Group for Memory {
 
     fn from_keys(keys: Keys) -> Result<Self, String> {
         let size = keys.size.unwrap_or(DEFAULT_SIZE);
-        if size.bytes() == 0 || !size.bytes().is_multiple_of(GRANULE.bytes()) {
-            return Err(format!("memory of {size} is not a multiple of {GRANULE}"));
+        if size.bytes() == 0 {
+            return Err("a guest needs memory".to_owned());
         }
         if let Some(page) = keys.hugepages {
-            if !page.bytes().is_power_of_two() || page < GRANULE {
+            if !page.bytes().is_power_of_two() || page < SMALLEST_HUGE_PAGE {
                 return Err(format!(
                     "huge pages of {page} do not exist: `ls /sys/kernel/mm/hugepages` names the host's"
                 ));

@@ -19,8 +19,7 @@ fn reads_sizes_and_options() {
 #[test]
 fn refuses_what_no_host_could_do() {
     let refuse = |text: &str| read(text).unwrap_err();
-    assert_eq!(refuse("0M"), "memory of 0B is not a multiple of 64K");
-    assert_eq!(refuse("4097K"), "memory of 4097K is not a multiple of 64K");
+    assert_eq!(refuse("0M"), "a guest needs memory");
     assert_eq!(
         refuse("1G,hugepages=3M"),
         "huge pages of 3M do not exist: `ls /sys/kernel/mm/hugepages` names the host's"
@@ -29,7 +28,7 @@ fn refuses_what_no_host_could_do() {
         refuse("1G,hugepages=4K"),
         "huge pages of 4K do not exist: `ls /sys/kernel/mm/hugepages` names the host's"
     );
-    assert_eq!(refuse("1025M,hugepages=2M"), "memory of 1025M is not a whole number of huge pages of 2M");
+    assert_eq!(refuse("1026M,hugepages=1G"), "memory of 1026M is not a whole number of huge pages of 1G");
     assert_eq!(refuse("1G,hugepage=2M"), "unknown key `hugepage`: did you mean `hugepages`?");
     assert_eq!(refuse("1G,prefault=yes"), "`prefault`: found `yes`, expected true or false");
     assert_eq!(refuse("512"), "`size`: size `512` has no unit: write `512M` for mebibytes, or `512B` for bytes");
