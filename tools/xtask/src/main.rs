@@ -1,10 +1,17 @@
 //! The project's own tools: `cargo xtask COMMAND`.
+//!
+//! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration tests there or
+//! on hardware ([`test`]), and check the rules of the house ([`lint`]). They run on Linux machines with Debian's package tools, of either architecture;
+//! `tools/setup` installs what they call.
 
 mod arch;
+mod cargo;
 mod images;
 mod lab;
+mod lint;
 mod paths;
 mod process;
+mod test;
 
 use anyhow::Result;
 use clap::Parser;
@@ -16,12 +23,16 @@ use std::process::ExitCode;
 enum Cli {
     Images(images::Args),
     Lab(lab::Args),
+    Test(test::Args),
+    Lint(lint::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::Images(args) => images::main(&args).map(|()| 0),
         Cli::Lab(args) => lab::main(&args),
+        Cli::Test(args) => test::main(&args),
+        Cli::Lint(args) => lint::main(&args),
     };
     end(result)
 }

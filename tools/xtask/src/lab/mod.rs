@@ -117,7 +117,14 @@ impl Lab {
         while let Some(bytes) = qemu.read(self.limit)? {
             for event in console.feed(&bytes) {
                 match event {
-                    Event::Start(_) => running = Some((Instant::now(), Vec::new())),
+                    Event::Start(number) => {
+                        if let Some(title) = programs.get(number).and_then(Program::heading) {
+                            show_all(show, format!("== {title}\n").as_bytes())?;
+                        }
+                        running = Some((Instant::now(), Vec::new()));
+                    }
+                    // The kernel's farewell.
+                    Event::Output(_) if ended => {}
                     Event::Output(printed) => {
                         show_all(show, &printed)?;
                         if let Some((_, output)) = &mut running {

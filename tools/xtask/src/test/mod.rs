@@ -1,0 +1,183 @@
+//! `cargo xtask test`: the integration tests of both architectures, on hardware or in the lab.
+//!
+//! They are ordinary Rust tests, built statically and told by their environment where things are: `SKEP_BIN` the `skep`
+//! to start, `SKEP_IMAGES` the guests' kernels and initramfs (see [`crate::images`]), and in a lab `SKEP_LAB` its board.
+
+mod build;
+mod place;
+mod report;
+
+pub(crate) use build::skep;
+pub(crate) use place::Kvm;
+
+use crate::arch::Arch;
+use crate::images::Images;
+use crate::lab::{Board, LAB, Lab, Program};
+use anyhow::{Context, Result, bail};
+use build::{Built, TestProgram};
+use place::Place;
+use report::{Counts, Line};
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Run the integration tests, on this machine's KVM or in the lab
+///
+/// Tests of the machine's own architecture run directly where its /dev/kvm is hardware; all others run in the lab, all
+/// of an architecture in one boot.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this architecture
+    #[arg(long)]
+    arch: Vec<Arch>,
+    /// On this machine; without hardware virtualization, only those tests that need none
+    #[arg(long, conflicts_with_all = ["lab", "board", "arch"])]
+    native: bool,
+    /// In the lab, even where this machine could do it
+    #[arg(long)]
+    lab: bool,
+    /// In the lab, on this board
+    #[arg(long)]
+    board: Option<Board>,
+    /// Only this test file
+    #[arg(long, value_name = "FILE")]
+    test: Vec<String>,
+    /// Tests that run at the same time
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    test_threads: u32,
+    /// Seconds that one test file may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    timeout: u64,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Runs what the arguments say, and gives back the exit code.
+pub(crate) fn main(args: &Args) -> Result<i32> {
+    let mut lines = Vec::new();
+    for (arch, place) in places(args)? {
+        let mut built = build::build(arch, &args.test)?;
+        if place == Place::Native && Kvm::here() != Kvm::Hardware {
+            built.tests.retain(|test| test.without_hardware);
+            eprintln!("test: this /dev/kvm has no hardware behind it: only the tests that need none run here");
+            if built.tests.is_empty() {
+                bail!("none of these test files runs without hardware virtualization");
+            }
+        }
+        let more = match place {
+            Place::Native => native(args, arch, &built)?,
+            Place::Lab(board) => in_lab(args, board, &built)?,
+        };
+        lines.extend(more);
+    }
+    for line in &mut lines {
+        check(&mut line.counts, args.filter.is_some());
+    }
+    report::close(&lines)
+}
+
+/// A program that ran nothing has tested nothing, and a test that is left out is forgotten.
+fn check(counts: &mut Counts, filtered: bool) {
+    if counts.ignored > 0 {
+        counts.failed += counts.ignored;
+        counts.failures.push(format!("({} tests are marked to be ignored)", counts.ignored));
+    }
+    if !filtered && counts.passed == 0 && counts.failed == 0 {
+        counts.failed = 1;
+        counts.failures.push("(it holds no test)".to_owned());
+    }
+}
+
+fn places(args: &Args) -> Result<Vec<(Arch, Place)>> {
+    if args.native {
+        if Kvm::here() == Kvm::None {
+            bail!("there is no /dev/kvm on this machine that this user may use: run the tests in the lab (--lab)");
+        }
+        let arch = Arch::of_this_machine().context("skep does not run on this machine's architecture")?;
+        return Ok(vec![(arch, Place::Native)]);
+    }
+    if let Some(board) = args.board {
+        let arch = args.arch.first().copied().unwrap_or(board.arch());
+        return Ok(vec![(arch, Place::Lab(Board::chosen(arch, Some(board))?))]);
+    }
+    let arches = if args.arch.is_empty() { Arch::ALL.to_vec() } else { args.arch.clone() };
+    let place = |arch| if args.lab { Place::Lab(Board::of(arch)) } else { Place::of(arch) };
+    Ok(arches.into_iter().map(|arch| (arch, place(arch))).collect())
+}
+
+fn harness_arguments(args: &Args) -> Vec<String> {
+    let mut arguments = vec![format!("--test-threads={}", args.test_threads), "--color=never".to_owned()];
+    arguments.extend(args.filter.clone());
+    arguments
+}
+
+fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
+    let images = Images::get(board.arch())?;
+    let limit = Duration::from_secs(args.timeout);
+    let mut lab = Lab::new(board)
+        .carry(images.guest(), "images")
+        .carry(&built.skep, "bin/skep")
+        .limit(limit * u32::try_from(built.tests.len()).unwrap_or(u32::MAX));
+    let mut programs = Vec::new();
+    for test in &built.tests {
+        let name = format!("tests/{}", test.name);
+        lab = lab.carry(&test.path, &name);
+        let program = Program::new(std::iter::once(format!("{LAB}/{name}")).chain(harness_arguments(args)))
+            .title(&test.name)
+            .env("SKEP_BIN", format!("{LAB}/bin/skep"))
+            .env("SKEP_IMAGES", format!("{LAB}/images"))
+            .env("SKEP_LAB", board.name())
+            .env("RUST_BACKTRACE", "1")
+            .limit(limit);
+        programs.push(program);
+    }
+    let outcomes = lab.run(&programs, &mut std::io::stdout())?;
+    let line = |(test, outcome): (&TestProgram, crate::lab::Outcome)| Line {
+        place: Place::Lab(board).name(),
+        suite: test.name.clone(),
+        counts: Counts::read(&outcome.output, outcome.code),
+        time: outcome.time,
+    };
+    Ok(built.tests.iter().zip(outcomes).map(line).collect())
+}
+
+fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
+    let images = Images::get(arch)?;
+    let mut lines = Vec::new();
+    for test in &built.tests {
+        println!("== {}", test.name);
+        let start = Instant::now();
+        let mut child = Command::new("timeout")
+            .args(["-s", "KILL", &args.timeout.to_string()])
+            .arg(&test.path)
+            .args(harness_arguments(args))
+            .env("SKEP_BIN", &built.skep)
+            .env("SKEP_IMAGES", images.guest())
+            .env_remove("SKEP_LAB")
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", test.path.display()))?;
+        let mut output = Vec::new();
+        let mut stdout = child.stdout.take().expect("stdout is piped");
+        let mut buffer = [0; 4096];
+        while let length @ 1.. = stdout.read(&mut buffer)? {
+            std::io::stdout().write_all(&buffer[..length])?;
+            output.extend_from_slice(&buffer[..length]);
+        }
+        let status = child.wait()?;
+        let code = status.code().unwrap_or(137);
+        lines.push(Line {
+            place: Place::Native.name(),
+            suite: test.name.clone(),
+            counts: Counts::read(&output, code),
+            time: start.elapsed(),
+        });
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+#[path = "test_test.rs"]
+mod test;
