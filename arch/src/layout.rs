@@ -21,14 +21,14 @@ pub const MAX_ADDRESS_BITS: u8 = 52;
 
 /// A range of guest physical addresses (or of ports): `size` bytes from `base`. It never wraps around.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Region {
+pub struct AddressRange {
     /// First address.
     pub base: u64,
     /// Length in bytes.
     pub size: u64,
 }
 
-impl Region {
+impl AddressRange {
     /// The region of `size` bytes from `base`.
     ///
     /// # Panics
@@ -61,23 +61,23 @@ impl Region {
     }
 
     /// Whether all of `other` lies within.
-    pub const fn encloses(&self, other: &Region) -> bool {
+    pub const fn encloses(&self, other: &AddressRange) -> bool {
         other.base >= self.base && other.end() <= self.end()
     }
 
     /// Whether the two share an address.
-    pub const fn overlaps(&self, other: &Region) -> bool {
+    pub const fn overlaps(&self, other: &AddressRange) -> bool {
         self.base < other.end() && other.base < self.end() && !self.is_empty() && !other.is_empty()
     }
 }
 
-impl fmt::Debug for Region {
+impl fmt::Debug for AddressRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}..{:#x}", self.base, self.end())
     }
 }
 
-impl fmt::Display for Region {
+impl fmt::Display for AddressRange {
     /// `first-last`, both inclusive, as `/proc/iomem` writes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:012x}-{:012x}", self.base, self.end().saturating_sub(1))
@@ -86,7 +86,7 @@ impl fmt::Display for Region {
 
 /// What stands in a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RegionKind {
+pub enum RangeKind {
     /// Guest memory.
     Ram,
     /// Firmware flash.
@@ -101,7 +101,7 @@ pub enum RegionKind {
     Reserved,
 }
 
-impl fmt::Display for RegionKind {
+impl fmt::Display for RangeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ram => "ram",
@@ -118,9 +118,9 @@ impl fmt::Display for RegionKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Where.
-    pub region: Region,
+    pub region: AddressRange,
     /// What kind of thing.
-    pub kind: RegionKind,
+    pub kind: RangeKind,
     /// Its name, for people.
     pub name: &'static str,
 }
@@ -201,11 +201,11 @@ pub(crate) fn check(ram: u64, address_bits: u8) -> Result<u64, LayoutError> {
 }
 
 /// The largest naturally aligned window of a power-of-two size between `min` and `max` that lies within `free`.
-pub(crate) fn largest_window(free: Region, min: u64, max: u64) -> Option<Region> {
+pub(crate) fn largest_window(free: AddressRange, min: u64, max: u64) -> Option<AddressRange> {
     let mut size = max;
     while size >= min {
         match align_up(free.base, size).and_then(|base| base.checked_add(size)) {
-            Some(end) if end <= free.end() => return Some(Region::new(end - size, size)),
+            Some(end) if end <= free.end() => return Some(AddressRange::new(end - size, size)),
             _ => size /= 2,
         }
     }

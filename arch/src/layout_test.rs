@@ -2,21 +2,21 @@ use super::*;
 
 #[test]
 fn regions_compare_by_addresses() {
-    let a = Region::new(0x1000, 0x1000);
+    let a = AddressRange::new(0x1000, 0x1000);
     assert_eq!(a.end(), 0x2000);
     assert!(a.contains(0x1000) && a.contains(0x1fff) && !a.contains(0x2000) && !a.contains(0xfff));
-    assert!(a.overlaps(&Region::new(0x1fff, 1)) && !a.overlaps(&Region::new(0x2000, 1)));
-    assert!(!a.overlaps(&Region::new(0x1800, 0)));
-    assert!(a.encloses(&Region::between(0x1800, 0x2000)) && !a.encloses(&Region::between(0x1800, 0x2001)));
+    assert!(a.overlaps(&AddressRange::new(0x1fff, 1)) && !a.overlaps(&AddressRange::new(0x2000, 1)));
+    assert!(!a.overlaps(&AddressRange::new(0x1800, 0)));
+    assert!(a.encloses(&AddressRange::between(0x1800, 0x2000)) && !a.encloses(&AddressRange::between(0x1800, 0x2001)));
     assert_eq!(a.to_string(), "000000001000-000000001fff");
 }
 
 #[test]
 fn windows_are_aligned_to_their_size() {
-    let free = Region::between(5 * GIB, 64 * GIB);
-    assert_eq!(largest_window(free, GIB, 256 * GIB), Some(Region::new(32 * GIB, 32 * GIB)));
-    assert_eq!(largest_window(Region::new(GIB + 1, GIB), GIB, GIB), None);
-    assert_eq!(largest_window(Region::between(u64::MAX - GIB, u64::MAX), GIB, 4 * GIB), None);
+    let free = AddressRange::between(5 * GIB, 64 * GIB);
+    assert_eq!(largest_window(free, GIB, 256 * GIB), Some(AddressRange::new(32 * GIB, 32 * GIB)));
+    assert_eq!(largest_window(AddressRange::new(GIB + 1, GIB), GIB, GIB), None);
+    assert_eq!(largest_window(AddressRange::between(u64::MAX - GIB, u64::MAX), GIB, 4 * GIB), None);
 }
 
 #[test]

@@ -3,36 +3,38 @@
 //! They follow QEMU's `virt` machine, which is what distributions' firmware expects. Firmware and kernels take most of
 //! them from the device tree or from ACPI; flash and the base of RAM are compiled into firmware.
 
-use crate::layout::{GIB, LayoutError, MIB, Region, RegionKind, Row, align_up, check, largest_window};
+use skep_hypervisor::aarch64::{GicConfig, GicVersion, RedistributorRegion};
+
+use crate::layout::{AddressRange, GIB, LayoutError, MIB, RangeKind, Row, align_up, check, largest_window};
 
 /// Firmware flash: code.
-pub const FLASH_CODE: Region = Region::new(0, 64 * MIB);
+pub const FLASH_CODE: AddressRange = AddressRange::new(0, 64 * MIB);
 /// Firmware flash: variables.
-pub const FLASH_VARS: Region = Region::new(64 * MIB, 64 * MIB);
+pub const FLASH_VARS: AddressRange = AddressRange::new(64 * MIB, 64 * MIB);
 /// GIC distributor.
-pub const GIC_DISTRIBUTOR: Region = Region::new(0x0800_0000, 0x1_0000);
+pub const GIC_DISTRIBUTOR: AddressRange = AddressRange::new(0x0800_0000, 0x1_0000);
 /// GICv2 CPU interface.
-pub const GICV2_CPU: Region = Region::new(0x0801_0000, 0x1_0000);
+pub const GICV2_CPU: AddressRange = AddressRange::new(0x0801_0000, 0x1_0000);
 /// GICv2m frame, which turns an MSI into an edge-triggered SPI.
-pub const GICV2M_FRAME: Region = Region::new(0x0802_0000, 0x1000);
+pub const GICV2M_FRAME: AddressRange = AddressRange::new(0x0802_0000, 0x1000);
 /// GICv3 interrupt translation service.
-pub const GIC_ITS: Region = Region::new(0x0808_0000, 0x2_0000);
+pub const GIC_ITS: AddressRange = AddressRange::new(0x0808_0000, 0x2_0000);
 /// First region of GICv3 redistributors, for [`REDISTRIBUTORS_LOW`] CPUs.
-pub const GIC_REDISTRIBUTORS: Region = Region::new(0x080a_0000, 0xf6_0000);
+pub const GIC_REDISTRIBUTORS: AddressRange = AddressRange::new(0x080a_0000, 0xf6_0000);
 /// PL011 serial port.
-pub const UART: Region = Region::new(0x0900_0000, 0x1000);
+pub const UART: AddressRange = AddressRange::new(0x0900_0000, 0x1000);
 /// PL031 real-time clock.
-pub const RTC: Region = Region::new(0x0901_0000, 0x1000);
+pub const RTC: AddressRange = AddressRange::new(0x0901_0000, 0x1000);
 /// fw_cfg: data, selector and DMA.
-pub const FW_CFG: Region = Region::new(0x0902_0000, 0x18);
+pub const FW_CFG: AddressRange = AddressRange::new(0x0902_0000, 0x18);
 /// PL061 GPIO controller, which carries the power button.
-pub const GPIO: Region = Region::new(0x0903_0000, 0x1000);
+pub const GPIO: AddressRange = AddressRange::new(0x0903_0000, 0x1000);
 /// pvpanic.
-pub const PVPANIC: Region = Region::new(0x090c_0000, 0x1000);
+pub const PVPANIC: AddressRange = AddressRange::new(0x090c_0000, 0x1000);
 /// 32-bit window for PCI devices' BARs.
-pub const PCI_MMIO32: Region = Region::between(0x1000_0000, 0x3eff_0000);
+pub const PCI_MMIO32: AddressRange = AddressRange::between(0x1000_0000, 0x3eff_0000);
 /// Window in which PCI's I/O space, from port 0, is mapped.
-pub const PCI_IO: Region = Region::new(0x3eff_0000, 0x1_0000);
+pub const PCI_IO: AddressRange = AddressRange::new(0x3eff_0000, 0x1_0000);
 /// RAM begins here.
 pub const RAM_BASE: u64 = GIB;
 
@@ -94,28 +96,19 @@ pub mod ppi {
     pub const TIMER_PHYSICAL: u32 = 14;
 }
 
-/// Interrupt controllers that the machine can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gic {
-    /// GICv2 with a v2m frame.
-    V2,
-    /// GICv3 with an ITS.
-    V3,
-}
-
 /// Where everything that depends on the configuration stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// RAM: one part from [`RAM_BASE`].
-    pub ram: Vec<Region>,
+    pub ram: Vec<AddressRange>,
     /// The interrupt controller.
-    pub gic: Gic,
+    pub gic: GicVersion,
     /// GICv3 redistributors, in the order of the CPUs: as much of each region as the CPUs take. None with GICv2.
-    pub redistributors: Vec<Region>,
+    pub redistributors: Vec<AddressRange>,
     /// Memory-mapped PCI configuration space, 256 buses.
-    pub ecam: Region,
+    pub ecam: AddressRange,
     /// 64-bit window for PCI devices' BARs, aligned to its size.
-    pub pci_mmio64: Region,
+    pub pci_mmio64: AddressRange,
     /// Guest physical address bits that the layout was made for.
     pub address_bits: u8,
 }
@@ -125,22 +118,22 @@ impl Layout {
     ///
     /// # Errors
     /// [`LayoutError`], which says what would fit.
-    pub fn new(ram: u64, address_bits: u8, gic: Gic, max_cpus: u32) -> Result<Self, LayoutError> {
+    pub fn new(ram: u64, address_bits: u8, gic: GicVersion, max_cpus: u32) -> Result<Self, LayoutError> {
         let top = check(ram, address_bits)?;
         let beyond = redistributors_beyond(gic, max_cpus)?;
         let max_ram = max_ram_below(top, beyond);
         if ram > max_ram {
             return Err(LayoutError::RamTooLarge { ram, address_bits, max_ram });
         }
-        let ram = Region::new(RAM_BASE, ram);
+        let ram = AddressRange::new(RAM_BASE, ram);
         let (high, ecam, pci_mmio64) = high_regions(ram.end().max(HIGH_BASE), top, beyond)
             .or_else(|| high_regions(ram.end(), top, beyond))
             .expect("max_ram leaves room for the smallest regions");
         let redistributors = match gic {
-            Gic::V2 => Vec::new(),
-            Gic::V3 => [
-                Region::new(GIC_REDISTRIBUTORS.base, redistributors_size(max_cpus.min(REDISTRIBUTORS_LOW))),
-                Region::new(high.base, redistributors_size(max_cpus.saturating_sub(REDISTRIBUTORS_LOW))),
+            GicVersion::V2 => Vec::new(),
+            GicVersion::V3 => [
+                AddressRange::new(GIC_REDISTRIBUTORS.base, redistributors_size(max_cpus.min(REDISTRIBUTORS_LOW))),
+                AddressRange::new(high.base, redistributors_size(max_cpus.saturating_sub(REDISTRIBUTORS_LOW))),
             ]
             .into_iter()
             .filter(|region| !region.is_empty())
@@ -149,33 +142,49 @@ impl Layout {
         Ok(Self { ram: vec![ram], gic, redistributors, ecam, pci_mmio64, address_bits })
     }
 
+    /// The interrupt controller as a VM is made with it; `its` says whether a GICv3 has one.
+    pub fn gic_config(&self, its: bool) -> GicConfig {
+        match self.gic {
+            GicVersion::V2 => GicConfig::V2 { distributor: GIC_DISTRIBUTOR.base, cpu_interface: GICV2_CPU.base },
+            GicVersion::V3 => GicConfig::V3 {
+                distributor: GIC_DISTRIBUTOR.base,
+                redistributors: self
+                    .redistributors
+                    .iter()
+                    .map(|part| RedistributorRegion { base: part.base, count: (part.size / REDISTRIBUTOR_SIZE) as u32 })
+                    .collect(),
+                its: its.then_some(GIC_ITS.base),
+            },
+        }
+    }
+
     /// Every region, by ascending address, for `skep run --print-layout`.
     pub fn describe(&self) -> Vec<Row> {
         let row = |region, kind, name| Row { region, kind, name };
         let mut rows = vec![
-            row(FLASH_CODE, RegionKind::Flash, "firmware code"),
-            row(FLASH_VARS, RegionKind::Flash, "firmware variables"),
-            row(GIC_DISTRIBUTOR, RegionKind::Device, "GIC distributor"),
-            row(UART, RegionKind::Device, "PL011 serial port"),
-            row(RTC, RegionKind::Device, "PL031 real-time clock"),
-            row(FW_CFG, RegionKind::Device, "fw_cfg"),
-            row(GPIO, RegionKind::Device, "PL061 GPIO"),
-            row(PVPANIC, RegionKind::Device, "pvpanic"),
-            row(PCI_MMIO32, RegionKind::PciWindow, "32-bit PCI window"),
-            row(PCI_IO, RegionKind::PciWindow, "PCI I/O window"),
-            row(self.ecam, RegionKind::PciConfig, "PCI configuration (ECAM)"),
-            row(self.pci_mmio64, RegionKind::PciWindow, "64-bit PCI window"),
+            row(FLASH_CODE, RangeKind::Flash, "firmware code"),
+            row(FLASH_VARS, RangeKind::Flash, "firmware variables"),
+            row(GIC_DISTRIBUTOR, RangeKind::Device, "GIC distributor"),
+            row(UART, RangeKind::Device, "PL011 serial port"),
+            row(RTC, RangeKind::Device, "PL031 real-time clock"),
+            row(FW_CFG, RangeKind::Device, "fw_cfg"),
+            row(GPIO, RangeKind::Device, "PL061 GPIO"),
+            row(PVPANIC, RangeKind::Device, "pvpanic"),
+            row(PCI_MMIO32, RangeKind::PciWindow, "32-bit PCI window"),
+            row(PCI_IO, RangeKind::PciWindow, "PCI I/O window"),
+            row(self.ecam, RangeKind::PciConfig, "PCI configuration (ECAM)"),
+            row(self.pci_mmio64, RangeKind::PciWindow, "64-bit PCI window"),
         ];
         rows.extend(match self.gic {
-            Gic::V2 => [
-                row(GICV2_CPU, RegionKind::Device, "GICv2 CPU interface"),
-                row(GICV2M_FRAME, RegionKind::Device, "GICv2m MSI frame"),
+            GicVersion::V2 => [
+                row(GICV2_CPU, RangeKind::Device, "GICv2 CPU interface"),
+                row(GICV2M_FRAME, RangeKind::Device, "GICv2m MSI frame"),
             ]
             .to_vec(),
-            Gic::V3 => vec![row(GIC_ITS, RegionKind::Device, "GICv3 ITS")],
+            GicVersion::V3 => vec![row(GIC_ITS, RangeKind::Device, "GICv3 ITS")],
         });
-        rows.extend(self.redistributors.iter().map(|&part| row(part, RegionKind::Device, "GICv3 redistributors")));
-        rows.extend(self.ram.iter().map(|&part| row(part, RegionKind::Ram, "RAM")));
+        rows.extend(self.redistributors.iter().map(|&part| row(part, RangeKind::Device, "GICv3 redistributors")));
+        rows.extend(self.ram.iter().map(|&part| row(part, RangeKind::Ram, "RAM")));
         rows.sort_by_key(|row| row.region);
         rows
     }
@@ -183,7 +192,7 @@ impl Layout {
 
 /// The most RAM, in bytes, that a machine with `address_bits` of guest physical addresses can have; zero if the
 /// machine can't be made.
-pub fn max_ram(address_bits: u8, gic: Gic, max_cpus: u32) -> u64 {
+pub fn max_ram(address_bits: u8, gic: GicVersion, max_cpus: u32) -> u64 {
     match (check(crate::layout::RAM_GRANULE, address_bits), redistributors_beyond(gic, max_cpus)) {
         (Ok(top), Ok(beyond)) => max_ram_below(top, beyond),
         _ => 0,
@@ -195,16 +204,16 @@ fn redistributors_size(cpus: u32) -> u64 {
 }
 
 /// Size of the region above RAM that is kept for redistributors.
-fn redistributors_beyond(gic: Gic, max_cpus: u32) -> Result<u64, LayoutError> {
+fn redistributors_beyond(gic: GicVersion, max_cpus: u32) -> Result<u64, LayoutError> {
     let size = redistributors_size(max_cpus.saturating_sub(REDISTRIBUTORS_LOW)).next_power_of_two();
     match gic {
-        Gic::V2 if max_cpus > GICV2_CPUS => Err(LayoutError::TooManyCpus {
+        GicVersion::V2 if max_cpus > GICV2_CPUS => Err(LayoutError::TooManyCpus {
             controller: "GICv2",
             asked: max_cpus,
             limit: GICV2_CPUS,
             mend: ", or GICv3 where the host has it",
         }),
-        Gic::V3 if size > REDISTRIBUTORS_HIGH_MAX => Err(LayoutError::TooManyCpus {
+        GicVersion::V3 if size > REDISTRIBUTORS_HIGH_MAX => Err(LayoutError::TooManyCpus {
             controller: "GICv3",
             asked: max_cpus,
             limit: REDISTRIBUTORS_LOW + (REDISTRIBUTORS_HIGH_MAX / REDISTRIBUTOR_SIZE) as u32,
@@ -221,10 +230,10 @@ fn max_ram_below(top: u64, redistributors: u64) -> u64 {
 }
 
 /// Redistributors, ECAM and PCI window, in this order and each aligned to its size, between `base` and `top`.
-fn high_regions(base: u64, top: u64, redistributors: u64) -> Option<(Region, Region, Region)> {
-    let redistributors = Region::new(align_up(base, redistributors)?, redistributors);
-    let ecam = Region::new(align_up(redistributors.end(), ECAM_SIZE)?, ECAM_SIZE);
-    let free = Region::between(ecam.end(), top.max(ecam.end()));
+fn high_regions(base: u64, top: u64, redistributors: u64) -> Option<(AddressRange, AddressRange, AddressRange)> {
+    let redistributors = AddressRange::new(align_up(base, redistributors)?, redistributors);
+    let ecam = AddressRange::new(align_up(redistributors.end(), ECAM_SIZE)?, ECAM_SIZE);
+    let free = AddressRange::between(ecam.end(), top.max(ecam.end()));
     Some((redistributors, ecam, largest_window(free, PCI_MMIO64_MIN, PCI_MMIO64_MAX)?))
 }
 

@@ -1,3 +1,4 @@
 //! The aarch64 machine: the `virt` contract.
 
+pub mod boot;
 pub mod layout;

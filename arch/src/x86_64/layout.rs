@@ -4,7 +4,7 @@
 //! machine realises them, which is what distributions' firmware expects. Where firmware moves something (PCIEXBAR,
 //! PMBASE), the value here is the one that the machine itself sets when it boots a kernel without firmware.
 
-use crate::layout::{GIB, KIB, LayoutError, MIB, Region, RegionKind, Row, align_down, check, largest_window};
+use crate::layout::{AddressRange, GIB, KIB, LayoutError, MIB, RangeKind, Row, align_down, check, largest_window};
 
 /// Low RAM ends here at the latest: the ECAM begins.
 const LOW_RAM_MAX: u64 = 0xb000_0000;
@@ -15,50 +15,50 @@ const HIGH_RAM_BASE: u64 = 4 * GIB;
 
 /// Kept for HyperTransport by AMD hosts, whose IOMMU lets no device reach guest memory there. RAM leaves it out on
 /// every host, so that a guest's layout does not depend on one.
-pub const HYPERTRANSPORT: Region = Region::between(0xfd_0000_0000, 0x100_0000_0000);
+pub const HYPERTRANSPORT: AddressRange = AddressRange::between(0xfd_0000_0000, 0x100_0000_0000);
 
 /// Conventional memory, which the machine uses for boot data when there is no firmware.
-pub const CONVENTIONAL: Region = Region::between(0, 0xa_0000);
+pub const CONVENTIONAL: AddressRange = AddressRange::between(0, 0xa_0000);
 /// Addresses below 1 MiB that are no ordinary RAM: the VGA window, option ROMs, the firmware's shadow.
-pub const LEGACY_HOLE: Region = Region::between(0xa_0000, 0x10_0000);
+pub const LEGACY_HOLE: AddressRange = AddressRange::between(0xa_0000, 0x10_0000);
 /// Where the RSDP stands, and the ACPI tables if they fit, when there is no firmware.
-pub const ACPI: Region = Region::between(0xe_0000, 0xf_0000);
+pub const ACPI: AddressRange = AddressRange::between(0xe_0000, 0xf_0000);
 /// Where the SMBIOS entry point and tables stand when there is no firmware.
-pub const SMBIOS: Region = Region::between(0xf_0000, 0x10_0000);
+pub const SMBIOS: AddressRange = AddressRange::between(0xf_0000, 0x10_0000);
 /// Extended memory begins here: a kernel's usual load address.
 pub const EXTENDED: u64 = MIB;
 
 /// Boot data in [`CONVENTIONAL`] memory when there is no firmware. What the kernel is done with early stands here
 /// too, so all of it is ordinary RAM in the memory map.
 pub mod boot {
-    use super::{KIB, Region};
+    use super::{AddressRange, KIB};
 
     /// Global descriptor table.
-    pub const GDT: Region = Region::new(0x1000, 0x1000);
+    pub const GDT: AddressRange = AddressRange::new(0x1000, 0x1000);
     /// PVH start info, its modules and its memory map.
-    pub const PVH: Region = Region::new(0x2000, 0x4000);
+    pub const PVH: AddressRange = AddressRange::new(0x2000, 0x4000);
     /// Linux's `boot_params`.
-    pub const ZERO_PAGE: Region = Region::new(0x7000, 0x1000);
+    pub const ZERO_PAGE: AddressRange = AddressRange::new(0x7000, 0x1000);
     /// Chain of `setup_data`.
-    pub const SETUP_DATA: Region = Region::new(0x8000, 0x1000);
+    pub const SETUP_DATA: AddressRange = AddressRange::new(0x8000, 0x1000);
     /// Identity page tables of the first 4 GiB: one PML4, one PDPT, four page directories.
-    pub const PAGE_TABLES: Region = Region::new(0x9000, 0x6000);
+    pub const PAGE_TABLES: AddressRange = AddressRange::new(0x9000, 0x6000);
     /// Command line with its terminating zero.
-    pub const CMDLINE: Region = Region::new(0x2_0000, 64 * KIB);
+    pub const CMDLINE: AddressRange = AddressRange::new(0x2_0000, 64 * KIB);
 }
 
 /// Memory-mapped PCI configuration space, 256 buses: PCIEXBAR as the machine sets it.
-pub const ECAM: Region = Region::new(0xb000_0000, 256 * MIB);
+pub const ECAM: AddressRange = AddressRange::new(0xb000_0000, 256 * MIB);
 /// 32-bit window for PCI devices' BARs.
-pub const PCI_MMIO32: Region = Region::between(0xc000_0000, 0xfec0_0000);
+pub const PCI_MMIO32: AddressRange = AddressRange::between(0xc000_0000, 0xfec0_0000);
 /// I/O APIC.
-pub const IOAPIC: Region = Region::new(0xfec0_0000, 0x1000);
+pub const IOAPIC: AddressRange = AddressRange::new(0xfec0_0000, 0x1000);
 /// Local APIC of each CPU, and the target of MSIs.
-pub const LOCAL_APIC: Region = Region::new(0xfee0_0000, MIB);
+pub const LOCAL_APIC: AddressRange = AddressRange::new(0xfee0_0000, MIB);
 /// Four pages that a backend may need for itself: KVM on Intel puts a page table and a TSS here to run real mode.
-pub const BACKEND: Region = Region::new(0xfeff_c000, 0x4000);
+pub const BACKEND: AddressRange = AddressRange::new(0xfeff_c000, 0x4000);
 /// Firmware flash ends at 4 GiB and may begin here.
-pub const FLASH_SPACE: Region = Region::between(0xff00_0000, 4 * GIB);
+pub const FLASH_SPACE: AddressRange = AddressRange::between(0xff00_0000, 4 * GIB);
 
 /// Largest 64-bit window for PCI devices' BARs.
 const PCI_MMIO64_MAX: u64 = 256 * GIB;
@@ -67,28 +67,28 @@ const PCI_MMIO64_MIN: u64 = GIB;
 
 /// I/O ports. Sizes are in ports.
 pub mod port {
-    use super::Region;
+    use super::AddressRange;
 
     /// Keyboard controller: data port, and the command port four further.
-    pub const I8042: Region = Region::new(0x60, 5);
+    pub const I8042: AddressRange = AddressRange::new(0x60, 5);
     /// CMOS RTC: index and data.
-    pub const RTC: Region = Region::new(0x70, 2);
+    pub const RTC: AddressRange = AddressRange::new(0x70, 2);
     /// Second bank of CMOS memory.
-    pub const RTC_EXTENDED: Region = Region::new(0x72, 2);
+    pub const RTC_EXTENDED: AddressRange = AddressRange::new(0x72, 2);
     /// First serial port.
-    pub const COM1: Region = Region::new(0x3f8, 8);
+    pub const COM1: AddressRange = AddressRange::new(0x3f8, 8);
     /// pvpanic.
-    pub const PVPANIC: Region = Region::new(0x505, 1);
+    pub const PVPANIC: AddressRange = AddressRange::new(0x505, 1);
     /// fw_cfg: selector, data and DMA.
-    pub const FW_CFG: Region = Region::new(0x510, 12);
+    pub const FW_CFG: AddressRange = AddressRange::new(0x510, 12);
     /// ICH9 power management block: PMBASE as the machine sets it.
-    pub const PM: Region = Region::new(0x600, 0x80);
+    pub const PM: AddressRange = AddressRange::new(0x600, 0x80);
     /// PCI configuration mechanism 1.
-    pub const PCI_CONFIG: Region = Region::new(0xcf8, 8);
+    pub const PCI_CONFIG: AddressRange = AddressRange::new(0xcf8, 8);
     /// Reset control register (within [`PCI_CONFIG`]).
     pub const RESET_CONTROL: u16 = 0xcf9;
     /// Window for PCI devices' I/O BARs.
-    pub const PCI_IO: Region = Region::between(0x1000, 0x1_0000);
+    pub const PCI_IO: AddressRange = AddressRange::between(0x1000, 0x1_0000);
 }
 
 /// Global system interrupts. ISA interrupts are those below 16.
@@ -115,9 +115,9 @@ pub mod gsi {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// RAM, ascending, without overlap: the low part first. The parts follow each other in the guest's memory.
-    pub ram: Vec<Region>,
+    pub ram: Vec<AddressRange>,
     /// 64-bit window for PCI devices' BARs, above all RAM, aligned to its size.
-    pub pci_mmio64: Region,
+    pub pci_mmio64: AddressRange,
     /// Guest physical address bits that the layout was made for.
     pub address_bits: u8,
 }
@@ -136,36 +136,39 @@ impl Layout {
         let low = if ram >= LOW_RAM_MAX { LOW_RAM_SPLIT } else { ram };
         let high = (ram - low).min(HYPERTRANSPORT.base - HIGH_RAM_BASE);
         let beyond = ram - low - high;
-        let ram: Vec<_> =
-            [Region::new(0, low), Region::new(HIGH_RAM_BASE, high), Region::new(HYPERTRANSPORT.end(), beyond)]
-                .into_iter()
-                .filter(|part| !part.is_empty())
-                .collect();
-        let end = ram.last().map_or(HIGH_RAM_BASE, Region::end).max(HIGH_RAM_BASE);
+        let ram: Vec<_> = [
+            AddressRange::new(0, low),
+            AddressRange::new(HIGH_RAM_BASE, high),
+            AddressRange::new(HYPERTRANSPORT.end(), beyond),
+        ]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+        let end = ram.last().map_or(HIGH_RAM_BASE, AddressRange::end).max(HIGH_RAM_BASE);
         let pci_mmio64 = pci_mmio64(end, top).expect("max_ram leaves room for the smallest window");
         Ok(Self { ram, pci_mmio64, address_bits })
     }
 
     /// RAM below 4 GiB.
-    pub fn low_ram(&self) -> Region {
+    pub fn low_ram(&self) -> AddressRange {
         self.ram[0]
     }
 
     /// End of the RAM above 4 GiB, if there is any.
     pub fn high_ram_end(&self) -> Option<u64> {
-        self.ram.last().map(Region::end).filter(|&end| end > HIGH_RAM_BASE)
+        self.ram.last().map(AddressRange::end).filter(|&end| end > HIGH_RAM_BASE)
     }
 
     /// Where `size` bytes of ACPI tables go when there is no firmware: into [`ACPI`] where they fit behind the RSDP's
     /// 4 KiB, else to the end of low RAM. `None` if that is too small too.
-    pub fn acpi_tables(&self, size: u64) -> Option<Region> {
-        let below_1m = Region::between(ACPI.base + 4 * KIB, ACPI.end());
+    pub fn acpi_tables(&self, size: u64) -> Option<AddressRange> {
+        let below_1m = AddressRange::between(ACPI.base + 4 * KIB, ACPI.end());
         if size <= below_1m.size {
             return Some(below_1m);
         }
         let end = self.low_ram().end();
         let base = align_down(end.checked_sub(size)?, 4 * KIB);
-        (base >= EXTENDED).then(|| Region::between(base, end))
+        (base >= EXTENDED).then(|| AddressRange::between(base, end))
     }
 
     /// Every region, by ascending address, for `skep run --print-layout`.
@@ -173,18 +176,18 @@ impl Layout {
         let row = |region, kind, name| Row { region, kind, name };
         let low = self.low_ram();
         let mut rows = vec![
-            row(Region::between(0, CONVENTIONAL.end().min(low.end())), RegionKind::Ram, "conventional memory"),
-            row(LEGACY_HOLE, RegionKind::Reserved, "VGA window, option ROMs, firmware shadow"),
-            row(Region::between(EXTENDED, low.end()), RegionKind::Ram, "low RAM"),
-            row(ECAM, RegionKind::PciConfig, "PCI configuration (ECAM)"),
-            row(PCI_MMIO32, RegionKind::PciWindow, "32-bit PCI window"),
-            row(IOAPIC, RegionKind::Device, "I/O APIC"),
-            row(LOCAL_APIC, RegionKind::Device, "local APICs, MSI"),
-            row(BACKEND, RegionKind::Reserved, "backend's real-mode pages"),
-            row(FLASH_SPACE, RegionKind::Flash, "firmware flash"),
+            row(AddressRange::between(0, CONVENTIONAL.end().min(low.end())), RangeKind::Ram, "conventional memory"),
+            row(LEGACY_HOLE, RangeKind::Reserved, "VGA window, option ROMs, firmware shadow"),
+            row(AddressRange::between(EXTENDED, low.end()), RangeKind::Ram, "low RAM"),
+            row(ECAM, RangeKind::PciConfig, "PCI configuration (ECAM)"),
+            row(PCI_MMIO32, RangeKind::PciWindow, "32-bit PCI window"),
+            row(IOAPIC, RangeKind::Device, "I/O APIC"),
+            row(LOCAL_APIC, RangeKind::Device, "local APICs, MSI"),
+            row(BACKEND, RangeKind::Reserved, "backend's real-mode pages"),
+            row(FLASH_SPACE, RangeKind::Flash, "firmware flash"),
         ];
-        rows.extend(self.ram.iter().skip(1).map(|&part| row(part, RegionKind::Ram, "high RAM")));
-        rows.push(row(self.pci_mmio64, RegionKind::PciWindow, "64-bit PCI window"));
+        rows.extend(self.ram.iter().skip(1).map(|&part| row(part, RangeKind::Ram, "high RAM")));
+        rows.push(row(self.pci_mmio64, RangeKind::PciWindow, "64-bit PCI window"));
         rows.sort_by_key(|row| row.region);
         rows
     }
@@ -202,9 +205,9 @@ fn max_ram_below(top: u64) -> u64 {
     LOW_RAM_SPLIT + (end - HIGH_RAM_BASE) - if end > HYPERTRANSPORT.end() { HYPERTRANSPORT.size } else { 0 }
 }
 
-fn pci_mmio64(ram_end: u64, top: u64) -> Option<Region> {
-    let below = Region::between(ram_end, top.min(HYPERTRANSPORT.base).max(ram_end));
-    let above = Region::between(ram_end.max(HYPERTRANSPORT.end()), top.max(ram_end).max(HYPERTRANSPORT.end()));
+fn pci_mmio64(ram_end: u64, top: u64) -> Option<AddressRange> {
+    let below = AddressRange::between(ram_end, top.min(HYPERTRANSPORT.base).max(ram_end));
+    let above = AddressRange::between(ram_end.max(HYPERTRANSPORT.end()), top.max(ram_end).max(HYPERTRANSPORT.end()));
     let find = |free| largest_window(free, PCI_MMIO64_MIN, PCI_MMIO64_MAX);
     // A lower window of the same size is kinder to guests that map few address bits.
     match (find(below), find(above)) {

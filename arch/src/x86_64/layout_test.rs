@@ -29,10 +29,10 @@ fn check_sound(layout: &Layout, ram: u64, address_bits: u8) {
 #[test]
 fn low_ram_follows_the_firmwares_rule() {
     let ram = |size| Layout::new(size, 40).unwrap().ram;
-    assert_eq!(ram(256 * MIB), [Region::new(0, 256 * MIB)]);
-    assert_eq!(ram(0xb000_0000 - RAM_GRANULE), [Region::new(0, 0xb000_0000 - RAM_GRANULE)]);
-    assert_eq!(ram(0xb000_0000), [Region::new(0, 2 * GIB), Region::new(4 * GIB, 0x3000_0000)]);
-    assert_eq!(ram(8 * GIB), [Region::new(0, 2 * GIB), Region::new(4 * GIB, 6 * GIB)]);
+    assert_eq!(ram(256 * MIB), [AddressRange::new(0, 256 * MIB)]);
+    assert_eq!(ram(0xb000_0000 - RAM_GRANULE), [AddressRange::new(0, 0xb000_0000 - RAM_GRANULE)]);
+    assert_eq!(ram(0xb000_0000), [AddressRange::new(0, 2 * GIB), AddressRange::new(4 * GIB, 0x3000_0000)]);
+    assert_eq!(ram(8 * GIB), [AddressRange::new(0, 2 * GIB), AddressRange::new(4 * GIB, 6 * GIB)]);
 }
 
 #[test]
@@ -41,24 +41,24 @@ fn ram_goes_around_hypertransport() {
     assert_eq!(
         layout.ram,
         [
-            Region::new(0, 2 * GIB),
-            Region::between(4 * GIB, 0xfd_0000_0000),
-            Region::new(TIB, 16 * TIB - 2 * GIB - (0xfd_0000_0000 - 4 * GIB)),
+            AddressRange::new(0, 2 * GIB),
+            AddressRange::between(4 * GIB, 0xfd_0000_0000),
+            AddressRange::new(TIB, 16 * TIB - 2 * GIB - (0xfd_0000_0000 - 4 * GIB)),
         ]
     );
-    assert_eq!(layout.pci_mmio64, Region::new(16 * TIB + 256 * GIB, 256 * GIB));
+    assert_eq!(layout.pci_mmio64, AddressRange::new(16 * TIB + 256 * GIB, 256 * GIB));
     check_sound(&layout, 16 * TIB, 46);
 }
 
 #[test]
 fn the_window_lies_above_ram_within_the_address_bits() {
     let window = |ram, bits| Layout::new(ram, bits).unwrap().pci_mmio64;
-    assert_eq!(window(GIB, 36), Region::new(32 * GIB, 32 * GIB));
-    assert_eq!(window(GIB, 39), Region::new(256 * GIB, 256 * GIB));
-    assert_eq!(window(GIB, 48), Region::new(256 * GIB, 256 * GIB));
-    assert_eq!(window(600 * GIB, 40), Region::new(640 * GIB, 128 * GIB));
-    assert_eq!(window(600 * GIB, 46), Region::new(TIB, 256 * GIB));
-    assert_eq!(window(61 * GIB, 36), Region::new(63 * GIB, GIB));
+    assert_eq!(window(GIB, 36), AddressRange::new(32 * GIB, 32 * GIB));
+    assert_eq!(window(GIB, 39), AddressRange::new(256 * GIB, 256 * GIB));
+    assert_eq!(window(GIB, 48), AddressRange::new(256 * GIB, 256 * GIB));
+    assert_eq!(window(600 * GIB, 40), AddressRange::new(640 * GIB, 128 * GIB));
+    assert_eq!(window(600 * GIB, 46), AddressRange::new(TIB, 256 * GIB));
+    assert_eq!(window(61 * GIB, 36), AddressRange::new(63 * GIB, GIB));
 }
 
 #[test]
@@ -104,8 +104,8 @@ fn every_size_is_sound() {
 #[test]
 fn tables_move_up_when_they_grow() {
     let layout = Layout::new(256 * MIB, 40).unwrap();
-    assert_eq!(layout.acpi_tables(60 * KIB), Some(Region::between(0xe_1000, 0xf_0000)));
-    assert_eq!(layout.acpi_tables(60 * KIB + 1), Some(Region::between(256 * MIB - 64 * KIB, 256 * MIB)));
+    assert_eq!(layout.acpi_tables(60 * KIB), Some(AddressRange::between(0xe_1000, 0xf_0000)));
+    assert_eq!(layout.acpi_tables(60 * KIB + 1), Some(AddressRange::between(256 * MIB - 64 * KIB, 256 * MIB)));
     assert_eq!(layout.acpi_tables(256 * MIB), None);
     assert_eq!(layout.acpi_tables(u64::MAX), None);
 }

@@ -1,3 +1,7 @@
 //! The x86_64 machine: a PC with the Q35 chipset's contract.
 
+pub mod boot;
+pub mod boot_params;
+pub mod e820;
 pub mod layout;
+pub mod pvh;
