@@ -1,11 +1,12 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration tests there or
-//! on hardware ([`test`]), and check the rules of the house ([`lint`]). They run on Linux machines with Debian's package tools, of either architecture;
+//! on hardware ([`test`]), show a guest booting ([`demo`]), and check the rules of the house ([`lint`]). They run on Linux machines with Debian's package tools, of either architecture;
 //! `tools/setup` installs what they call.
 
 mod arch;
 mod cargo;
+mod demo;
 mod images;
 mod lab;
 mod lint;
@@ -24,6 +25,7 @@ enum Cli {
     Images(images::Args),
     Lab(lab::Args),
     Test(test::Args),
+    Demo(demo::Args),
     Lint(lint::Args),
 }
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Cli::Images(args) => images::main(&args).map(|()| 0),
         Cli::Lab(args) => lab::main(&args),
         Cli::Test(args) => test::main(&args),
+        Cli::Demo(args) => demo::main(&args),
         Cli::Lint(args) => lint::main(&args),
     };
     end(result)

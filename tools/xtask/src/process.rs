@@ -2,17 +2,14 @@
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Runs `command` with the terminal's own output, and fails unless it succeeds.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let name = shown(command);
-    let status = command.status().with_context(|| format!("cannot start {name}"))?;
-    if !status.success() {
-        bail!("{name}: {status}");
-    }
-    Ok(())
+/// Shows bytes on the terminal as they are. When nobody looks any more, the work goes on.
+pub(crate) fn show(bytes: &[u8]) {
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
 }
 
 /// Runs `command`, and gives back what it printed. What it complains of is shown only if it fails.

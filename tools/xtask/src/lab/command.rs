@@ -1,8 +1,9 @@
 //! `cargo xtask lab`.
 
-use super::{Board, LAB, Lab, Program};
+use super::{Board, LAB, Lab, Program, Progress};
 use crate::arch::Arch;
 use crate::images::Images;
+use crate::process::show;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -79,7 +80,11 @@ pub(crate) fn main(args: &Args) -> Result<i32> {
             } else {
                 argv.insert(0, program.clone());
             }
-            let outcomes = lab.run(&[Program::new(argv).limit(limit)], &mut std::io::stdout())?;
+            let outcomes = lab.run(&[Program::new(argv).limit(limit)], &mut |progress| {
+                if let Progress::Output(bytes) = progress {
+                    show(bytes);
+                }
+            })?;
             let outcome = outcomes.first().context("the lab ran no program")?;
             eprintln!("lab: exit code {} after {:.1} s", outcome.code, outcome.time.as_secs_f64());
             Ok(outcome.code)

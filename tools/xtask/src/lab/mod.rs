@@ -19,7 +19,6 @@ use crate::images::Images;
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use console::{Console, Event};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -46,6 +45,16 @@ pub(crate) struct Outcome {
     pub(crate) output: Vec<u8>,
     /// The time that it took, by this machine's clock.
     pub(crate) time: Duration,
+}
+
+/// What happens in a lab, as it happens.
+pub(crate) enum Progress<'a> {
+    /// Program number n begins.
+    Begin(usize),
+    /// It, or the host's kernel, prints.
+    Output(&'a [u8]),
+    /// Program number n ended.
+    End(usize, &'a Outcome),
 }
 
 impl Lab {
@@ -98,13 +107,13 @@ impl Lab {
         self
     }
 
-    /// Boots the lab and runs `programs` one after the other; `show` gets what is printed, as it comes.
+    /// Boots the lab and runs `programs` one after the other; `watch` is told what happens.
     ///
     /// # Errors
     ///
     /// If the lab cannot be booted, if its host dies, or if it takes longer than the limit. A program that fails is no
     /// error.
-    pub(crate) fn run(&self, programs: &[Program], show: &mut dyn Write) -> Result<Vec<Outcome>> {
+    pub(crate) fn run(&self, programs: &[Program], watch: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<Outcome>> {
         let scratch = paths::scratch()?;
         let word = format!("lab-{:08x}", std::process::id());
         let script = plan::script(&word, programs, self.bring_back.is_some());
@@ -118,15 +127,13 @@ impl Lab {
             for event in console.feed(&bytes) {
                 match event {
                     Event::Start(number) => {
-                        if let Some(title) = programs.get(number).and_then(Program::heading) {
-                            show_all(show, format!("== {title}\n").as_bytes())?;
-                        }
+                        watch(Progress::Begin(number));
                         running = Some((Instant::now(), Vec::new()));
                     }
                     // The kernel's farewell.
                     Event::Output(_) if ended => {}
                     Event::Output(printed) => {
-                        show_all(show, &printed)?;
+                        watch(Progress::Output(&printed));
                         if let Some((_, output)) = &mut running {
                             output.extend(printed);
                         }
@@ -136,13 +143,15 @@ impl Lab {
                         if number != outcomes.len() {
                             bail!("the lab's console is garbled: program {number} ended out of turn");
                         }
-                        outcomes.push(Outcome { code, output, time: start.elapsed() });
+                        let outcome = Outcome { code, output, time: start.elapsed() };
+                        watch(Progress::End(number, &outcome));
+                        outcomes.push(outcome);
                     }
                     Event::End => ended = true,
                 }
             }
         }
-        show_all(show, &console.rest())?;
+        watch(Progress::Output(&console.rest()));
         qemu.finish()?;
         if !ended {
             bail!(
@@ -190,8 +199,4 @@ impl Lab {
         }
         qemu::Qemu::start(self, &images, scratch, terminal)
     }
-}
-
-fn show_all(show: &mut dyn Write, bytes: &[u8]) -> Result<()> {
-    show.write_all(bytes).and_then(|()| show.flush()).context("cannot show what the lab prints")
 }

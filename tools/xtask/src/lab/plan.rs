@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     argv: Vec<String>,
-    title: Option<String>,
     environment: Vec<(String, String)>,
     limit: Duration,
 }
@@ -15,18 +14,7 @@ impl Program {
     /// A program with its arguments; the first is its path in the lab or an applet of busybox.
     pub(crate) fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Program {
         let argv = argv.into_iter().map(Into::into).collect();
-        Program { argv, title: None, environment: Vec::new(), limit: Duration::from_secs(600) }
-    }
-
-    /// Has this shown when it begins.
-    pub(crate) fn title(mut self, title: &str) -> Program {
-        self.title = Some(title.to_owned());
-        self
-    }
-
-    /// What is shown when it begins.
-    pub(super) fn heading(&self) -> Option<&str> {
-        self.title.as_deref()
+        Program { argv, environment: Vec::new(), limit: Duration::from_secs(600) }
     }
 
     /// Sets a variable of its environment.

@@ -12,12 +12,13 @@ pub(crate) use place::Kvm;
 
 use crate::arch::Arch;
 use crate::images::Images;
-use crate::lab::{Board, LAB, Lab, Program};
+use crate::lab::{Board, LAB, Lab, Program, Progress};
+use crate::process::show;
 use anyhow::{Context, Result, bail};
-use build::{Built, TestProgram};
+use build::Built;
 use place::Place;
 use report::{Counts, Line};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -123,7 +124,6 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         let name = format!("tests/{}", test.name);
         lab = lab.carry(&test.path, &name);
         let program = Program::new(std::iter::once(format!("{LAB}/{name}")).chain(harness_arguments(args)))
-            .title(&test.name)
             .env("SKEP_BIN", format!("{LAB}/bin/skep"))
             .env("SKEP_IMAGES", format!("{LAB}/images"))
             .env("SKEP_LAB", board.name())
@@ -131,14 +131,25 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
             .limit(limit);
         programs.push(program);
     }
-    let outcomes = lab.run(&programs, &mut std::io::stdout())?;
-    let line = |(test, outcome): (&TestProgram, crate::lab::Outcome)| Line {
-        place: Place::Lab(board).name(),
-        suite: test.name.clone(),
-        counts: Counts::read(&outcome.output, outcome.code),
-        time: outcome.time,
-    };
-    Ok(built.tests.iter().zip(outcomes).map(line).collect())
+    let place = Place::Lab(board).name();
+    let mut lines = Vec::new();
+    let result = lab.run(&programs, &mut |progress| match progress {
+        Progress::Begin(number) => println!("== {}", built.tests[number].name),
+        Progress::Output(bytes) => show(bytes),
+        Progress::End(number, outcome) => lines.push(Line {
+            place: place.clone(),
+            suite: built.tests[number].name.clone(),
+            counts: Counts::read(&outcome.output, outcome.code),
+            time: outcome.time,
+        }),
+    });
+    if let Err(error) = result {
+        eprintln!("test: {error:#}");
+        let suite = built.tests.get(lines.len()).map_or("the lab's end", |test| &test.name).to_owned();
+        let counts = Counts { failed: 1, failures: vec![format!("({error:#})")], ..Counts::default() };
+        lines.push(Line { place, suite, counts, time: Duration::ZERO });
+    }
+    Ok(lines)
 }
 
 fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
@@ -163,7 +174,7 @@ fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
         let mut stdout = child.stdout.take().expect("stdout is piped");
         let mut buffer = [0; 4096];
         while let length @ 1.. = stdout.read(&mut buffer)? {
-            std::io::stdout().write_all(&buffer[..length])?;
+            show(&buffer[..length]);
             output.extend_from_slice(&buffer[..length]);
         }
         let status = child.wait()?;
@@ -179,5 +190,5 @@ fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
 }
 
 #[cfg(test)]
-#[path = "test_test.rs"]
-mod test;
+#[path = "check_test.rs"]
+mod check_test;
