@@ -54,7 +54,7 @@ fn from_bcd(value: u16) -> u64 {
 }
 
 fn to_bcd(value: u64) -> u16 {
-    (0..4).fold(0, |bcd, digit| bcd | (value / 10_u64.pow(digit) % 10 << (digit * 4)) as u16)
+    (0..4).fold(0, |bcd, digit| bcd | ((value / 10_u64.pow(digit) % 10) << (digit * 4)) as u16)
 }
 
 impl Counter {
@@ -118,18 +118,23 @@ impl Counter {
         self.settle(now);
     }
 
-    /// Loads what waits for the end of the period that has passed.
+    /// Loads what waits for the end of a period, if that has come.
     pub(super) fn settle(&mut self, now: GuestNanos) {
         if let (Some(next), Progress::Since(start), true) = (self.next, self.progress, self.is_periodic()) {
             let end = start.saturating_add(nanos(self.period()));
             if now >= end {
-                // Whole periods of the old count may have passed unseen before the write; the new one begins with the first after it.
-                let periods = ticks(now.saturating_sub(start)) / self.period();
-                self.progress = Progress::Since(start.saturating_add(nanos(periods * self.period())).min(now));
-                self.count = next;
-                self.next = None;
+                (self.count, self.next, self.progress) = (next, None, Progress::Since(end));
             }
         }
+    }
+
+    /// Keeps a count for the end of the period that is under way, or for the trigger.
+    fn load_later(&mut self, count: u16, now: GuestNanos) {
+        if let (None, Progress::Since(start), true) = (self.next, self.progress, self.is_periodic()) {
+            let whole = ticks(now.saturating_sub(start)) / self.period() * self.period();
+            self.progress = Progress::Since(start.saturating_add(nanos(whole)).min(now));
+        }
+        self.next = Some(count);
     }
 
     /// A byte written to the counter's port.
@@ -148,7 +153,7 @@ impl Counter {
             }
         };
         if self.is_triggered() || (self.is_periodic() && self.progress != Progress::Waiting) {
-            self.next = Some(count);
+            self.load_later(count, now);
             return;
         }
         self.count = count;
@@ -199,7 +204,7 @@ impl Counter {
             (None, _) => period,
             (Some(elapsed), 2) => period - elapsed % period,
             // It goes by twos, twice in a period.
-            (Some(elapsed), 3) => period - 2 * elapsed % period.max(2) & !1,
+            (Some(elapsed), 3) => (period - 2 * elapsed % period.max(2)) & !1,
             // After the terminal count it goes on, round and round.
             (Some(elapsed), _) => (period % modulus + modulus - elapsed % modulus) % modulus,
         } % modulus;

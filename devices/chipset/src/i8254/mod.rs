@@ -4,7 +4,7 @@
 //! 61h is as in the ICH9 datasheet, section 13.7 (NMI_SC): gate and output of counter 2, the refresh toggle.
 //!
 //! Counter 0's output is an interrupt line. A rate generator's low pulse of one tick is made when it ends, so a period costs one timer of the
-//! host. Where the host is late by whole periods, they become one interrupt, and the next ones keep their phase.
+//! host. Where the host is late by whole periods, they become one interrupt, and the next ones keep their phase; so do periods shorter than 50 us.
 //!
 //! Time is taken at the moment of an access: a count written is loaded at once, where the chip waits for the next tick (838 ns).
 
@@ -40,8 +40,10 @@ pub const PORT_COUNT: u64 = 4;
 /// Half a period of the refresh toggle, in nanoseconds.
 const REFRESH_NANOS: u64 = 15_085;
 
+/// Interrupts come no faster than this, in nanoseconds, so that a guest can't keep the clock's driver busy.
+const SHORTEST_NANOS: u64 = 50_000;
+
 /// What an 8254 needs.
-#[derive(Debug)]
 pub struct I8254Config {
     /// Counter 0's output.
     pub irq: IrqLine,
@@ -53,6 +55,8 @@ struct Inner {
     counters: [Counter; 3],
     /// Bits 3:0 of port 61h.
     speaker: u8,
+    /// When a period of the refresh toggle began.
+    refresh_since: GuestNanos,
     alarm: Alarm,
     /// Up to when counter 0's edges have been made.
     edges_until: GuestNanos,
@@ -79,6 +83,7 @@ impl I8254 {
             let inner = Inner {
                 counters: [Counter::POWER_ON; 3],
                 speaker: 0,
+                refresh_since: 0,
                 alarm: Alarm::new(timer),
                 edges_until: config.clock.now(),
             };
@@ -98,8 +103,7 @@ impl I8254 {
         let result = act(&mut inner, now);
         inner.settle(now, &self.irq);
         self.irq.set(inner.counters[0].output_between_pulses(now));
-        let next = inner.counters[0].next_edge(now);
-        inner.alarm.want(next);
+        inner.watch(now);
         result
     }
 }
@@ -114,6 +118,11 @@ impl Inner {
         }
         [first, second, third].into_iter().for_each(|counter| counter.settle(now));
         self.edges_until = now;
+    }
+
+    fn watch(&mut self, now: GuestNanos) {
+        let next = self.counters[0].next_edge(now);
+        self.alarm.want(next.map(|at| at.max(now.saturating_add(SHORTEST_NANOS))));
     }
 
     fn read(&mut self, port: u64, now: GuestNanos) -> u8 {
@@ -146,7 +155,7 @@ impl Inner {
     }
 
     fn read_speaker(&self, now: GuestNanos) -> u8 {
-        let refresh = (now / REFRESH_NANOS & 1) as u8;
+        let refresh = ((now.wrapping_sub(self.refresh_since) / REFRESH_NANOS) & 1) as u8;
         self.speaker | refresh << 4 | u8::from(self.counters[2].output(now)) << 5
     }
 
@@ -184,7 +193,7 @@ impl Persist for I8254 {
         self.with(|inner, now| I8254State {
             counters: inner.counters.iter().map(|counter| counter.save(now)).collect(),
             speaker: inner.speaker,
-            refresh: now % (2 * REFRESH_NANOS),
+            refresh: now.wrapping_sub(inner.refresh_since) % (2 * REFRESH_NANOS),
         })
     }
 
@@ -195,10 +204,10 @@ impl Persist for I8254 {
             *counter = Counter::restored(state, now);
         }
         inner.speaker = state.speaker;
+        inner.refresh_since = now.wrapping_sub(state.refresh);
         inner.edges_until = now;
         self.irq.restore(inner.counters[0].output_between_pulses(now));
-        let next = inner.counters[0].next_edge(now);
-        inner.alarm.want(next);
+        inner.watch(now);
         Ok(())
     }
 
