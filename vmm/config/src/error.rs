@@ -15,7 +15,7 @@ mod test;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file can't be read.
-    #[error("config file {} can't be read", file.display())]
+    #[error("config file `{}` can't be read: {source}", file.display())]
     Read {
         /// The file.
         file: PathBuf,
@@ -34,25 +34,12 @@ pub enum Error {
         /// What is wrong there.
         problem: Problem,
     },
-    /// Keys contradict each other.
+    /// Keys contradict each other, or the machine.
     #[error(transparent)]
     Conflict(#[from] Conflict),
     /// The config can't be written as TOML.
     #[error("the config can't be written as TOML: {0}")]
     Write(String),
-}
-
-impl Error {
-    /// What would mend it, where that is not in the message already.
-    pub fn mend(&self) -> Option<String> {
-        match self {
-            Error::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("name an existing file, or write one with `skep run --dump-config`".to_owned())
-            }
-            Error::Conflict(conflict) => Some(conflict.mend()),
-            _ => None,
-        }
-    }
 }
 
 /// What is wrong with a key or a value.
@@ -166,13 +153,15 @@ fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'static str>) ->
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
     /// There is neither a kernel nor firmware.
-    #[error("there is nothing to boot")]
+    #[error(
+        "there is nothing to boot\n  try: a kernel, by `--kernel FILE`; or `skep hello`, for a guest that is built in"
+    )]
     NothingToBoot,
     /// Both a kernel and firmware.
-    #[error("both a kernel and firmware are given")]
+    #[error("both `boot.kernel` and `boot.firmware` are given\n  try: one of them")]
     KernelAndFirmware,
     /// A key that means something only beside another one.
-    #[error("`{key}` is given without `{needs}`")]
+    #[error("`{key}` is given without `{needs}`\n  try: give `{needs}` too, or leave `{key}` out")]
     Without {
         /// The key that is there.
         key: &'static str,
@@ -180,7 +169,7 @@ pub enum Conflict {
         needs: &'static str,
     },
     /// A key that machines of another architecture have.
-    #[error("`{key}` is for {needs} guests, and machine {machine} is {}", machine.arch())]
+    #[error("`{key}` is for {needs} guests, and machine {machine} is {}\n  try: leave `{key}` out", machine.arch())]
     OtherArch {
         /// The key.
         key: &'static str,
@@ -189,18 +178,4 @@ pub enum Conflict {
         /// The machine of this config.
         machine: MachineVersion,
     },
-}
-
-impl Conflict {
-    /// What would mend it.
-    pub fn mend(&self) -> String {
-        match self {
-            Conflict::NothingToBoot => {
-                "give a kernel (`--kernel FILE`), or see `skep hello` for a guest that is built in".to_owned()
-            }
-            Conflict::KernelAndFirmware => "give one of them".to_owned(),
-            Conflict::Without { key, needs } => format!("give `{needs}` too, or leave `{key}` out"),
-            Conflict::OtherArch { key, .. } => format!("leave `{key}` out"),
-        }
-    }
 }

@@ -6,6 +6,7 @@ use clap::{Args, ValueHint};
 use skep_hypervisor::ArchKind;
 
 use crate::Config;
+use crate::boot::Boot;
 use crate::choice::{CpuFeatures, Irqchip, LogLevel};
 use crate::cpus::Cpus;
 use crate::error::Error;
@@ -25,50 +26,65 @@ pub struct Flags {
     /// Read this TOML file first; flags win over it
     ///
     /// Keys are named as the flags are, in the tables [boot], [cpus], [memory], [serial], [cpu-features] and [on]: `--kernel` is
-    /// `boot.kernel`, `--on-reset` is `on.reset`. `--dump-config` shows them all. Relative paths start at the file's folder.
+    /// `boot.kernel`, `--on-reset` is `on.reset`. `skep run --dump-config` shows them all. Relative paths start at the file's folder.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// What to boot.
+    #[command(flatten)]
+    pub boot: BootFlags,
+    /// Everything else.
+    #[command(flatten)]
+    pub machine: MachineFlags,
+}
 
+/// What to boot.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Boot")]
+pub struct BootFlags {
     /// Kernel: bzImage or ELF on x86_64; Image, Image.gz or EFI zboot on aarch64
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk for the kernel
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
     /// Command line for the kernel [default: console=ttyS0 on x86_64, empty on aarch64]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Boot")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
     /// Device tree that replaces the one skep makes (aarch64)
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub dtb: Option<PathBuf>,
-    /// Firmware to boot instead of a kernel
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    /// Firmware to boot instead of a kernel (not in this version)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub firmware: Option<PathBuf>,
-    /// The firmware's variables
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Boot")]
+    /// The firmware's variables (not in this version)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub firmware_vars: Option<PathBuf>,
+}
 
+/// The machine, its console, and how it runs.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineFlags {
     /// Machine, which fixes the guest's hardware for ever [default: the newest of the host's architecture]
-    #[arg(long, value_name = "MACHINE", help_heading = "Machine")]
+    #[arg(long, value_name = "MACHINE")]
     pub machine: Option<MachineVersion>,
     /// Virtual CPUs: N[,max=N][,sockets=N][,cores=N][,threads=N] [default: 1]
-    #[arg(long, value_name = "N[,max=N,...]", help_heading = "Machine")]
+    #[arg(long, value_name = "N[,max=N,...]")]
     pub cpus: Option<Cpus>,
     /// Processor features given only on request (aarch64): pauth, sve
-    #[arg(long, value_name = "FEATURE,...", help_heading = "Machine")]
+    #[arg(long, value_name = "FEATURE,...")]
     pub cpu_features: Option<CpuFeatures>,
     /// Memory: SIZE[,hugepages=SIZE][,prefault][,shared], sizes as 512M or 4G [default: 512M]
-    #[arg(long, value_name = "SIZE[,...]", help_heading = "Machine")]
+    #[arg(long, value_name = "SIZE[,...]")]
     pub memory: Option<Memory>,
     /// Interrupt controller (aarch64) [default: auto]
-    #[arg(long, value_name = "KIND", help_heading = "Machine")]
+    #[arg(long, value_name = "KIND")]
     pub irqchip: Option<Irqchip>,
     /// Seed for the guest's random numbers at boot: 64 hexadecimal digits [default: from the host]
-    #[arg(long, value_name = "HEX", help_heading = "Machine")]
+    #[arg(long, value_name = "HEX")]
     pub rng_seed: Option<RngSeed>,
-
     /// First serial port: stdio, file=FILE, pty[,link=PATH], socket=PATH or none [default: stdio]
-    #[arg(long, value_name = "WHERE", help_heading = "Console")]
+    #[arg(long, value_name = "WHERE")]
     pub serial: Option<Serial>,
 
     /// When the guest powers off [default: exit]
@@ -109,9 +125,16 @@ impl Flags {
         Ok(config)
     }
 
-    /// Replaces in `config` what flags were given for. A flag for the other way to boot drops what the file says about the first.
+    /// Replaces in `config` what flags were given for.
     pub fn apply(self, config: &mut Config) {
-        let boot = &mut config.boot;
+        self.boot.apply(&mut config.boot);
+        self.machine.apply(config);
+    }
+}
+
+impl BootFlags {
+    /// A flag for the other way to boot drops what the file says about the first.
+    fn apply(self, boot: &mut Boot) {
         if self.firmware.is_some() {
             (boot.kernel, boot.initrd, boot.cmdline, boot.dtb) = (None, None, None, None);
         }
@@ -124,6 +147,12 @@ impl Flags {
         replace_some(&mut boot.dtb, self.dtb);
         replace_some(&mut boot.firmware, self.firmware);
         replace_some(&mut boot.firmware_vars, self.firmware_vars);
+    }
+}
+
+impl MachineFlags {
+    /// Replaces in `config` what flags were given for.
+    pub fn apply(self, config: &mut Config) {
         replace(&mut config.machine, self.machine);
         replace(&mut config.cpus, self.cpus);
         replace(&mut config.cpu_features, self.cpu_features);

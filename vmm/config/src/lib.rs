@@ -33,7 +33,7 @@ pub use boot::{Boot, BootSource};
 pub use choice::{CpuFeatures, Irqchip, LogLevel};
 pub use cpus::Cpus;
 pub use error::{Conflict, Error, Problem};
-pub use flags::Flags;
+pub use flags::{BootFlags, Flags, MachineFlags};
 pub use machine::MachineVersion;
 pub use memory::Memory;
 pub use policy::{Action, Policy};
