@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aarch64;
+pub mod acpi;
 pub mod kernel;
 pub mod layout;
 pub mod x86_64;

@@ -1,4 +1,8 @@
 //! The aarch64 machine: the `virt` contract.
 
+pub mod acpi;
 pub mod boot;
 pub mod layout;
+mod topology;
+
+pub use topology::mpidr;

@@ -15,6 +15,7 @@ const MACHINE_386: u16 = 3;
 const MACHINE_X86_64: u16 = 62;
 const MACHINE_AARCH64: u16 = 183;
 const SEGMENT_LOAD: u32 = 1;
+const SEGMENT_INTERP: u32 = 3;
 const SEGMENT_NOTE: u32 = 4;
 /// Xen's note with the address of the 32-bit PVH entry point.
 const NOTE_PHYS32_ENTRY: u32 = 18;
@@ -101,6 +102,7 @@ impl Elf {
             let mut segment = ProgramHeader::new_zeroed();
             read_at(source, offset, length, segment.as_mut_bytes())?;
             match segment.kind.get() {
+                SEGMENT_INTERP => return unsupported("a dynamically linked program", "take a kernel (vmlinux)"),
                 SEGMENT_LOAD => segments.extend(load_segment(&segment, length)?),
                 SEGMENT_NOTE if pvh_entry.is_none() => pvh_entry = find_pvh_entry(source, &segment, length)?,
                 _ => {}
@@ -160,8 +162,11 @@ impl Elf {
     }
 }
 
+fn unsupported<T>(what: &str, mend: &'static str) -> Result<T, KernelError> {
+    Err(KernelError::Unsupported { what: what.to_owned(), mend })
+}
+
 fn check_header(header: &FileHeader) -> Result<(), KernelError> {
-    let unsupported = |what: &str, mend| Err(KernelError::Unsupported { what: what.to_owned(), mend });
     match header.machine.get() {
         MACHINE_X86_64 => {}
         MACHINE_386 => return unsupported("a 32-bit x86 ELF file", "take an x86_64 (amd64) kernel"),

@@ -103,7 +103,8 @@ impl Image {
                 let what = "a compressed x86 kernel or ELF file".to_owned();
                 return Err(KernelError::Unsupported { what, mend: "decompress it first (gunzip)" });
             }
-            Found::Other(..) | Found::Gzip | Found::Zboot | Found::Unknown => {
+            Found::Other(what, mend) => return Err(KernelError::NotAKernel { what, mend }),
+            Found::Gzip | Found::Zboot | Found::Unknown => {
                 let what = "gzip-compressed data that holds no arm64 Image";
                 return Err(KernelError::NotAKernel { what, mend: KernelError::FORMATS });
             }

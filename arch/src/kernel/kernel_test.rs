@@ -52,7 +52,8 @@ fn what_is_no_kernel_is_named() {
         assert!(error(file).starts_with(text), "{}", error(file));
     }
     assert!(error(&pattern(1 << 20)).starts_with("the file is unknown data, not a kernel; x86_64 boots bzImage"));
-    assert!(error(&gzip(b"070701000")).contains("gzip-compressed data that holds no arm64 Image"));
+    assert!(error(&gzip(b"070701000")).starts_with("the file is an initramfs (cpio archive), not a kernel"));
+    assert!(error(&gzip(b"nothing")).contains("gzip-compressed data that holds no arm64 Image"));
     assert!(error(&gzip(&elf(&pattern(512), true))).contains("decompress it first (gunzip)"));
     let io = Kernel::probe(&mut std::fs::File::open("/").unwrap()).unwrap_err();
     assert!(matches!(io, KernelError::Io(_) | KernelError::Empty | KernelError::Truncated { .. }), "{io}");
@@ -73,6 +74,7 @@ fn kernels_that_are_not_supported_are_told_apart() {
     assert!(with(&elf, 18, &[3, 0]).contains("32-bit x86 ELF"));
     assert!(with(&elf, 18, &[243, 0]).contains("another architecture"));
     assert!(with(&elf, 16, &[1, 0]).contains("object or core"));
+    assert!(with(&elf, 64, &[3]).contains("a dynamically linked program"));
     let arm = image(70_000, MIB, true);
     assert!(with(&arm, 24, &[0xb]).contains("big-endian"));
     assert!(error(&zboot(&gzip(&arm), b"zstd")).contains("compressed by zstd, which is not supported; take one"));

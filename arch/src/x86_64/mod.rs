@@ -1,5 +1,6 @@
 //! The x86_64 machine: a PC with the Q35 chipset's contract.
 
+pub mod acpi;
 pub mod boot;
 pub mod boot_params;
 pub mod e820;
