@@ -22,6 +22,7 @@
 pub mod aarch64;
 mod arch;
 mod error;
+pub mod fake;
 pub mod report;
 mod vcpu;
 mod vm;
