@@ -155,7 +155,8 @@ pub(crate) fn twins<D: Device + Component>(
     two.clock.set_wall(one.clock.wall());
     two.device.restore_record(&record).unwrap();
     assert_eq!(two.device.save_record(), record, "what is restored is what is saved");
-    (one.log.take(), two.log.take());
+    one.log.take();
+    two.log.take();
     for step in after {
         assert_eq!(one.step(*step), two.step(*step), "{step:?}");
     }
