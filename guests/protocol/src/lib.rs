@@ -21,7 +21,8 @@
 //! also uses the page at [`X86_64_TRAMPOLINE`].
 //!
 //! An operation that the architecture, or this CPU, does not have ends as [`Status::Unsupported`], one during which the CPU took an exception as
-//! [`Status::Faulted`]; the list goes on in either case.
+//! [`Status::Faulted`]; the list goes on in either case. At one that is malformed, and at an exception that no operation allows for, the guest
+//! ends the machine: by a triple fault, or by PSCI `SYSTEM_OFF`.
 //!
 //! What this crate does not do: it neither builds guests nor runs them.
 

@@ -232,11 +232,11 @@ pub enum Operation {
         /// The INTID.
         irq: u64,
     },
-    /// aarch64 with GICv3: enable LPIs on this CPU and an ITS whose collection 0 is this CPU.
+    /// aarch64 with GICv3: enable LPIs on this CPU, and an ITS whose collection 0 is this CPU.
     InitIts {
         /// The ITS's base address.
         base: u64,
-        /// [`ITS_TABLES_SIZE`](Self::ITS_TABLES_SIZE) bytes of RAM for its tables, aligned to that size, all zero.
+        /// [`ITS_TABLES_SIZE`](Self::ITS_TABLES_SIZE) bytes of RAM for its tables, aligned to 64 KiB, all zero.
         tables: u64,
     },
     /// aarch64 with GICv3: let an event of a device raise LPI `irq` on the CPU that did [`Operation::InitIts`].
@@ -270,7 +270,7 @@ pub enum Operation {
         /// On.
         on: bool,
     },
-    /// Send an interrupt to a CPU: vector `irq` by the local APIC, or SGI `irq` by the GIC.
+    /// Send an interrupt to a CPU: vector `irq` by the local APIC, or SGI `irq` by the GIC. The controller must have been initialised.
     SendIpi {
         /// APIC id, or the affinity fields of `MPIDR_EL1`.
         cpu: u64,
@@ -328,7 +328,7 @@ const EDGE: u16 = 0;
 const LEVEL: u16 = 1;
 
 impl Operation {
-    /// The size and alignment of the RAM that [`Operation::InitIts`] uses, in bytes.
+    /// The size of the RAM that [`Operation::InitIts`] uses, in bytes.
     pub const ITS_TABLES_SIZE: u64 = 0x10_0000;
 
     /// The operation as it is written to guest memory, not carried out yet.
