@@ -13,4 +13,5 @@ pub mod aarch64;
 pub mod acpi;
 pub mod kernel;
 pub mod layout;
+pub mod topology;
 pub mod x86_64;

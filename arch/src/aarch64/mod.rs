@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod fdt;
 pub mod layout;
 mod topology;
 
