@@ -112,6 +112,10 @@ impl Drop for Qemu {
 }
 
 fn kernel_command_line(lab: &Lab) -> String {
-    // A host that stumbles is to end at once and say why, and is not to spend its time on measures against attackers.
-    format!("console={} quiet panic=-1 oops=panic mitigations=off nowatchdog", lab.board.arch().console())
+    // A host that stumbles is to end at once and say why; it is not to spend time on measures against attackers or on
+    // testing its ciphers.
+    format!(
+        "console={} quiet panic=-1 oops=panic mitigations=off nowatchdog cryptomgr.notests=1",
+        lab.board.arch().console()
+    )
 }
