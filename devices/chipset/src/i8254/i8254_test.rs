@@ -11,7 +11,7 @@ const fn ticks(count: u64) -> u64 {
 fn rig() -> Rig<I8254> {
     let (log, clock) = (Log::default(), Clock::manual(0));
     let device = I8254::new(I8254Config { irq: log.line("irq"), clock: clock.clone() });
-    Rig { device, clock, log, regions: &[(COUNTERS, PORT_COUNT), (SPEAKER, 1)], poke: Box::new(|_| ()) }
+    Rig { device, clock, log, regions: &[(COUNTERS, 4), (SPEAKER, 1)], poke: Box::new(|_| ()) }
 }
 
 device_properties!(rig);

@@ -17,6 +17,7 @@ use skep_state::{Persist, StateError};
 
 use crate::access::{read_ports, write_ports};
 use crate::alarm::Alarm;
+use crate::ports::PortRange;
 
 mod counter;
 mod state;
@@ -30,12 +31,13 @@ mod test;
 
 /// Ticks per second of all counters.
 pub const FREQUENCY_HZ: u64 = 1_193_182;
-/// The region of the counters' four ports (40h).
-pub const COUNTERS: u32 = 0;
-/// The region of the speaker port (61h).
-pub const SPEAKER: u32 = 1;
-/// How many ports the counters have.
-pub const PORT_COUNT: u64 = 4;
+/// Where a PC has its ports: the counters, and the speaker port.
+pub const PORTS: [PortRange; 2] =
+    [PortRange { base: 0x40, size: 4, region: COUNTERS }, PortRange { base: 0x61, size: 1, region: SPEAKER }];
+
+/// Regions.
+const COUNTERS: u32 = 0;
+const SPEAKER: u32 = 1;
 
 /// Half a period of the refresh toggle, in nanoseconds.
 const REFRESH_NANOS: u64 = 15_085;
