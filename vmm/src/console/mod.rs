@@ -238,13 +238,16 @@ impl Console {
         }
     }
 
-    /// Reads once, and says whether there was anything.
-    fn read_source(&mut self, ops: &mut EventOps<'_>) -> bool {
+    /// Reads once, and says whether there was anything. `gone` says that the other end will not take any output either.
+    fn read_source(&mut self, gone: bool, ops: &mut EventOps<'_>) -> bool {
         let Some(source) = &mut self.source else { return false };
         let mut chunk = [0; CHUNK];
         match source.file.read(&mut chunk) {
             Ok(0) => {
-                self.end_of_input(ops);
+                match gone {
+                    true => self.lost_source(ops),
+                    false => self.end_of_input(ops),
+                }
                 false
             }
             Ok(count) => {
@@ -310,7 +313,7 @@ impl Console {
         loop {
             self.hand_over();
             let always = self.source.as_ref().is_some_and(|source| source.watch == Watch::Always);
-            if !(always && self.pending.is_empty() && self.read_source(ops)) {
+            if !(always && self.pending.is_empty() && self.read_source(false, ops)) {
                 break;
             }
         }
@@ -370,11 +373,11 @@ impl MutEventSubscriber for Console {
                 }
             }
             _ => {
+                let gone = events.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR);
                 let ended = self.source.as_ref().is_some_and(|source| source.watch == Watch::Hangup);
-                if ended {
-                    self.lost_source(ops);
-                } else {
-                    self.read_source(ops);
+                match ended && gone {
+                    true => self.lost_source(ops),
+                    false => drop(self.read_source(gone, ops)),
                 }
             }
         }

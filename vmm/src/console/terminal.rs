@@ -16,6 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
+#[cfg(test)]
+#[path = "terminal_test.rs"]
+mod test;
+
 /// The process's terminal: there is at most one.
 static TERMINAL: OnceLock<Terminal> = OnceLock::new();
 
