@@ -14,6 +14,8 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 ln -s /proc/self/fd /dev/fd
 hostname lab
 ip link set lo up
+# As systemd does.
+ulimit -Hn 524288
 for module in $(cat /modules/order); do
     insmod "/modules/$module" || echo "lab: cannot load $module"
 done
@@ -23,7 +25,7 @@ stty raw -echo
 
 mount -t ext4 -o noatime /dev/nvme0n1 /lab || { echo "lab: cannot mount what was carried in"; poweroff -f; }
 mkdir /out
-export PATH=/bin:/sbin HOME=/root TMPDIR=/tmp TERM=linux LAB_OUT=/out
+export PATH=/bin:/sbin:/lab/bin HOME=/root TMPDIR=/tmp TERM=linux LAB_OUT=/out
 
 # Tells the other side what happens, in a line that it knows from the programs' output by the byte and the word it begins with.
 mark() { printf '\036%s %s\n' "$word" "$*"; }

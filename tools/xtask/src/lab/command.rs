@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// The host's memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 3072)]
     memory: u32,
+    /// Build skep for the lab and carry it in, to where it is found by its name
+    #[arg(long)]
+    skep: bool,
     /// Carry a file or directory in, as /lab/NAME (its own name by default)
     #[arg(long, value_name = "PATH[:NAME]")]
     carry: Vec<String>,
@@ -57,6 +60,9 @@ pub(crate) fn main(args: &Args) -> Result<i32> {
         .memory_mib(args.memory)
         .limit(limit)
         .carry(images.guest(), "images");
+    if args.skep {
+        lab = lab.carry(crate::test::skep(args.arch)?, "bin/skep");
+    }
     for carried in &args.carry {
         let (path, name) = match carried.rsplit_once(':') {
             Some((path, name)) => (Path::new(path), name),

@@ -16,7 +16,7 @@ pub(crate) use command::{Args, main};
 pub(crate) use plan::Program;
 
 use crate::images::Images;
-use crate::paths;
+use crate::paths::Scratch;
 use anyhow::{Context, Result, bail};
 use console::{Console, Event};
 use std::path::{Path, PathBuf};
@@ -114,7 +114,7 @@ impl Lab {
     /// If the lab cannot be booted, if its host dies, or if it takes longer than the limit. A program that fails is no
     /// error.
     pub(crate) fn run(&self, programs: &[Program], watch: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<Outcome>> {
-        let scratch = paths::scratch()?;
+        let scratch = Scratch::new()?;
         let word = format!("lab-{:08x}", std::process::id());
         let script = plan::script(&word, programs, self.bring_back.is_some());
         let mut qemu = self.boot(scratch.path(), &script, false)?;
@@ -169,7 +169,7 @@ impl Lab {
 
     /// Boots the lab and gives the terminal's user a prompt in it.
     pub(crate) fn shell(&self) -> Result<()> {
-        let scratch = paths::scratch()?;
+        let scratch = Scratch::new()?;
         self.boot(scratch.path(), &plan::shell(), true)?.finish()?;
         if let Some(directory) = &self.bring_back {
             disk::bring_back(&scratch.path().join(qemu::BACK), directory)
