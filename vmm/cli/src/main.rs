@@ -1,2 +1,40 @@
-//! (to be written)
-fn main() {}
+//! `skep`: the command.
+//!
+//! `run` and `check` take one schema by flags or by a file (`skep-config`); `hello` boots a guest that is built in; `doctor` says what this
+//! host can do. Exit codes are in [`exit`], and in `skep --help`.
+//!
+//! What it does not do yet: the control socket and everything that needs it, snapshots, images.
+
+#![deny(unsafe_code)]
+
+mod args;
+mod doctor;
+mod exit;
+mod log;
+mod pages;
+mod report;
+mod run;
+mod stats;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use args::Command;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let done = match args::parse() {
+        Ok(Command::Run(args)) => run::run(args, started),
+        Ok(Command::Hello(args)) => run::hello(args, started),
+        Ok(Command::Check(args)) => run::check(args),
+        Ok(Command::Doctor) => doctor::doctor(),
+        Ok(Command::Completions { shell }) => pages::completions(shell),
+        Ok(Command::Man { folder }) => pages::man(&folder),
+        Err(refused) => return args::explain(&refused),
+    };
+    done.unwrap_or_else(|failure| {
+        report::print(failure.error());
+        failure.exit()
+    })
+    .into()
+}

@@ -1,0 +1,141 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use skep_config::{Flags, MachineFlags, Problem};
+
+use crate::exit::{self, Exit};
+
+const EXAMPLES: &str = "\
+Examples:
+  skep doctor
+          what this host can do, and the mend for what is missing
+  skep hello
+          boot a small guest that is built in, on any /dev/kvm
+  skep run --kernel vmlinuz --initrd initrd.img --cmdline \"console=ttyS0\" --memory 1G --cpus 2
+          boot a kernel, with its console on this terminal (Ctrl-] q ends it)
+  skep run --config vm.toml --serial socket=vm.console
+          the machine of a file, with its console on a socket
+  skep run --config vm.toml --memory 4G --dump-config > bigger.toml
+          write the whole config, with a change";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  skep run --kernel vmlinuz --initrd initrd.img
+          a kernel, with its console on this terminal; Ctrl-] h shows the keys
+  skep run --kernel Image --cpus 4,max=8,threads=2 --memory 8G,hugepages=2M
+  skep run --kernel bzImage --serial pty,link=vm.console --on-reset exit --log info --stats
+  skep run --config vm.toml --cmdline \"root=/dev/nvme0n1p1 console=ttyS0\"
+
+A config file:
+  memory = \"2G\"
+  cpus = 4
+  [boot]
+  kernel = \"vmlinuz\"            # relative to the file's folder
+  cmdline = \"console=ttyS0\"
+  [on]
+  reset = \"exit\"
+
+A comma inside a value is written twice: --serial file=a,,b.log";
+
+/// A portable virtual machine monitor
+#[derive(Debug, Parser)]
+#[command(name = "skep", version, about, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", exit::TABLE))]
+#[command(max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+struct Skep {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a machine
+    #[command(after_help = "`skep run --help` shows more, with examples", after_long_help = format!("{RUN_EXAMPLES}\n\n{}", exit::TABLE))]
+    Run(RunArgs),
+    /// Boot a small guest that is built in, which tells what it found
+    ///
+    /// It runs on any /dev/kvm, with or without hardware virtualization, in milliseconds: the machine of `skep run` with a guest that counts
+    /// its processors and memory, looks at its clocks and devices, and measures what an exit costs.
+    Hello(HelloArgs),
+    /// Say what this host can do, and how to mend what is missing
+    Doctor,
+    /// Check a config without running it: keys, files, and whether the kernel is one for the machine
+    Check(CheckArgs),
+    /// Write a shell's completions to standard output
+    ///
+    /// For bash: skep completions bash > ~/.local/share/bash-completion/completions/skep
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder, which is made if it is not there
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    /// Print the whole config as TOML, with every value in effect, instead of running it
+    #[arg(long, conflicts_with = "print_layout", help_heading = "Reports")]
+    pub(crate) dump_config: bool,
+    /// Print the guest's memory layout instead of running it
+    #[arg(long, help_heading = "Reports")]
+    pub(crate) print_layout: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HelloArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineFlags,
+    /// Words for the guest's command line: what it does, and how it ends
+    #[arg(value_name = "WORD")]
+    pub(crate) words: Vec<String>,
+}
+
+/// Reads the command line.
+pub(crate) fn parse() -> Result<Command, clap::Error> {
+    Skep::try_parse().map(|skep| skep.command)
+}
+
+/// Prints what clap has to say: help, or what is wrong.
+pub(crate) fn explain(refused: &clap::Error) -> ExitCode {
+    // Where nobody listens, the exit code still tells.
+    let _ = refused.print();
+    if let Some(problem) = not_yet(refused) {
+        eprintln!("\n{problem}");
+    }
+    match refused.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
+        _ => Exit::Usage,
+    }
+    .into()
+}
+
+/// Whether the flag that clap doesn't know is one that a later version will.
+fn not_yet(refused: &clap::Error) -> Option<Problem> {
+    match (refused.kind(), refused.get(ContextKind::InvalidArg)?) {
+        (ErrorKind::UnknownArgument, ContextValue::String(flag)) => Problem::not_yet(flag.trim_start_matches("--")),
+        _ => None,
+    }
+}
+
+/// The command line as clap knows it, for pages and completions.
+pub(crate) fn command() -> clap::Command {
+    <Skep as clap::CommandFactory>::command()
+}

@@ -1,0 +1,30 @@
+use std::io;
+
+use super::*;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Outer {
+    message: &'static str,
+    source: io::Error,
+}
+
+fn outer(message: &'static str, cause: &str) -> String {
+    text(&Outer { message, source: io::Error::other(cause) })
+}
+
+#[test]
+fn a_chain_is_told_in_order() {
+    assert_eq!(outer("no console", "disk full"), "error: no console\n  caused by: disk full\n");
+}
+
+#[test]
+fn a_cause_that_was_named_is_not_told_again() {
+    assert_eq!(outer("no console: disk full", "disk full"), "error: no console: disk full\n");
+}
+
+#[test]
+fn advice_comes_last() {
+    assert_eq!(outer("no console\n  try: rm", "disk full"), "error: no console\n  caused by: disk full\n  try: rm\n");
+    assert_eq!(outer("no console", "disk full\n  try: rm"), "error: no console\n  caused by: disk full\n  try: rm\n");
+}

@@ -1,0 +1,108 @@
+//! `skep run`, `skep hello` and `skep check`.
+
+use std::time::Instant;
+
+use skep_arch::kernel::KernelError;
+use skep_arch::layout::Row;
+use skep_config::{Action, ArchKind, Config};
+use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
+use skep_vmm::boot::BootFiles;
+use skep_vmm::machine::Machine;
+use skep_vmm::run::StopReason;
+use skep_vmm::{Ending, Error, monitor};
+
+use crate::args::{CheckArgs, HelloArgs, RunArgs};
+use crate::exit::{Exit, Failure};
+use crate::{log, pages, report, stats};
+
+/// Runs the machine of the flags and the file, or prints what is asked for instead.
+pub(crate) fn run(args: RunArgs, started: Instant) -> Result<Exit, Failure> {
+    let config = args.flags.config(host()?)?;
+    log::start(config.log, started);
+    if args.dump_config {
+        pages::print(config.to_toml()?.as_bytes())?;
+        return Ok(Exit::Done);
+    }
+    if args.print_layout {
+        let layout = Machine::layout(&config, &skep_kvm::open()?)?;
+        pages::print(layout_text(&layout).as_bytes())?;
+        return Ok(Exit::Done);
+    }
+    let files = open(&config)?;
+    finish(&config, files, started)
+}
+
+/// Boots the guest that is built in.
+pub(crate) fn hello(args: HelloArgs, started: Instant) -> Result<Exit, Failure> {
+    let mut config = Config::new(host()?);
+    // It resets when it is asked to, to show that it can.
+    config.on.reset = Action::Exit;
+    args.machine.apply(&mut config);
+    config.finish()?;
+    log::start(config.log, started);
+    let image = match config.arch() {
+        ArchKind::X86_64 => HELLO_X86_64,
+        ArchKind::Aarch64 => HELLO_AARCH64,
+    };
+    let files = BootFiles::embedded("the guest that is built in", image, &args.words.join(" "))?;
+    finish(&config, files, started)
+}
+
+/// Checks everything that can be checked without a hypervisor.
+pub(crate) fn check(args: CheckArgs) -> Result<Exit, Failure> {
+    let config = args.flags.config(host()?)?;
+    let kernel = open(&config)?.kernel.info();
+    let text = format!(
+        "machine {} ({}), kernel {}: the config is sound\n",
+        config.machine,
+        config.arch(),
+        kernel.format.name()
+    );
+    pages::print(text.as_bytes())?;
+    Ok(Exit::Done)
+}
+
+fn host() -> Result<ArchKind, Failure> {
+    ArchKind::host().ok_or(Failure::Host)
+}
+
+/// Opens the files that the config names, and refuses a kernel for the other architecture.
+fn open(config: &Config) -> Result<BootFiles, Failure> {
+    let files = BootFiles::open(&config.boot.source()?)?;
+    let kernel = files.kernel.info().architecture;
+    if kernel != config.arch() {
+        let source = KernelError::WrongArchitecture { kernel: kernel.name(), machine: config.arch() };
+        return Err(Error::Kernel { path: files.path, source }.into());
+    }
+    Ok(files)
+}
+
+fn finish(config: &Config, files: BootFiles, started: Instant) -> Result<Exit, Failure> {
+    let outcome = monitor::run(config, &skep_kvm::open()?, files, started)?;
+    conclude(&outcome.ending);
+    if config.stats {
+        report::say(&stats::text(&outcome));
+    }
+    Ok(Exit::from(&outcome.ending))
+}
+
+/// Tells how the machine ended, where that is not what its guest or its user meant.
+fn conclude(ending: &Ending) {
+    match ending {
+        Ending::PowerOff | Ending::Stopped(StopReason::Console) => {}
+        Ending::Reset => report::say("skep: the guest asked for a reset\n"),
+        Ending::Panic => report::say("skep: the guest's kernel panicked\n"),
+        Ending::TripleFault { vcpu } => report::say(&format!("skep: vCPU {vcpu} shut down after a triple fault\n")),
+        Ending::Stopped(StopReason::Signal(number)) => report::say(&format!("skep: ended by signal {number}\n")),
+        Ending::Failed(error) => {
+            if let Some(registers) = error.registers() {
+                tracing::error!("the registers at the failure:\n{registers}");
+            }
+            report::print(error);
+        }
+    }
+}
+
+fn layout_text(rows: &[Row]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
