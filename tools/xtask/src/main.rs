@@ -1,7 +1,7 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration tests there or
-//! on hardware ([`test`]), show a guest booting ([`demo`]), and check the rules of the house ([`lint`]). They run on Linux machines with Debian's package tools, of either architecture;
+//! on hardware ([`mod@test`]), show a guest booting ([`demo`]), and check the rules of the house ([`lint`]). They run on Linux machines with Debian's package tools, of either architecture;
 //! `tools/setup` installs what they call.
 
 mod arch;

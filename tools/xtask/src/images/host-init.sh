@@ -35,10 +35,15 @@ run() {
     number=$1 seconds=$2
     shift 2
     mark start "$number"
-    (cd /lab && exec timeout -s KILL "$seconds" "$@") </dev/null
-    mark exit "$number" $?
+    # A terminal opened anew: flags that the program sets on it do not outlive it.
+    (cd /lab && exec timeout -s KILL "$seconds" "$@") </dev/null >/dev/console 2>&1
+    code=$?
     # What it left behind does not disturb the next one.
     kill -9 -1 2>/dev/null
+    stty raw -echo
+    # The kernel's errors, which would otherwise be printed into the middle of a line.
+    dmesg -r -c | grep '^<[0-3]>' | cut -c 4- | sed 's/^/lab: kernel: /'
+    mark exit "$number" $code
 }
 
 # give_back: what is in /out goes to the second disk, as an archive.

@@ -112,10 +112,11 @@ impl Drop for Qemu {
 }
 
 fn kernel_command_line(lab: &Lab) -> String {
-    // A host that stumbles is to end at once and say why; it is not to spend time on measures against attackers or on
-    // testing its ciphers.
-    format!(
-        "console={} quiet panic=-1 oops=panic mitigations=off nowatchdog cryptomgr.notests=1",
-        lab.board.arch().console()
-    )
+    let words = [
+        // It prints nothing but its death, and that at once and with the reason.
+        "loglevel=1 panic=-1 oops=panic",
+        // No time is spent on measures against attackers, or on testing ciphers.
+        "mitigations=off nowatchdog cryptomgr.notests=1",
+    ];
+    format!("console={} {}", lab.board.arch().console(), words.join(" "))
 }

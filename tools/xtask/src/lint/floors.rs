@@ -14,7 +14,8 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-clock", &["skep-state"]),
     ("skep-irq", &["skep-state"]),
     ("skep-memory", &["skep-state", "skep-irq"]),
-    ("skep-hypervisor", BASE),
+    // The protocol: the conformance suite talks with a guest.
+    ("skep-hypervisor", &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-guest-protocol"]),
     ("skep-bus", BASE),
     ("skep-arch", ON_HYPERVISOR),
     ("skep-kvm", ON_HYPERVISOR),
@@ -27,7 +28,8 @@ const FLOORS: &[(&str, &[&str])] = &[
 ];
 
 const BASE: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory"];
-const ON_HYPERVISOR: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor"];
+const ON_HYPERVISOR: &[&str] =
+    &["skep-guest-protocol", "skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor"];
 const DEVICES: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus"];
 const CONFIG: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor", "skep-arch"];
 // Not skep-kvm: the machine knows no backend.
