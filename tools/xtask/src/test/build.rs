@@ -5,17 +5,35 @@ use crate::cargo::{self, Metadata};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
-/// A package whose `tests/` are integration tests: they need a `/dev/kvm`.
-struct Suite {
-    package: &'static str,
-    /// Whether a test file runs without hardware virtualization: it uses guests of our own only.
-    without_hardware: fn(&str) -> bool,
+/// The packages whose `tests/` are integration tests.
+const PACKAGES: [&str; 2] = ["skep-kvm", "skep"];
+
+/// What a test file needs, as its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// No `/dev/kvm`: it runs with the unit tests, not here.
+    Nothing,
+    /// Any `/dev/kvm`: its guests are our own.
+    AnyKvm,
+    /// Hardware virtualization, or the lab.
+    Hardware,
 }
 
-const SUITES: [Suite; 2] = [
-    Suite { package: "skep-kvm", without_hardware: |_| true },
-    Suite { package: "skep", without_hardware: |file| file.starts_with("native_") },
-];
+impl Need {
+    fn of(package: &str, file: &str) -> Need {
+        match package {
+            "skep-kvm" => Need::AnyKvm,
+            _ if file.starts_with("cli") => Need::Nothing,
+            _ if file.starts_with("native_") => Need::AnyKvm,
+            _ => Need::Hardware,
+        }
+    }
+}
+
+/// Whether a test file is for hosts of `arch`: one whose name begins with an architecture is for that one alone.
+fn is_for(arch: Arch, file: &str) -> bool {
+    Arch::ALL.into_iter().all(|other| other == arch || !file.starts_with(other.name()))
+}
 
 /// A test program of an architecture.
 pub(super) struct TestProgram {
@@ -40,11 +58,11 @@ pub(super) fn build(arch: Arch, wanted: &[String]) -> Result<Built> {
     let metadata = cargo::metadata(false)?;
     let mut arguments: Vec<String> = ["test", "--no-run", "--target", arch.musl_target()].map(str::to_owned).into();
     let mut found = Vec::new();
-    for suite in &SUITES {
-        let package = package(&metadata, suite.package)?;
-        arguments.extend(["--package".to_owned(), suite.package.to_owned()]);
-        for target in package.targets.iter().filter(|target| target.is("test")) {
-            if wanted.is_empty() || wanted.contains(&target.name) {
+    for name in PACKAGES {
+        arguments.extend(["--package".to_owned(), name.to_owned()]);
+        for target in package(&metadata, name)?.targets.iter().filter(|target| target.is("test")) {
+            let ours = Need::of(name, &target.name) != Need::Nothing && is_for(arch, &target.name);
+            if ours && (wanted.is_empty() || wanted.contains(&target.name)) {
                 arguments.extend(["--test".to_owned(), target.name.clone()]);
                 found.push(target.name.clone());
             }
@@ -52,22 +70,22 @@ pub(super) fn build(arch: Arch, wanted: &[String]) -> Result<Built> {
     }
     for name in wanted {
         if !found.contains(name) {
-            bail!("there is no integration test file {name}");
+            bail!("there is no integration test file {name} for {arch}");
         }
     }
     if found.is_empty() {
-        bail!("there are no integration tests");
+        bail!("there are no integration tests for {arch}");
     }
 
     let mut built = Built { tests: Vec::new(), skep: skep(arch)? };
     let executables = cargo::build(&arguments)?;
-    for suite in &SUITES {
-        let id = &package(&metadata, suite.package)?.id;
+    for name in PACKAGES {
+        let id = &package(&metadata, name)?.id;
         for program in executables.iter().filter(|one| one.test && one.target.is("test") && one.package == *id) {
             built.tests.push(TestProgram {
-                name: format!("{}/{}", suite.package, program.target.name),
+                name: format!("{name}/{}", program.target.name),
                 path: program.path.clone(),
-                without_hardware: (suite.without_hardware)(&program.target.name),
+                without_hardware: Need::of(name, &program.target.name) == Need::AnyKvm,
             });
         }
     }
@@ -86,3 +104,7 @@ fn package<'a>(metadata: &'a Metadata, name: &str) -> Result<&'a cargo::Package>
     let found = metadata.packages.iter().find(|package| package.name == name);
     found.with_context(|| format!("the workspace has no package {name}"))
 }
+
+#[cfg(test)]
+#[path = "build_test.rs"]
+mod test;
