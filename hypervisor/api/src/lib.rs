@@ -21,6 +21,7 @@
 
 pub mod aarch64;
 mod arch;
+pub mod conformance;
 mod error;
 pub mod fake;
 pub mod report;

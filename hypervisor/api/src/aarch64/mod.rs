@@ -16,7 +16,7 @@ pub use state::{PowerState, SimdRegisters, SystemRegister, VcpuState, registers}
 use crate::{Arch, ArchKind, HypervisorError, MemoryIo};
 
 /// The 64-bit Arm architecture.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Aarch64;
 
 impl Arch for Aarch64 {

@@ -18,7 +18,7 @@ pub use state::{
 use crate::{Arch, ArchKind, MemoryIo};
 
 /// The 64-bit x86 architecture.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct X86_64;
 
 impl Arch for X86_64 {

@@ -1,0 +1,475 @@
+//! What only x86_64 has: ports, MSRs, CPUID, pins of an IOAPIC, the PIC.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skep_guest_protocol::{Operation, Status, Width, X86_64_END, X86_64_LOAD};
+use skep_irq::{ApicBus, LineTable, LineTarget, MsiMessage};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::bus::{Recorder, Space};
+use super::interrupts::{HANDLED, READY, on_irq, ready};
+use super::rig::{Rig, Stop, builder};
+use super::target::{Level, Messages};
+use super::{Subject, Target};
+use crate::x86_64::{
+    BootState, CpuidEntry, GeneralRegisters, Segment, SystemRegisters, VcpuConfig, VcpuState, VmConfig, XsaveComponent,
+};
+use crate::{Arch, Capabilities, Doorbell, DoorbellSpace, Exit, X86_64};
+
+use Operation::{
+    InitLocalApic, InitX2Apic, ReadCpuid, ReadMsr, ReadPort, ReadPortString, SendIpi, SpinUntil, StartCpu, TripleFault,
+    WaitIrq, WriteMemory, WriteMsr, WritePort, WritePortString,
+};
+
+/// Where a local APIC lies at power-on.
+const APIC: u64 = 0xfee0_0000;
+/// The level bit of a message's data (SDM 3A section 11.11.2).
+const LEVEL: u32 = 1 << 15;
+/// IA32_LSTAR: any canonical address.
+const LSTAR: u32 = 0xc000_0082;
+/// A leaf for hypervisors that none uses.
+const MARK: CpuidEntry = CpuidEntry {
+    leaf: 0x4000_00f0,
+    subleaf: 0,
+    indexed: false,
+    eax: 0x11,
+    ebx: 0x2222,
+    ecx: 0x33_3333,
+    edx: 0x4444_4444,
+};
+const PORT: u16 = 0x1234;
+const VALUE: u64 = 0x8182_8384_8586_8788;
+
+fn message(id: u64, vector: u64) -> MsiMessage {
+    // Bits 11:5 of the address hold bits 14:8 of the destination.
+    MsiMessage { address: APIC | (id & 0xff) << 12 | (id >> 8) << 5, data: vector as u32 }
+}
+
+/// The least of an IOAPIC: one level-triggered pin.
+struct Pin {
+    apics: Arc<dyn ApicBus>,
+    message: MsiMessage,
+    state: Mutex<PinState>,
+}
+
+#[derive(Default)]
+struct PinState {
+    asserted: bool,
+    /// Delivered, and not ended yet: remote IRR.
+    in_service: bool,
+}
+
+impl Pin {
+    fn change(&self, change: impl FnOnce(&mut PinState)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        if state.asserted && !state.in_service {
+            state.in_service = true;
+            self.apics.signal(self.message, None).expect("the message is delivered");
+        }
+    }
+}
+
+impl LineTarget for Pin {
+    fn set_level(&self, _line: u32, asserted: bool) {
+        self.change(|state| state.asserted = asserted);
+    }
+}
+
+#[allow(private_interfaces, reason = "nobody else implements or calls it")]
+impl Target for X86_64 {
+    const RAM: u64 = 0;
+    const PROBE: u64 = X86_64_LOAD;
+    const FREE: u64 = X86_64_END;
+    const DEVICE: u64 = 0xd000_0000;
+    const MORE: [u64; 3] = [0x1000_0000, 0x8000_0000, 0x1_4000_0000];
+    const SIMD_SIZE: usize = 256;
+
+    fn configs(capabilities: &Capabilities<Self>, vcpus: u32) -> Vec<VmConfig> {
+        let one = VmConfig { ioapic_pins: 24 };
+        if vcpus <= capabilities.max_vcpus { vec![one] } else { Vec::new() }
+    }
+
+    fn cpu_id(index: u32) -> u64 {
+        index.into()
+    }
+
+    fn vcpu_config(capabilities: &Capabilities<Self>, id: u64) -> VcpuConfig {
+        let mut cpuid = capabilities.arch.cpuid.clone();
+        for entry in &mut cpuid.0 {
+            match entry.leaf {
+                1 => entry.ebx = entry.ebx & 0x00ff_ffff | (id as u32) << 24,
+                0xb | 0x1f => entry.edx = id as u32,
+                _ => {}
+            }
+        }
+        cpuid.set(MARK);
+        VcpuConfig { apic_id: id as u32, cpuid }
+    }
+
+    fn boot_state(list: u64) -> BootState {
+        let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093, unusable: false };
+        let none = Segment { unusable: true, ..Segment::default() };
+        BootState {
+            general: GeneralRegisters { rip: X86_64_LOAD, rbx: list, rflags: 2, ..GeneralRegisters::default() },
+            system: SystemRegisters {
+                cs: Segment { selector: 8, attributes: 0xc09b, ..data },
+                ds: data,
+                es: data,
+                fs: data,
+                gs: data,
+                ss: data,
+                tr: Segment { limit: 0x67, attributes: 0x8b, ..Segment::default() },
+                ldt: none,
+                cr0: 0x11,
+                ..SystemRegisters::default()
+            },
+        }
+    }
+
+    fn io(recorder: &mut Recorder) -> &mut <Self as Arch>::Io {
+        recorder
+    }
+
+    fn still(state: &mut VcpuState) -> u64 {
+        // The APIC timer's current count runs too.
+        if let Some(count) = state.apic.registers.get_mut(0x39) {
+            *count = 0;
+        }
+        std::mem::take(&mut state.tsc)
+    }
+
+    fn general(state: &VcpuState) -> Vec<(u64, u64)> {
+        let g = &state.general;
+        let low = [(1, g.rcx), (2, g.rdx), (3, g.rbx), (5, g.rbp), (6, g.rsi), (7, g.rdi)];
+        let high = [g.r8, g.r9, g.r10, g.r11, g.r12, g.r13, g.r14, g.r15];
+        low.into_iter().chain((8..).zip(high)).collect()
+    }
+
+    fn set_simd(state: &mut VcpuState, bytes: &[u8]) {
+        state.xsave.retain(|component| component.number != 1);
+        let place = state.xsave.partition_point(|component| component.number < 1);
+        state.xsave.insert(place, XsaveComponent { number: 1, data: bytes.to_vec() });
+    }
+
+    fn spoil(state: &mut VcpuState) {
+        state.xsave.push(XsaveComponent { number: 61, data: vec![1; 64] });
+    }
+
+    fn system_register(value: u64) -> [Operation; 2] {
+        [WriteMsr { index: LSTAR, value }, ReadMsr { index: LSTAR }]
+    }
+
+    fn offers(rig: &Rig<Self>) -> (bool, Option<bool>) {
+        (rig.interrupts.apics.routes().is_some(), None)
+    }
+
+    fn init_interrupts(_rig: &Rig<Self>, table: u64) -> Operation {
+        InitLocalApic { base: APIC, table }
+    }
+
+    fn ipi() -> (u64, Vec<Operation>) {
+        (0x60, Vec::new())
+    }
+
+    fn messages(rig: &mut Rig<Self>, cpu: u32, count: u32) -> Messages {
+        let vectors = (0x50..).take(count as usize);
+        Messages {
+            target: rig.interrupts.apics.clone(),
+            requester: None,
+            setup: Vec::new(),
+            messages: vectors.map(|vector| (message(Self::cpu_id(cpu), vector), vector)).collect(),
+        }
+    }
+
+    fn level(rig: &Rig<Self>) -> Level {
+        const VECTOR: u8 = 0x70;
+        let mut message = message(0, VECTOR.into());
+        message.data |= LEVEL;
+        let apics = rig.interrupts.apics.clone();
+        apics.set_pin_routes(&[None, Some(message)]).expect("the backend takes the pins' routes");
+        let pin = Arc::new(Pin { apics, message, state: Mutex::default() });
+        let end = pin.clone();
+        rig.bus.on(Space::End, VECTOR.into(), move |_| {
+            end.change(|state| state.in_service = false);
+            0
+        });
+        Level { lines: LineTable::new(pin, 0..=23), line: 1, irq: VECTOR.into(), setup: Vec::new() }
+    }
+}
+
+const PORT_WIDTHS: [Width; 3] = [Width::One, Width::Two, Width::Four];
+
+/// The accesses to ports so far: whether a write, the width, the value.
+fn port_accesses(rig: &Rig<X86_64>) -> Vec<(bool, usize, u64)> {
+    let ports =
+        rig.bus.log().into_iter().filter(|access| access.space == Space::Port && access.address == u64::from(PORT));
+    ports.map(|access| (access.write, access.width, access.value)).collect()
+}
+
+/// IN and OUT of each width call back once with the exact value; a doorbell at a port, where there are doorbells, takes a write away.
+pub fn ports_of_every_width(subject: &Subject<X86_64>) {
+    let mut rig = Rig::new(subject, 1);
+    rig.bus.on(Space::Port, PORT.into(), |access| if access.write { 0 } else { VALUE });
+    let each = |width| [ReadPort { port: PORT, width }, WritePort { port: PORT, value: !VALUE, width }];
+    let pause = rig.pause();
+    let list = rig.list(&[&PORT_WIDTHS.map(each).concat()[..], &pause, &each(Width::Two)].concat());
+    rig.boot(0, list);
+    assert_eq!(rig.run(0), Stop::At(0));
+    let expected = PORT_WIDTHS.map(|width| {
+        let len = usize::from(width.bytes());
+        // The upper part of a read is not the machine's to give.
+        [(false, len, VALUE), (true, len, width.truncate(!VALUE))]
+    });
+    assert_eq!(port_accesses(&rig), expected.concat());
+    let exits = rig.vcpu(0).exits();
+    assert_eq!((exits.port_reads, exits.port_writes), (3, 3));
+
+    let fd = EventFd::new(EFD_NONBLOCK).expect("the host gives an eventfd");
+    let doorbell = Doorbell { space: DoorbellSpace::Port, address: PORT.into(), width: Some(2), value: None };
+    rig.bus.forget();
+    let power = rig.vm.doorbells().map(|power| power.attach(doorbell, &fd)).transpose();
+    let attached = power.expect("the backend attaches a doorbell to a port").is_some();
+    assert_eq!(rig.run(0), Stop::End);
+    assert_eq!(port_accesses(&rig).len(), if attached { 1 } else { 2 });
+    assert_eq!(fd.read().ok(), attached.then_some(1));
+    let results = rig.results(list);
+    for (width, results) in PORT_WIDTHS.into_iter().zip(results.chunks(2)) {
+        assert_eq!(results[0], width.truncate(VALUE), "IN of {width:?}");
+    }
+}
+
+/// REP INS and REP OUTS call back once for each element, in order, with exact values, across a page too.
+pub fn string_io_is_exact(subject: &Subject<X86_64>) {
+    const COUNT: u64 = 300;
+    for width in PORT_WIDTHS {
+        let mut rig = Rig::new(subject, 1);
+        let mut next = VALUE;
+        rig.bus.on(Space::Port, PORT.into(), move |access| {
+            next += u64::from(!access.write);
+            next
+        });
+        // They begin 16 bytes before a page ends.
+        let from = rig.allocate(0x2000, 0x1000) + 0xff0;
+        let to = rig.allocate(0x2000, 0x1000) + 0xff0;
+        let bytes: Vec<_> = (0..COUNT * 4).map(|i| (i * 7 + 3) as u8).collect();
+        rig.write(from, &bytes);
+        rig.carry_out(&[
+            WritePortString { port: PORT, address: from, count: COUNT, width },
+            ReadPortString { port: PORT, address: to, count: COUNT, width },
+        ]);
+        let len = usize::from(width.bytes());
+        let value = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let written: Vec<_> = bytes.chunks(len).take(300).map(|bytes| (true, len, value(bytes))).collect();
+        let read: Vec<_> = (1..=COUNT).map(|i| (false, len, VALUE + i)).collect();
+        assert_eq!(port_accesses(&rig), [written, read].concat());
+        let stored: [u8; 1200] = rig.read(to);
+        for (i, bytes) in (1..=COUNT).zip(stored.chunks(len)) {
+            assert_eq!(value(bytes), width.truncate(VALUE + i), "element {i} of {width:?}");
+        }
+    }
+}
+
+/// A string input whose run a kick has ended is finished before the state is taken: each element calls back once.
+pub fn string_io_under_way_is_finished_by_save(subject: &Subject<X86_64>) {
+    let mut rig = Rig::new(subject, 1);
+    let kicker = rig.vcpu(0).kicker();
+    let mut next = 0;
+    rig.bus.on(Space::Port, PORT.into(), move |_| {
+        next += 1;
+        if next == 3 {
+            kicker.kick();
+        }
+        next
+    });
+    let to = rig.allocate(64, 64);
+    let pause = rig.pause();
+    let list =
+        rig.list(&[&[ReadPortString { port: PORT, address: to, count: 10, width: Width::Two }][..], &pause].concat());
+    rig.boot(0, list);
+    let running = rig.enter(0);
+    assert_eq!(rig.join(running), Stop::Exit(Exit::Kicked));
+    let saved = rig.save();
+    let mut rig = rig.successor(subject);
+    rig.restore(&saved);
+    assert_eq!(rig.run(0), Stop::At(0));
+    let stored: [u8; 20] = rig.read(to);
+    let expected: Vec<_> = (1..=10_u16).flat_map(u16::to_le_bytes).collect();
+    assert_eq!(stored[..], expected);
+    assert_eq!(port_accesses(&rig).len(), 10);
+    assert_eq!(rig.run(0), Stop::End);
+}
+
+/// An MSR that the backend does not know calls back; where the machine does not know it either, the guest takes a fault.
+pub fn msrs_call_back(subject: &Subject<X86_64>) {
+    const KNOWN: u32 = 0x5000_0000;
+    let mut rig = Rig::new(subject, 1);
+    rig.bus.on(Space::Msr, KNOWN.into(), |_| VALUE);
+    let unknown = KNOWN + 1;
+    let list = rig.list(&[
+        ReadMsr { index: KNOWN },
+        WriteMsr { index: KNOWN, value: !VALUE },
+        ReadMsr { index: unknown },
+        WriteMsr { index: unknown, value: 1 },
+        ReadMsr { index: KNOWN },
+    ]);
+    rig.boot(0, list);
+    assert_eq!(rig.run(0), Stop::End);
+    let went: Vec<_> = (0..5).map(|i| rig.op(list, i)).map(|op| (op.outcome(), op.result)).collect();
+    let (value, fault) = ((Some(Status::Done), VALUE), (Some(Status::Faulted), 13));
+    assert_eq!(went, [value, (Some(Status::Done), 0), fault, fault, value]);
+    let seen: Vec<_> = rig.bus.log().iter().filter(|a| a.space == Space::Msr).map(|a| (a.write, a.value)).collect();
+    assert_eq!(seen, [(false, VALUE), (true, !VALUE), (false, VALUE)]);
+}
+
+/// CPUID shows what the vCPU was configured with.
+pub fn cpuid_is_as_configured(subject: &Subject<X86_64>) {
+    let mut rig = Rig::new(subject, 1);
+    let to = rig.allocate(64, 64);
+    let leaves = [0, 1, MARK.leaf];
+    let operations: Vec<_> =
+        (0..).zip(leaves).map(|(i, leaf)| ReadCpuid { leaf, subleaf: 0, address: to + 16 * i }).collect();
+    rig.carry_out(&operations);
+    for (i, leaf) in (0..).zip(leaves) {
+        let found = [0, 4, 8, 12].map(|offset| u32::from_le_bytes(rig.read(to + 16 * i + offset)));
+        let entry = rig.vcpu_configs[0].cpuid.get(leaf, 0).expect("each CPU has it");
+        let mut expected = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+        let mut found = found;
+        if leaf == 1 {
+            // OSXSAVE is CR4's, and APIC the APIC base's.
+            for features in [&mut found, &mut expected] {
+                features[2] &= !(1 << 27);
+                features[3] &= !(1 << 9);
+            }
+        }
+        assert_eq!(found, expected, "leaf {leaf:#x}");
+    }
+}
+
+/// A triple fault ends the run, and after a reset the CPU boots again.
+pub fn a_triple_fault_is_told(subject: &Subject<X86_64>) {
+    let mut rig = Rig::new(subject, 1);
+    for _ in 0..2 {
+        let list = rig.list(&[TripleFault]);
+        rig.boot(0, list);
+        assert_eq!(rig.run(0), Stop::Exit(Exit::TripleFault));
+        rig.vcpu(0).reset().expect("the backend resets a vCPU");
+        rig.load_probe(subject);
+    }
+}
+
+/// The PIC's interrupts are taken when the guest allows them: each is acknowledged once.
+pub fn external_interrupts_are_taken(subject: &Subject<X86_64>) {
+    const VECTOR: u8 = 0x30;
+    let mut rig = Rig::new(subject, 1);
+    let table = rig.table();
+    let mut operations = vec![
+        InitLocalApic { base: APIC, table },
+        // LINT0 takes external interrupts, as after power-on.
+        WriteMemory { address: APIC + 0x350, value: 0x700, width: Width::Four },
+        on_irq::<X86_64>(VECTOR.into()),
+    ];
+    operations.extend(rig.pause());
+    operations.push(WaitIrq { irq: VECTOR.into(), count: 3 });
+    let list = rig.list(&operations);
+    rig.boot(0, list);
+    assert_eq!(rig.run(0), Stop::At(0));
+    // It waits while interrupts are off.
+    rig.bus.set_external(Some(VECTOR));
+    let running = rig.start(0);
+    for count in 1..3 {
+        rig.bus.wait(X86_64::DEVICE + HANDLED, count);
+        rig.bus.set_external(Some(VECTOR));
+        running.kicker.kick();
+    }
+    assert_eq!(rig.join(running), Stop::End);
+    rig.results(list);
+    assert_eq!(rig.slot(table, VECTOR.into()), (3, 0));
+}
+
+/// The end of a level interrupt is reported while a pin is routed to its vector; that of an edge, or of one without a pin, is not.
+pub fn only_level_pins_report_their_end(subject: &Subject<X86_64>) {
+    let mut rig = Rig::new(subject, 2);
+    let (table, stack, word) = (rig.table(), rig.stack(), rig.allocate(8, 8));
+    let messages = [message(0, 0x41), message(0, 0x42), message(1, 0x43)];
+    let [edge, level, second] = [messages[0], messages[1], messages[2]].map(|m| m);
+    let (level, second) =
+        (MsiMessage { data: level.data | LEVEL, ..level }, MsiMessage { data: second.data | LEVEL, ..second });
+    let apics = rig.interrupts.apics.clone();
+    apics.set_pin_routes(&[None, Some(edge), Some(level), None, Some(second)]).expect("the backend takes routes");
+    let pauses = [rig.pause(), rig.pause()];
+    let other = [
+        InitLocalApic { base: APIC, table },
+        WriteMemory { address: word, value: 1, width: Width::Eight },
+        WaitIrq { irq: 0x43, count: 1 },
+    ];
+    let other = rig.list(&other);
+    let first = [
+        InitLocalApic { base: APIC, table },
+        StartCpu { cpu: 1, list: other.gpa, stack },
+        SpinUntil { address: word, value: 1, width: Width::Eight },
+    ];
+    let wait = |irq, count| WaitIrq { irq, count };
+    let list =
+        rig.list(&[&first[..], &pauses[0], &[wait(0x41, 1), wait(0x42, 1)], &pauses[1], &[wait(0x42, 2)]].concat());
+    rig.boot(0, list);
+    let running = rig.start(1);
+    assert_eq!(rig.run(0), Stop::At(0));
+    for message in [edge, level, second] {
+        apics.signal(message, None).expect("the message is delivered");
+    }
+    assert_eq!(rig.run(0), Stop::At(1));
+    assert_eq!(rig.join(running), Stop::End);
+    let ends = |rig: &Rig<X86_64>| {
+        let ends = rig.bus.log().into_iter().filter(|access| access.space == Space::End);
+        let mut ends: Vec<_> = ends.map(|access| (access.cpu, access.address)).collect();
+        ends.sort_unstable();
+        ends
+    };
+    assert_eq!(ends(&rig), [(0, 0x42), (1, 0x43)]);
+    assert_eq!(rig.vcpu(0).exits().interrupt_ends, 1);
+    apics.set_pin_routes(&[None; 5]).expect("the backend takes routes");
+    apics.signal(level, None).expect("the message is delivered");
+    assert_eq!(rig.run(0), Stop::End);
+    assert_eq!(ends(&rig).len(), 2, "no pin waits for it any more");
+    rig.results(list);
+    rig.results(other);
+}
+
+/// A CPU whose APIC id needs more than 8 bits is started, and takes messages and interprocessor interrupts in x2APIC mode, where the backend
+/// offers such ids.
+pub fn apic_ids_beyond_255(subject: &Subject<X86_64>) {
+    const ID: u64 = 300;
+    let builder = builder(subject, 2);
+    let offered = &builder.capabilities().arch;
+    if u64::from(offered.apic_ids) <= ID || !offered.extended_msi_destinations {
+        assert!(offered.apic_ids <= 255 || !offered.extended_msi_destinations, "{} APIC ids", offered.apic_ids);
+        return;
+    }
+    let config = VmConfig { ioapic_pins: 24 };
+    let mut rig = Rig::build(subject, builder, config, &[0, ID]);
+    let (table, stack) = (rig.table(), rig.stack());
+    let other = [
+        &[InitX2Apic { table }, on_irq::<X86_64>(0x41), ready::<X86_64>()][..],
+        &[WaitIrq { irq: 0x41, count: 1 }, WaitIrq { irq: 0x42, count: 1 }, SendIpi { cpu: 0, irq: 0x43 }],
+    ];
+    let other = rig.list(&other.concat());
+    let first = [
+        InitX2Apic { table },
+        StartCpu { cpu: ID, list: other.gpa, stack },
+        SpinUntil { address: table + 0x41 * 32, value: 1, width: Width::Eight },
+        SendIpi { cpu: ID, irq: 0x42 },
+        WaitIrq { irq: 0x43, count: 1 },
+    ];
+    let list = rig.list(&first);
+    rig.boot(0, list);
+    let running = [rig.start(0), rig.start(1)];
+    rig.bus.wait(X86_64::DEVICE + READY, 1);
+    rig.interrupts.apics.signal(message(ID, 0x41), None).expect("the message is delivered");
+    for running in running {
+        assert_eq!(rig.join(running), Stop::End);
+    }
+    rig.results(list);
+    rig.results(other);
+    assert_eq!([0x41, 0x42, 0x43].map(|vector| rig.slot(table, vector)), [(1, ID), (1, ID), (1, 0)]);
+}
