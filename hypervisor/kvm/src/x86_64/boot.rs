@@ -25,7 +25,9 @@ const VIRTUAL_WIRE: [(usize, u32); 3] = [
 /// Sets the bootstrap processor, in its power-on state, to `state` as a boot protocol hands it over.
 pub(super) fn boot(vcpu: &X86Vcpu, state: &BootState) -> Result<(), VcpuError> {
     let core = &vcpu.core;
-    core.fd.set_sregs(&convert::to_sregs(&state.system, APIC_BASE)).map_err(core.failed("set segments and control registers"))?;
+    core.fd
+        .set_sregs(&convert::to_sregs(&state.system, APIC_BASE))
+        .map_err(core.failed("set segments and control registers"))?;
     core.fd.set_regs(&convert::to_regs(&state.general)).map_err(core.failed("set general registers"))?;
     let mut apic = core.fd.get_lapic().map_err(core.failed("read the local APIC"))?;
     for (offset, value) in VIRTUAL_WIRE {

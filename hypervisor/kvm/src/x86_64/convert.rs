@@ -114,11 +114,41 @@ pub(super) fn dump(general: &GeneralRegisters, system: &SystemRegisters) -> Stri
         "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\nrsi {:016x} rdi {:016x} rsp {:016x} rbp {:016x}\n\
          r8  {:016x} r9  {:016x} r10 {:016x} r11 {:016x}\nr12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}\n\
          rip {:016x} rflags {:08x}\ncr0 {:08x} cr2 {:016x} cr3 {:016x} cr4 {:08x} cr8 {:x} efer {:x}\n",
-        g.rax, g.rbx, g.rcx, g.rdx, g.rsi, g.rdi, g.rsp, g.rbp, g.r8, g.r9, g.r10, g.r11, g.r12, g.r13, g.r14, g.r15, g.rip,
-        g.rflags, s.cr0, s.cr2, s.cr3, s.cr4, s.cr8, s.efer
+        g.rax,
+        g.rbx,
+        g.rcx,
+        g.rdx,
+        g.rsi,
+        g.rdi,
+        g.rsp,
+        g.rbp,
+        g.r8,
+        g.r9,
+        g.r10,
+        g.r11,
+        g.r12,
+        g.r13,
+        g.r14,
+        g.r15,
+        g.rip,
+        g.rflags,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.cr8,
+        s.efer
     );
-    let segments =
-        [("cs", s.cs), ("ds", s.ds), ("es", s.es), ("fs", s.fs), ("gs", s.gs), ("ss", s.ss), ("tr", s.tr), ("ldt", s.ldt)];
+    let segments = [
+        ("cs", s.cs),
+        ("ds", s.ds),
+        ("es", s.es),
+        ("fs", s.fs),
+        ("gs", s.gs),
+        ("ss", s.ss),
+        ("tr", s.tr),
+        ("ldt", s.ldt),
+    ];
     for (name, segment) in segments {
         let unusable = if segment.unusable { " unusable" } else { "" };
         text += &format!(

@@ -7,9 +7,14 @@ mod boot;
 mod clock;
 mod convert;
 mod cpuid;
+mod events;
 mod ioctl;
+mod msrs;
+mod state;
+mod tsc;
 mod vcpu;
 mod vm;
+mod xsave;
 
 use kvm_bindings::{KVM_CAP_MAX_VCPU_ID, KVM_CAP_TSC_CONTROL, KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_XSAVE2};
 use skep_hypervisor::report::{Finding, Verdict};
@@ -37,7 +42,11 @@ pub(crate) fn report(kvm: &Kvm) -> Vec<Finding> {
         );
     }
     let ids = capability(KVM_CAP_MAX_VCPU_ID);
-    findings.push(Finding::new("APIC ids", format!("up to {} (x2APIC, extended MSI destinations)", ids - 1), Verdict::Ok));
+    findings.push(Finding::new(
+        "APIC ids",
+        format!("up to {} (x2APIC, extended MSI destinations)", ids - 1),
+        Verdict::Ok,
+    ));
     findings.push(match cpuid::supported(&kvm.system) {
         Ok(cpuid) => {
             let bits = cpuid::address_bits(&cpuid);
@@ -48,11 +57,16 @@ pub(crate) fn report(kvm: &Kvm) -> Vec<Finding> {
     let scaling = if capability(KVM_CAP_TSC_CONTROL) > 0 {
         Finding::new("TSC", "its frequency can be scaled", Verdict::Ok)
     } else {
-        Finding::new("TSC", "its frequency is the host's: a snapshot moves only between hosts of the same", Verdict::Limited)
+        Finding::new(
+            "TSC",
+            "its frequency is the host's: a snapshot moves only between hosts of the same",
+            Verdict::Limited,
+        )
     };
     findings.push(scaling);
     let size = capability(KVM_CAP_XSAVE2);
-    let state = if size > 0 { format!("{size} bytes of XSAVE state") } else { "4096 bytes of XSAVE state at most".to_owned() };
+    let state =
+        if size > 0 { format!("{size} bytes of XSAVE state") } else { "4096 bytes of XSAVE state at most".to_owned() };
     findings.push(Finding::new("extended state", state, Verdict::Ok));
     findings
 }

@@ -4,15 +4,15 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE, Msrs,
-    kvm_mp_state, kvm_msr_entry,
+    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state,
+    kvm_msr_entry,
 };
 use skep_hypervisor::x86_64::{BootState, Io, VcpuConfig, VcpuState};
 use skep_hypervisor::{Exit, ExitCounts, HypervisorError, Kick, Vcpu, VcpuError, X86_64};
 
 use super::vm::Shared;
-use super::{boot, convert, cpuid};
+use super::{boot, convert, cpuid, state};
 use crate::vcpu::{Core, Entered};
 
 /// IA32_MISC_ENABLE at power-on: fast strings (which KVM leaves out, and Linux then does without), no branch trace store, no PEBS.
@@ -27,6 +27,10 @@ pub(super) struct X86Vcpu {
     takes_external: bool,
     /// No access is under way and guest code stands between two instructions, so that an interrupt can be queued.
     between_instructions: bool,
+    /// The TSC runs at another frequency than the host's.
+    pub(super) tsc_scaled: bool,
+    /// What a reset restores, once it is known.
+    pub(super) power_on: Option<Box<VcpuState>>,
 }
 
 impl X86Vcpu {
@@ -44,6 +48,8 @@ impl X86Vcpu {
             config: config.clone(),
             takes_external: config.apic_id == shared.boot_cpu,
             between_instructions: false,
+            tsc_scaled: false,
+            power_on: None,
         })
     }
 
@@ -89,6 +95,11 @@ impl X86Vcpu {
         core.fd.set_mp_state(running).map_err(core.failed("wake a halted vCPU"))?;
         self.between_instructions = false;
         Ok(())
+    }
+
+    /// What the page tells of the last run holds no longer: the state was set.
+    pub(super) fn forget_run(&mut self) {
+        self.between_instructions = false;
     }
 
     /// `KVM_EXIT_IO`: one access, or the units of a string instruction.
@@ -156,6 +167,7 @@ impl Vcpu<X86_64> for X86Vcpu {
 
     fn run(&mut self, io: &mut (dyn Io + 'static)) -> Result<Exit, VcpuError> {
         let _running = self.core.running();
+        self.shared.standstill.end();
         loop {
             if self.takes_external {
                 self.external_interrupt(io)?;
@@ -188,15 +200,15 @@ impl Vcpu<X86_64> for X86Vcpu {
     }
 
     fn reset(&mut self) -> Result<(), VcpuError> {
-        todo!()
+        state::reset(self)
     }
 
     fn save(&mut self, _io: &mut (dyn Io + 'static)) -> Result<VcpuState, VcpuError> {
-        todo!()
+        state::save(self)
     }
 
-    fn restore(&mut self, _state: &VcpuState) -> Result<(), VcpuError> {
-        todo!()
+    fn restore(&mut self, state: &VcpuState) -> Result<(), VcpuError> {
+        state::restore(self, state)
     }
 
     fn exits(&self) -> ExitCounts {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_MAX_VCPU_ID, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_TSC_CONTROL, KVM_CAP_X2APIC_API, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
 };
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use skep_hypervisor::x86_64::{Capabilities as X86Capabilities, Interrupts, VcpuConfig, VmConfig};
 use skep_hypervisor::{
     Capabilities, Doorbells, GuestClock, HypervisorError, Parts, Powers, Vcpu, Vm, VmBuilder, VmRequest, X86_64,
@@ -18,6 +18,8 @@ use skep_memory::{DirtySource, Listener};
 
 use super::apic::Apics;
 use super::clock::KvmClock;
+use super::state::Support;
+use super::tsc::Standstill;
 use super::vcpu::X86Vcpu;
 use super::{cpuid, ioctl};
 use crate::doorbells::IoEvents;
@@ -43,10 +45,12 @@ fn limit(what: &'static str, wanted: u64, limit: u64, mend: &str) -> Result<(), 
     Err(HypervisorError::Limit { backend: NAME, what, wanted, limit, mend: mend.to_owned() })
 }
 
-fn capability(vm: &VmFd, cap: u32) -> u32 {
+/// What a VM answers for a capability; 0 is no.
+pub(super) fn capability(vm: &VmFd, cap: u32) -> u32 {
     u32::try_from(vm.check_extension_raw(libc::c_ulong::from(cap))).unwrap_or(0)
 }
 
+/// Enables a capability of a VM.
 pub(super) fn enable(vm: &VmFd, cap: u32, arg: u64) -> io::Result<()> {
     let request = kvm_enable_cap { cap, args: [arg, 0, 0, 0], ..Default::default() };
     vm.enable_cap(&request).map_err(io::Error::from)
@@ -124,18 +128,9 @@ impl VmBuilder<X86_64> for Builder {
         self.check(vcpus)?;
         let Self { kvm, vm, capabilities } = *self;
         let boot_cpu = vcpus.first().map_or(0, |first| first.apic_id);
-        prepare(&vm, cpuid::is_amd(&capabilities.arch.cpuid), config.ioapic_pins, boot_cpu)?;
-
         let powers = capabilities.powers;
         let apics = Arc::new(Apics::new(vm.clone(), config.ioapic_pins, powers.contains(Powers::INTERRUPT_EVENTFDS)));
-        let shared = Arc::new(Shared {
-            slots: Arc::new(Slots::new(vm.clone(), capabilities.memory_slots)),
-            vm: vm.clone(),
-            kvm,
-            capabilities,
-            pins: config.ioapic_pins,
-            boot_cpu,
-        });
+        let shared = Shared::new(kvm, vm.clone(), Arc::new(capabilities), config.ioapic_pins, boot_cpu)?;
         let vcpus = (0..).zip(vcpus).map(|(index, config)| X86Vcpu::boxed(&shared, index, config));
         let vcpus = vcpus.collect::<Result<Vec<_>, _>>()?;
         let machine = X86Vm {
@@ -153,10 +148,48 @@ pub(super) struct Shared {
     pub(super) kvm: Kvm,
     pub(super) vm: Arc<VmFd>,
     pub(super) slots: Arc<Slots>,
-    pub(super) capabilities: Capabilities<X86_64>,
-    pub(super) pins: u32,
+    pub(super) capabilities: Arc<Capabilities<X86_64>>,
+    pins: u32,
     /// The bootstrap processor's APIC id.
     pub(super) boot_cpu: u32,
+    pub(super) standstill: Standstill,
+    support: OnceLock<Support>,
+    spare: Mutex<Option<Arc<Self>>>,
+}
+
+impl Shared {
+    fn new(
+        kvm: Kvm,
+        vm: Arc<VmFd>,
+        capabilities: Arc<Capabilities<X86_64>>,
+        pins: u32,
+        boot_cpu: u32,
+    ) -> Result<Arc<Self>, HypervisorError> {
+        prepare(&vm, cpuid::is_amd(&capabilities.arch.cpuid), pins, boot_cpu)?;
+        let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots));
+        let (standstill, support, spare) = (Standstill::default(), OnceLock::new(), Mutex::new(None));
+        Ok(Arc::new(Self { kvm, vm, slots, capabilities, pins, boot_cpu, standstill, support, spare }))
+    }
+
+    /// What saving and restoring need to know; `vcpu` is any of this VM.
+    pub(super) fn support(&self, vcpu: &VcpuFd) -> Result<&Support, HypervisorError> {
+        if let Some(support) = self.support.get() {
+            return Ok(support);
+        }
+        let support = Support::new(self, vcpu)?;
+        Ok(self.support.get_or_init(|| support))
+    }
+
+    /// A VM of the same kind, without memory, whose vCPUs are never run: what power-on is on this host is read from them.
+    pub(super) fn spare(&self) -> Result<Arc<Self>, HypervisorError> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(spare) = &*spare {
+            return Ok(spare.clone());
+        }
+        let vm = Arc::new(self.kvm.system.create_vm().map_err(device::no_vm)?);
+        let made = Self::new(self.kvm.clone(), vm, self.capabilities.clone(), self.pins, self.boot_cpu)?;
+        Ok(spare.insert(made).clone())
+    }
 }
 
 /// A VM.
