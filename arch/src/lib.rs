@@ -1,11 +1,15 @@
 //! What skep knows of the two guest architectures, as plain code that compiles and is tested on every host.
 //!
-//! * [`x86_64`]: the Q35-compatible PC.
-//! * [`aarch64`]: the `virt` machine.
-//! * [`layout`]: what both memory layouts share.
-//! * [`kernel`]: kernel file formats of both.
+//! * [`x86_64`]: the Q35-compatible PC: layout, memory map, boot protocols (Linux 2.12 to 2.15 in 64-bit mode, PVH), ACPI tables, APIC ids, CPUID.
+//! * [`aarch64`]: the `virt` machine: layout, boot protocol, device tree, ACPI tables, affinities.
+//! * [`kernel`]: kernel file formats of both, read straight into guest memory.
+//! * [`acpi`]: tables (ACPI 6.5) and the description of platform devices, to be placed by the machine or by firmware.
+//! * [`layout`], [`topology`]: what both share.
 //!
-//! Nothing here depends on the host's architecture or on a hypervisor backend.
+//! Nothing here depends on the host's architecture or on a hypervisor backend. What a device says of itself in ACPI or in the device tree is
+//! the device's: it is handed in as something that writes itself.
+//!
+//! What it does not do: NUMA and cache tables (SRAT, PPTT), SMBIOS, PCI host bridges, the loading of firmware.
 
 #![forbid(unsafe_code)]
 
