@@ -1,11 +1,45 @@
 //! The legacy devices of both machines.
+//!
+//! | device | module | follows |
+//! |---|---|---|
+//! | serial port of a PC | [`uart16550`] | National Semiconductor PC16550D |
+//! | serial port | [`pl011`] | ARM DDI 0183G |
+//! | real-time clock of a PC | [`rtc`] | Motorola MC146818, Intel ICH9 |
+//! | real-time clock | [`pl031`] | ARM DDI 0224C |
+//! | interrupt controllers of a PC | [`i8259`], [`ioapic`] | Intel 8259A, 82093AA, ICH9 |
+//! | MSIs of a GICv2 | [`v2m`] | ARM's GICv2m frame (SBSA) |
+//! | timer and speaker port of a PC | [`i8254`] | Intel 82C54, ICH9 |
+//! | keyboard controller, system control port | [`i8042`], [`port92`] | IBM PS/2, ICH9 |
+//! | power management, reset control | [`pm`], [`reset_control`] | ICH9, ACPI 6.5 chapter 4 |
+//! | GPIO with a power button | [`gpio`] | ARM DDI 0190B |
+//! | panic notifier | [`pvpanic`] | QEMU's pvpanic |
+//! | firmware's debug port | [`debugcon`] | QEMU's isa-debugcon |
+//!
+//! A device is made from a configuration that holds all it needs: its [`skep_irq::IrqLine`]s, the machine's [`skep_clock::Clock`], the
+//! [`Requests`] by which it asks for power-off or reset. It answers accesses as a [`skep_bus::Device`], and is saved, restored and reset as a
+//! [`skep_state::Component`]. Where a PC has its ports is said by constants of [`PortRange`]s; the addresses of an aarch64 machine are its own.
+//!
+//! # Locks
+//!
+//! A device has one lock. Under it, it calls lines, timers, [`Requests`] and [`SerialOut`], none of which may call back into a device. The
+//! listeners of [`SerialPort::on_space`] and [`skep_irq::IrqLine::on_eoi`] are called with no lock held.
+//!
+//! # Time
+//!
+//! A device derives what it shows from the clock when it is looked at, and arms a timer only for an interrupt that somebody waits for. In its
+//! saved state, time is relative to the moment of saving, so that a restored machine's clock may stand anywhere; clocks are restored first.
+//!
+//! What it does not do: the devices' descriptions in ACPI and FDT, PCI functions, flash and fw_cfg.
 
 #![forbid(unsafe_code)]
 
 mod access;
 mod alarm;
+pub mod debugcon;
 mod eoi;
 mod fifo;
+pub mod gpio;
+mod gsi;
 pub mod i8042;
 pub mod i8254;
 pub mod i8259;
@@ -27,6 +61,9 @@ pub mod v2m;
 #[cfg(test)]
 mod testing;
 
+pub use debugcon::DebugCon;
+pub use gpio::{Pl061, Pl061Config};
+pub use gsi::GsiLines;
 pub use i8042::{I8042, I8042Config, Ps2Port};
 pub use i8254::{I8254, I8254Config};
 pub use i8259::{I8259, I8259Config};
