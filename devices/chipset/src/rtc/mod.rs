@@ -1,12 +1,16 @@
 //! The CMOS real-time clock of a PC.
 //!
-//! Follows Motorola's MC146818A datasheet and the RTC section of Intel's ICH9 datasheet (316972, 5.11 and 13.6): time in BCD or binary, 12 or
-//! 24 hours, alarm with don't-care codes, periodic, alarm and update-ended interrupts, two banks of 128 bytes, of which the first's register
-//! 32h is the century. Time flows by the machine's wall clock and an offset that the guest sets.
+//! Follows Motorola's MC146818 and the RTC section of the ICH9 datasheet (316972): time in BCD or binary, 12 or 24 hours, with the century at
+//! 0x32; alarm, periodic and update-ended interrupts; update in progress; the divider chain and its reset; two banks of 128 bytes.
 //!
-//! Flags are found when somebody looks, or when an interrupt is due: a clock whose interrupts are off costs nothing.
+//! The time follows the machine's wall clock ([`Clock::wall`]), with the difference that the guest has made by setting it; so a
+//! restored clock continues or jumps as the wall clock does. An update takes no time, and the update-in-progress bit announces it 244 us
+//! before. Flags are set when they are due, but a timer is armed only for one that interrupts and isn't set yet. Where the host is late by
+//! several periods, they become one interrupt, and the next ones keep their phase.
 //!
-//! What it does not do: daylight saving (as later chips), the square wave output, a day of the week other than the date's.
+//! The chip has a battery: a reset of the machine leaves time and memory, except for the bytes that the machine itself sets.
+//!
+//! What it does not do: the square-wave output, daylight saving, the day-of-month alarm, the NMI mask in bit 7 of the index.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -15,72 +19,87 @@ use skep_clock::{Clock, GuestNanos};
 use skep_irq::IrqLine;
 use skep_state::{Persist, StateError};
 
+use self::calendar::{DateTime, Format};
 use crate::access::{read_ports, write_ports};
 use crate::alarm::Alarm;
 use crate::ports::PortRange;
 
 mod calendar;
+mod memory_size;
+#[cfg(test)]
+mod rtc_test;
 mod state;
 
-use calendar::{Format, Moment};
+pub use memory_size::memory_size;
 pub use state::RtcState;
 
-#[cfg(test)]
-#[path = "rtc_test.rs"]
-mod test;
-
-/// Where a PC has its ports: index and data of both banks.
+/// Where a PC has its ports: index and data of each bank.
 pub const PORTS: [PortRange; 2] =
-    [PortRange { base: 0x70, size: 2, region: 0 }, PortRange { base: 0x72, size: 2, region: 1 }];
+    [PortRange { base: 0x70, size: 2, region: STANDARD }, PortRange { base: 0x72, size: 2, region: EXTENDED }];
+
+/// Regions.
+const STANDARD: u32 = 0;
+const EXTENDED: u32 = 1;
 
 /// Bytes of both banks.
-const CMOS_SIZE: usize = 256;
-const SECOND: i128 = 1_000_000_000;
-/// How long before an update the update-in-progress bit is set, in nanoseconds.
-const UPDATE_NOTICE: i128 = 244_000;
+const MEMORY_SIZE: usize = 0x100;
+/// Where the extended bank begins.
+const EXTENDED_BANK: u8 = 0x80;
 
-/// Registers of the first bank.
-mod register {
-    pub(super) const SECONDS: u8 = 0x00;
-    pub(super) const SECONDS_ALARM: u8 = 0x01;
-    pub(super) const MINUTES: u8 = 0x02;
-    pub(super) const MINUTES_ALARM: u8 = 0x03;
-    pub(super) const HOURS: u8 = 0x04;
-    pub(super) const HOURS_ALARM: u8 = 0x05;
+/// Nanoseconds of a second.
+const SECOND: i128 = 1_000_000_000;
+/// How long before an update UIP is set.
+const UPDATE_NOTICE: i128 = 244_000;
+/// Frequency of the crystal, which the periodic rates divide.
+const CRYSTAL_HZ: i128 = 32_768;
+
+/// Places in the standard bank.
+mod place {
+    pub(super) const SECOND: u8 = 0x00;
+    pub(super) const SECOND_ALARM: u8 = 0x01;
+    pub(super) const MINUTE: u8 = 0x02;
+    pub(super) const MINUTE_ALARM: u8 = 0x03;
+    pub(super) const HOUR: u8 = 0x04;
+    pub(super) const HOUR_ALARM: u8 = 0x05;
     pub(super) const WEEKDAY: u8 = 0x06;
     pub(super) const DAY: u8 = 0x07;
     pub(super) const MONTH: u8 = 0x08;
     pub(super) const YEAR: u8 = 0x09;
-    pub(super) const A: u8 = 0x0a;
-    pub(super) const B: u8 = 0x0b;
-    pub(super) const C: u8 = 0x0c;
-    pub(super) const D: u8 = 0x0d;
+    pub(super) const REGISTER_A: u8 = 0x0a;
+    pub(super) const REGISTER_B: u8 = 0x0b;
+    pub(super) const REGISTER_C: u8 = 0x0c;
+    pub(super) const REGISTER_D: u8 = 0x0d;
     pub(super) const CENTURY: u8 = 0x32;
 }
 
-/// Bits of register A.
-mod a {
+/// Register A.
+mod register_a {
     pub(super) const UPDATE_IN_PROGRESS: u8 = 1 << 7;
+    /// Both upper divider bits: the chain is held in reset.
     pub(super) const DIVIDER_RESET: u8 = 0x60;
     pub(super) const RATE: u8 = 0x0f;
+    /// 32.768 kHz, 1024 periods a second.
     pub(super) const POWER_ON: u8 = 0x26;
 }
 
-/// Bits of register B. The enable bits stand where their flags do in register C.
-mod b {
-    pub(super) const SET: u8 = 1 << 7;
-    pub(super) const ENABLES: u8 = 0x70;
-    pub(super) const SQUARE_WAVE: u8 = 1 << 3;
-    pub(super) const BINARY: u8 = 1 << 2;
+/// Register B. Its interrupt enable bits stand where the flags of register C do.
+mod register_b {
     pub(super) const HOURS_24: u8 = 1 << 1;
+    pub(super) const BINARY: u8 = 1 << 2;
+    pub(super) const UPDATE_INTERRUPT: u8 = 1 << 4;
+    pub(super) const SET: u8 = 1 << 7;
+    /// What a reset clears: the interrupts and the square wave.
+    pub(super) const CLEARED: u8 = 0x78;
 }
 
-/// Bits of register C.
-mod c {
-    pub(super) const INTERRUPT: u8 = 1 << 7;
-    pub(super) const PERIODIC: u8 = 1 << 6;
-    pub(super) const ALARM: u8 = 1 << 5;
+/// Flags of register C.
+mod flag {
     pub(super) const UPDATE: u8 = 1 << 4;
+    pub(super) const ALARM: u8 = 1 << 5;
+    pub(super) const PERIODIC: u8 = 1 << 6;
+    pub(super) const ALL: u8 = UPDATE | ALARM | PERIODIC;
+    /// One of them interrupts.
+    pub(super) const INTERRUPT: u8 = 1 << 7;
 }
 
 /// Register D: the battery is good.
@@ -92,7 +111,8 @@ pub struct RtcConfig {
     pub irq: IrqLine,
     /// The machine's clock.
     pub clock: Clock,
-    /// What CMOS memory holds at first: index (second bank from 80h on) and value.
+    /// Bytes of memory that the machine sets, by their places (the extended bank from 0x80 on), such as those of [`memory_size`]. They hold
+    /// again after each reset.
     pub memory: Vec<(u8, u8)>,
 }
 
@@ -100,270 +120,307 @@ pub struct RtcConfig {
 pub struct Rtc {
     irq: IrqLine,
     clock: Clock,
+    given: Vec<(u8, u8)>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    /// Index registers of both banks.
-    index: [u8; 2],
-    /// Alarm registers and memory; time and status stand elsewhere.
-    cmos: [u8; CMOS_SIZE],
-    a: u8,
-    b: u8,
-    /// The flags of register C.
-    flags: u8,
-    /// Nanoseconds that the guest's time is ahead of the wall clock.
-    offset: i128,
-    /// The time stands at this moment: the guest sets it, or holds the divider.
-    held: Option<Moment>,
-    /// Flags have been found up to this guest time, in nanoseconds since the Unix epoch.
-    seen: i128,
+    /// The state, in which the time's registers count only while the clock stands.
+    chip: RtcState,
+    /// Where the divider chain was when the flags were last brought up to date.
+    settled: i128,
     alarm: Alarm,
 }
 
-impl Inner {
-    fn time(&self, wall: i128) -> i128 {
-        wall + self.offset
+/// One moment.
+#[derive(Clone, Copy)]
+struct Moment {
+    now: GuestNanos,
+    wall: i128,
+}
+
+impl RtcState {
+    /// The divider chain, in nanoseconds: it passes a multiple of a second at each update.
+    fn divider(&self, moment: Moment) -> i128 {
+        moment.wall + i128::from(self.ahead_nanos)
+    }
+
+    fn divider_runs(&self) -> bool {
+        self.register_a & register_a::DIVIDER_RESET != register_a::DIVIDER_RESET
+    }
+
+    /// Whether the time goes on.
+    fn runs(&self) -> bool {
+        self.divider_runs() && self.register_b & register_b::SET == 0
     }
 
     fn format(&self) -> Format {
-        Format { binary: self.b & b::BINARY != 0, hours_24: self.b & b::HOURS_24 != 0 }
-    }
-
-    fn moment(&self, wall: i128) -> Moment {
-        self.held.unwrap_or_else(|| Moment::at(self.time(wall).div_euclid(SECOND) as i64))
-    }
-
-    /// Nanoseconds between periodic interrupts.
-    fn period(&self) -> Option<i128> {
-        match self.a & a::RATE {
-            0 => None,
-            // The two slowest of the prescaler stand before the fast ones.
-            rate @ 1..=2 => Some((SECOND << (rate + 6)) >> 15),
-            rate => Some((SECOND << (rate - 1)) >> 15),
+        Format {
+            binary: self.register_b & register_b::BINARY != 0,
+            hours24: self.register_b & register_b::HOURS_24 != 0,
         }
     }
 
-    /// Seconds from `time` until the alarm, if it can ever come.
-    fn until_alarm(&self, time: i128) -> Option<i64> {
-        let alarm = [register::HOURS_ALARM, register::MINUTES_ALARM, register::SECONDS_ALARM];
-        let [hour, minute, second] = alarm.map(|index| self.cmos[usize::from(index)]);
-        self.format().until(Moment::at(time.div_euclid(SECOND) as i64), [hour, minute, second])
+    fn byte(&self, place: u8) -> u8 {
+        self.memory.get(usize::from(place)).copied().unwrap_or(0xff)
     }
 
-    /// Finds the flags of what has happened since they were last found.
-    fn settle(&mut self, wall: i128) {
-        let (before, now) = (self.seen, self.time(wall));
-        self.seen = now;
-        if self.held.is_some() || now <= before {
+    fn set_byte(&mut self, place: u8, value: u8) {
+        if let Some(byte) = self.memory.get_mut(usize::from(place)) {
+            *byte = value;
+        }
+    }
+
+    /// The time while the clock runs, in seconds since the epoch of the guest's calendar.
+    fn seconds(&self, divider: i128) -> i64 {
+        seconds_of(divider).saturating_add(self.ahead_seconds)
+    }
+
+    /// Writes the time into its registers, where the clock runs.
+    fn write_time(&mut self, moment: Moment) {
+        if !self.runs() {
             return;
         }
-        let passed = now.div_euclid(SECOND) - before.div_euclid(SECOND);
-        if passed > 0 {
-            self.flags |= c::UPDATE;
-            if self.until_alarm(before).is_some_and(|seconds| i128::from(seconds) <= passed) {
-                self.flags |= c::ALARM;
+        let (time, format) = (DateTime::from_seconds(self.seconds(self.divider(moment))), self.format());
+        for (place, byte) in [
+            (place::SECOND, format.encode(time.second)),
+            (place::MINUTE, format.encode(time.minute)),
+            (place::HOUR, format.encode_hour(time.hour)),
+            (place::WEEKDAY, format.encode(time.weekday())),
+            (place::DAY, format.encode(time.day)),
+            (place::MONTH, format.encode(time.month)),
+            (place::YEAR, format.encode(time.year)),
+            (place::CENTURY, format.encode(time.year.div_euclid(100))),
+        ] {
+            self.set_byte(place, byte);
+        }
+    }
+
+    /// Takes the time from its registers, where the clock runs.
+    fn take_time(&mut self, moment: Moment) {
+        if !self.runs() {
+            return;
+        }
+        let format = self.format();
+        let number = |place| format.decode(self.byte(place));
+        let time = DateTime {
+            year: number(place::CENTURY) * 100 + number(place::YEAR),
+            month: number(place::MONTH),
+            day: number(place::DAY),
+            hour: format.decode_hour(self.byte(place::HOUR)),
+            minute: number(place::MINUTE),
+            second: number(place::SECOND),
+        };
+        self.ahead_seconds = time.seconds() - seconds_of(self.divider(moment));
+    }
+
+    /// Nanoseconds of the divider chain from one periodic flag to the next, as a fraction; `None` while there are none.
+    fn period(&self) -> Option<(i128, i128)> {
+        let ticks = match self.register_a & register_a::RATE {
+            0 => return None,
+            rate @ 1..=2 => 1 << (rate + 6),
+            rate => 1 << (rate - 1),
+        };
+        self.divider_runs().then_some((ticks * SECOND, CRYSTAL_HZ))
+    }
+
+    fn alarm(&self) -> calendar::Alarm {
+        calendar::Alarm {
+            hour: self.byte(place::HOUR_ALARM),
+            minute: self.byte(place::MINUTE_ALARM),
+            second: self.byte(place::SECOND_ALARM),
+            format: self.format(),
+        }
+    }
+
+    /// Flags that become due after `from` and not after `to`, both of the divider chain.
+    fn due(&self, from: i128, to: i128) -> u8 {
+        let mut due = 0;
+        if let Some((nanos, per)) = self.period()
+            && (from * per).div_euclid(nanos) != (to * per).div_euclid(nanos)
+        {
+            due |= flag::PERIODIC;
+        }
+        let (before, after) = (self.seconds(from), self.seconds(to));
+        if self.runs() && before != after {
+            due |= flag::UPDATE;
+            if self.alarm().next(before).is_some_and(|time| time <= after) {
+                due |= flag::ALARM;
             }
         }
-        if self.period().is_some_and(|period| now.div_euclid(period) != before.div_euclid(period)) {
-            self.flags |= c::PERIODIC;
-        }
+        due
+    }
+
+    /// When, on the divider chain, the next flag is due that interrupts and isn't set yet.
+    fn next_interrupt(&self, divider: i128) -> Option<i128> {
+        let awaited = |flag: u8| self.register_b & flag != 0 && self.flags & flag == 0;
+        let periodic = self.period().filter(|_| awaited(flag::PERIODIC)).map(|(nanos, per)| {
+            let next = (divider * per).div_euclid(nanos) + 1;
+            -(-(next * nanos)).div_euclid(per)
+        });
+        let update = (self.runs() && awaited(flag::UPDATE)).then(|| (divider.div_euclid(SECOND) + 1) * SECOND);
+        let now = self.seconds(divider);
+        let alarm = (self.runs() && awaited(flag::ALARM)).then(|| self.alarm().next(now)).flatten();
+        let alarm = alarm.map(|time| (divider.div_euclid(SECOND) + i128::from(time - now)) * SECOND);
+        [periodic, update, alarm].into_iter().flatten().min()
     }
 
     fn interrupts(&self) -> bool {
-        self.flags & self.b & b::ENABLES != 0
+        self.flags & self.register_b & flag::ALL != 0
     }
 
-    /// Nanoseconds until the first interrupt that is enabled and not raised.
-    fn until_interrupt(&self, wall: i128) -> Option<u64> {
-        if self.held.is_some() || self.interrupts() {
-            return None;
-        }
-        let (time, wanted) = (self.time(wall), self.b & b::ENABLES);
-        let until_second = SECOND - time.rem_euclid(SECOND);
-        let periodic = self.period().filter(|_| wanted & c::PERIODIC != 0);
-        let alarm = self.until_alarm(time).filter(|_| wanted & c::ALARM != 0);
-        let waits = [
-            periodic.map(|period| period - time.rem_euclid(period)),
-            alarm.map(|seconds| until_second + (i128::from(seconds) - 1) * SECOND),
-            (wanted & c::UPDATE != 0).then_some(until_second),
-        ];
-        waits.into_iter().flatten().min().and_then(|wait| u64::try_from(wait).ok())
-    }
-
-    /// The address of the byte that a bank's data port shows.
-    fn address(&self, region: u32) -> u8 {
-        let bank = (region & 1) as usize;
-        (bank as u8) << 7 | self.index[bank] & 0x7f
-    }
-
-    fn read(&mut self, region: u32, port: u64, wall: i128) -> u8 {
-        if port == 0 {
-            // The index of the first bank can't be read.
-            return if region == 0 { 0xff } else { self.index[1] };
-        }
-        let address = self.address(region);
-        match address {
-            register::A => {
-                let left = SECOND - self.time(wall).rem_euclid(SECOND);
-                let updating = self.held.is_none() && left <= UPDATE_NOTICE;
-                self.a | if updating { a::UPDATE_IN_PROGRESS } else { 0 }
+    fn read(&mut self, place: u8, moment: Moment) -> u8 {
+        match place {
+            place::REGISTER_A => {
+                let left = SECOND - self.divider(moment).rem_euclid(SECOND);
+                let updates = self.runs() && left <= UPDATE_NOTICE;
+                self.register_a | if updates { register_a::UPDATE_IN_PROGRESS } else { 0 }
             }
-            register::B => self.b,
-            register::C => {
-                let interrupt = if self.interrupts() { c::INTERRUPT } else { 0 };
-                std::mem::take(&mut self.flags) | interrupt
+            place::REGISTER_B => self.register_b,
+            place::REGISTER_C => {
+                let interrupts = if self.interrupts() { flag::INTERRUPT } else { 0 };
+                std::mem::take(&mut self.flags) | interrupts
             }
-            register::D => VALID,
-            _ => self.read_time(address, wall).unwrap_or(self.cmos[usize::from(address)]),
-        }
-    }
-
-    fn read_time(&self, address: u8, wall: i128) -> Option<u8> {
-        let (moment, format) = (self.moment(wall), self.format());
-        Some(match address {
-            register::SECONDS => format.encode(moment.second),
-            register::MINUTES => format.encode(moment.minute),
-            register::HOURS => format.encode_hour(moment.hour),
-            register::WEEKDAY => format.encode(moment.weekday()),
-            register::DAY => format.encode(moment.day),
-            register::MONTH => format.encode(moment.month),
-            register::YEAR => format.encode((moment.year.rem_euclid(100)) as u8),
-            register::CENTURY => format.encode((moment.year.div_euclid(100)).rem_euclid(100) as u8),
-            _ => return None,
-        })
-    }
-
-    fn write(&mut self, region: u32, port: u64, value: u8, wall: i128) {
-        if port == 0 {
-            // Bit 7 of the first bank's index masks NMI, which nothing here makes.
-            self.index[(region & 1) as usize] = value;
-            return;
-        }
-        let address = self.address(region);
-        match address {
-            register::A => {
-                self.a = value & !a::UPDATE_IN_PROGRESS;
-                self.hold_or_run(wall);
+            place::REGISTER_D => VALID,
+            place::SECOND..=place::YEAR | place::CENTURY => {
+                self.write_time(moment);
+                self.byte(place)
             }
-            register::B => {
-                // Setting the time ends the update interrupt.
-                let cleared = if value & b::SET != 0 { c::UPDATE } else { 0 };
-                self.b = value & !cleared;
-                self.hold_or_run(wall);
+            _ => self.byte(place),
+        }
+    }
+
+    fn write(&mut self, place: u8, value: u8, moment: Moment) {
+        // What the time's registers hold when the clock stops, or while one of them is set.
+        self.write_time(moment);
+        match place {
+            place::REGISTER_A => {
+                let held = !self.divider_runs();
+                self.register_a = value & !register_a::UPDATE_IN_PROGRESS;
+                if held && self.divider_runs() {
+                    // The first update comes half a second after the chain is released.
+                    let ahead = (SECOND / 2 - moment.wall).rem_euclid(SECOND);
+                    self.ahead_nanos = u32::try_from(ahead).unwrap_or(0);
+                    self.take_time(moment);
+                }
             }
-            // Flags are cleared by reading them; the battery is what it is.
-            register::C | register::D => {}
-            _ if self.write_time(address, value, wall) => {}
-            _ => self.cmos[usize::from(address)] = value,
-        }
-    }
-
-    /// The guest has held the time, or lets it run again from where it set it.
-    fn hold_or_run(&mut self, wall: i128) {
-        let hold = self.b & b::SET != 0 || self.a & a::DIVIDER_RESET == a::DIVIDER_RESET;
-        match (self.held, hold) {
-            (None, true) => self.held = Some(self.moment(wall)),
-            (Some(moment), false) => {
-                self.held = None;
-                self.set(moment, wall);
+            place::REGISTER_B => {
+                let stood = !self.runs();
+                let set = value & register_b::SET != 0;
+                self.register_b = if set { value & !register_b::UPDATE_INTERRUPT } else { value };
+                if stood {
+                    self.take_time(moment);
+                }
             }
-            _ => {}
-        }
-    }
-
-    fn set(&mut self, moment: Moment, wall: i128) {
-        self.offset = i128::from(moment.epoch_seconds()) * SECOND - wall;
-        self.seen = self.time(wall);
-    }
-
-    fn write_time(&mut self, address: u8, value: u8, wall: i128) -> bool {
-        let (mut moment, format) = (self.moment(wall), self.format());
-        let number = format.decode(value);
-        match address {
-            register::SECONDS => moment.second = number,
-            register::MINUTES => moment.minute = number,
-            register::HOURS => moment.hour = format.decode_hour(value),
-            register::DAY => moment.day = number,
-            register::MONTH => moment.month = number,
-            register::YEAR => moment.year = moment.year.div_euclid(100) * 100 + i32::from(number),
-            register::CENTURY => moment.year = i32::from(number) * 100 + moment.year.rem_euclid(100),
-            register::WEEKDAY => {}
-            _ => return false,
-        }
-        match &mut self.held {
-            Some(held) => *held = moment,
-            // A single register set while the clock runs: the second's fraction goes on.
-            None => {
-                let fraction = self.time(wall).rem_euclid(SECOND);
-                self.set(moment, wall);
-                self.offset += fraction;
-                self.seen = self.time(wall);
+            place::REGISTER_C | place::REGISTER_D => {}
+            place => {
+                self.set_byte(place, value);
+                self.take_time(moment);
             }
         }
-        true
+    }
+}
+
+/// Whole seconds of the divider chain. It is the wall clock's, so they fit.
+fn seconds_of(divider: i128) -> i64 {
+    i64::try_from(divider.div_euclid(SECOND)).unwrap_or(0)
+}
+
+impl Inner {
+    /// Sets the flags that have become due.
+    fn settle(&mut self, moment: Moment) {
+        let divider = self.chip.divider(moment);
+        if divider > self.settled {
+            self.chip.flags |= self.chip.due(self.settled, divider);
+        }
+        self.settled = divider;
+    }
+
+    fn watch(&mut self, moment: Moment) {
+        let divider = self.chip.divider(moment);
+        // What was due counts from here on: a change of the divider chain's phase makes nothing due.
+        self.settled = divider;
+        let left = self.chip.next_interrupt(divider).map(|at| at - divider);
+        let deadline = left.map(|left| moment.now.saturating_add(u64::try_from(left).unwrap_or(u64::MAX)));
+        self.alarm.want(deadline);
+    }
+
+    fn read(&mut self, region: u32, port: u64, moment: Moment) -> u8 {
+        match (region, port) {
+            (STANDARD, 1) => self.chip.read(self.chip.index, moment),
+            (EXTENDED, 1) => self.chip.byte(EXTENDED_BANK | self.chip.extended_index),
+            (EXTENDED, _) => self.chip.extended_index,
+            // The index of the standard bank can't be read.
+            _ => 0xff,
+        }
+    }
+
+    fn write(&mut self, region: u32, port: u64, value: u8, moment: Moment) {
+        match (region, port) {
+            (STANDARD, 0) => self.chip.index = value & 0x7f,
+            (STANDARD, _) => self.chip.write(self.chip.index, value, moment),
+            (_, 0) => self.chip.extended_index = value & 0x7f,
+            _ => self.chip.set_byte(EXTENDED_BANK | self.chip.extended_index, value),
+        }
     }
 }
 
 impl Rtc {
-    /// A clock that shows the wall clock (UTC).
+    /// A clock that tells the machine's wall time, in BCD and 24 hours.
     #[must_use]
     pub fn new(config: RtcConfig) -> Arc<Self> {
-        Arc::new_cyclic(|this: &Weak<Self>| {
+        let chip = RtcState {
+            memory: vec![0; MEMORY_SIZE],
+            index: 0,
+            extended_index: 0,
+            register_a: register_a::POWER_ON,
+            register_b: register_b::HOURS_24,
+            flags: 0,
+            ahead_seconds: 0,
+            ahead_nanos: 0,
+        };
+        let rtc = Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             let timer = config.clock.timer(move || {
                 if let Some(rtc) = this.upgrade() {
                     rtc.with(|inner, _| inner.alarm.fired());
                 }
             });
-            let mut cmos = [0; CMOS_SIZE];
-            for (index, value) in config.memory {
-                cmos[usize::from(index)] = value;
-            }
-            let inner = Inner {
-                index: [0; 2],
-                cmos,
-                a: a::POWER_ON,
-                b: b::HOURS_24,
-                flags: 0,
-                offset: 0,
-                held: None,
-                seen: config.clock.wall(),
-                alarm: Alarm::new(timer),
-            };
-            Self { irq: config.irq, clock: config.clock, inner: Mutex::new(inner) }
-        })
+            let settled = config.clock.wall();
+            let inner = Inner { chip, settled, alarm: Alarm::new(timer) };
+            Self { irq: config.irq, clock: config.clock, given: config.memory, inner: Mutex::new(inner) }
+        });
+        rtc.reset();
+        rtc
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<R>(&self, act: impl FnOnce(&mut Inner, i128) -> R) -> R {
-        let mut inner = self.lock();
-        let (now, wall) = (self.clock.now(), self.clock.wall());
-        inner.settle(wall);
-        let result = act(&mut inner, wall);
-        self.irq.set(inner.interrupts());
-        inner.watch(now, wall);
-        result
+    fn moment(&self) -> Moment {
+        Moment { now: self.clock.now(), wall: self.clock.wall() }
     }
-}
 
-impl Inner {
-    fn watch(&mut self, now: GuestNanos, wall: i128) {
-        let wait = self.until_interrupt(wall);
-        self.alarm.want(wait.map(|wait| now.saturating_add(wait)));
+    /// Does something with the chip at one moment, and all that follows from it.
+    fn with<R>(&self, act: impl FnOnce(&mut Inner, Moment) -> R) -> R {
+        let mut inner = self.lock();
+        let moment = self.moment();
+        inner.settle(moment);
+        let result = act(&mut inner, moment);
+        self.irq.set(inner.chip.interrupts());
+        inner.watch(moment);
+        result
     }
 }
 
 impl Device for Rtc {
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) {
-        self.with(|inner, wall| read_ports(offset, data, |port| inner.read(region, port, wall)));
+        self.with(|inner, moment| read_ports(offset, data, |port| inner.read(region, port, moment)));
     }
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> Action {
-        self.with(|inner, wall| write_ports(offset, data, |port, value| inner.write(region, port, value, wall)));
+        self.with(|inner, moment| write_ports(offset, data, |port, value| inner.write(region, port, value, moment)));
         Action::None
     }
 }
@@ -372,45 +429,28 @@ impl Persist for Rtc {
     type State = RtcState;
 
     fn save(&self) -> RtcState {
-        let mut inner = self.lock();
-        inner.settle(self.clock.wall());
-        RtcState {
-            index: inner.index,
-            cmos: inner.cmos.to_vec(),
-            a: inner.a,
-            b: inner.b,
-            flags: inner.flags,
-            offset_seconds: inner.offset.div_euclid(SECOND) as i64,
-            offset_nanos: inner.offset.rem_euclid(SECOND) as u32,
-            held: inner.held.map(Into::into),
-        }
+        self.with(|inner, moment| {
+            inner.chip.write_time(moment);
+            inner.chip.clone()
+        })
     }
 
     fn restore(&self, state: &RtcState) -> Result<(), StateError> {
         let mut inner = self.lock();
-        let (now, wall) = (self.clock.now(), self.clock.wall());
-        inner.index = state.index;
-        for (byte, saved) in inner.cmos.iter_mut().zip(&state.cmos) {
-            *byte = *saved;
-        }
-        inner.a = state.a;
-        inner.b = state.b;
-        inner.flags = state.flags;
-        inner.offset = i128::from(state.offset_seconds) * SECOND + i128::from(state.offset_nanos);
-        inner.held = state.held.as_ref().map(Into::into);
-        inner.seen = inner.time(wall);
-        self.irq.restore(inner.interrupts());
-        inner.watch(now, wall);
+        inner.chip = state.clone();
+        self.irq.restore(inner.chip.interrupts());
+        inner.watch(self.moment());
         Ok(())
     }
 
-    /// Interrupts end; time and memory stay, as they do with a battery.
+    /// Time and memory have a battery; what the machine sets, it sets again.
     fn reset(&self) {
-        self.with(|inner, wall| {
-            inner.b &= !(b::ENABLES | b::SQUARE_WAVE | b::SET);
-            inner.flags = 0;
-            inner.index = [0; 2];
-            inner.hold_or_run(wall);
+        self.with(|inner, _| {
+            inner.chip.register_b &= !register_b::CLEARED;
+            inner.chip.flags = 0;
+            for (place, byte) in &self.given {
+                inner.chip.set_byte(*place, *byte);
+            }
         });
     }
 }

@@ -3,65 +3,39 @@
 use minicbor::{Decode, Encode};
 use skep_state::{State, StateError, ensure};
 
-use super::{CMOS_SIZE, a, c};
+use super::{MEMORY_SIZE, flag, register_b};
 
-/// The time that the guest holds while it sets it.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct HeldTime {
-    /// The year.
-    #[n(0)]
-    pub year: i32,
-    /// The month, from 1.
-    #[n(1)]
-    pub month: u8,
-    /// The day, from 1.
-    #[n(2)]
-    pub day: u8,
-    /// The hour.
-    #[n(3)]
-    pub hour: u8,
-    /// The minute.
-    #[n(4)]
-    pub minute: u8,
-    /// The second.
-    #[n(5)]
-    pub second: u8,
-}
-
-/// The registers and memory of a CMOS clock.
+/// The chip's registers, its memory, and how its time differs from the machine's wall clock.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct RtcState {
-    /// Index registers of both banks.
+    /// Both banks of 128 bytes. Of the registers, those of the alarm; those of the time as they were when it was saved, which count only while
+    /// the clock stands.
     #[n(0)]
-    pub index: [u8; 2],
-    /// Both banks: alarm registers and memory. The places of time and status hold nothing.
-    #[n(1)]
     #[cbor(with = "minicbor::bytes")]
-    pub cmos: Vec<u8>,
-    /// Register A.
+    pub memory: Vec<u8>,
+    /// The index of the standard bank.
+    #[n(1)]
+    pub index: u8,
+    /// The index of the extended bank.
     #[n(2)]
-    pub a: u8,
-    /// Register B.
+    pub extended_index: u8,
+    /// Register A without its UIP bit.
     #[n(3)]
-    pub b: u8,
-    /// The flags of register C.
+    pub register_a: u8,
+    /// Register B.
     #[n(4)]
-    pub flags: u8,
-    /// How far the guest's time is ahead of the wall clock, whole seconds.
+    pub register_b: u8,
+    /// The interrupt flags of register C.
     #[n(5)]
-    pub offset_seconds: i64,
-    /// And nanoseconds.
+    pub flags: u8,
+    /// Seconds by which the clock is ahead of the wall clock, while it runs.
     #[n(6)]
-    pub offset_nanos: u32,
-    /// The time, while the guest sets it or holds the divider.
+    pub ahead_seconds: i64,
+    /// Nanoseconds, less than a second, by which the divider chain is ahead of the wall clock.
     #[n(7)]
-    pub held: Option<HeldTime>,
+    pub ahead_nanos: u32,
 }
-
-/// A thousand centuries: what four digits and all carries can't reach.
-const OFFSET_MAX: i64 = 100_000 * 366 * 86_400;
 
 impl State for RtcState {
     const ID: &'static str = "mc146818";
@@ -69,16 +43,17 @@ impl State for RtcState {
 
     fn check(&self) -> Result<(), StateError> {
         let id = Self::ID;
-        ensure(self.cmos.len() == CMOS_SIZE, id, "cmos", self.cmos.len(), "both banks have 256 bytes")?;
-        ensure(self.a & a::UPDATE_IN_PROGRESS == 0, id, "a", self.a, "bit 7 is found, not kept")?;
-        let flags = c::PERIODIC | c::ALARM | c::UPDATE;
-        ensure(self.flags & !flags == 0, id, "flags", self.flags, "there are three")?;
-        let offset = self.offset_seconds;
-        ensure(offset.abs() <= OFFSET_MAX, id, "offset_seconds", offset, "years have four digits")?;
-        ensure(self.offset_nanos < 1_000_000_000, id, "offset_nanos", self.offset_nanos, "it is less than a second")?;
-        let year = self.held.as_ref().map(|held| held.year);
-        ensure(year.is_none_or(|y| y.abs() <= 100_000), id, "held.year", year, "years have four digits")?;
-        let hold = self.b & super::b::SET != 0 || self.a & a::DIVIDER_RESET == a::DIVIDER_RESET;
-        ensure(hold == self.held.is_some(), id, "held", hold, "the time stands exactly while it is held")
+        ensure(self.memory.len() == MEMORY_SIZE, id, "memory", self.memory.len(), "both banks have 256 bytes")?;
+        ensure(self.index < 0x80, id, "index", self.index, "a bank has 128 bytes")?;
+        ensure(self.extended_index < 0x80, id, "extended_index", self.extended_index, "a bank has 128 bytes")?;
+        ensure(self.register_a < 0x80, id, "register_a", self.register_a, "UIP is derived")?;
+        let updates = self.register_b & register_b::UPDATE_INTERRUPT;
+        let holds = self.register_b & register_b::SET == 0 || updates == 0;
+        ensure(holds, id, "register_b", self.register_b, "SET clears UIE")?;
+        ensure(self.flags & !flag::ALL == 0, id, "flags", self.flags, "bits 6:4 are flags")?;
+        let years = 1 << 40;
+        let near = (-years..years).contains(&self.ahead_seconds);
+        ensure(near, id, "ahead_seconds", self.ahead_seconds, "the century has two digits")?;
+        ensure(self.ahead_nanos < 1_000_000_000, id, "ahead_nanos", self.ahead_nanos, "it is less than a second")
     }
 }
