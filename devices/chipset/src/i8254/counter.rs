@@ -7,6 +7,9 @@ use super::state::CounterState;
 
 const NANOS: u128 = 1_000_000_000;
 
+/// Interrupts of a periodic mode come no faster than this (200 us), so that a guest can't keep the clock's driver busy.
+const SHORTEST_TICKS: u64 = 239;
+
 /// How far the counter has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -91,6 +94,17 @@ impl Counter {
     fn period(&self) -> u64 {
         let count = if self.bcd { from_bcd(self.count) } else { u64::from(self.count) };
         if count == 0 { self.modulus() } else { count }
+    }
+
+    /// The ticks between two interrupts of a periodic mode: whole periods, and not too few ticks.
+    fn interrupt_period(&self) -> u64 {
+        let period = self.period();
+        period * SHORTEST_TICKS.div_ceil(period)
+    }
+
+    /// The square wave is too fast to show each of its levels.
+    fn is_blur(&self) -> bool {
+        self.mode == 3 && self.interrupt_period() != self.period()
     }
 
     fn elapsed(&self, now: GuestNanos) -> Option<u64> {
@@ -227,7 +241,7 @@ impl Counter {
 
     /// The OUT pin but for pulses of one tick, which are made as a whole when they end.
     pub(super) fn output_between_pulses(&self, now: GuestNanos) -> bool {
-        matches!(self.mode, 2 | 4 | 5) || self.output(now)
+        matches!(self.mode, 2 | 4 | 5) || self.is_blur() || self.output(now)
     }
 
     /// When the next pulse ends or the level changes, after `now`.
@@ -235,7 +249,10 @@ impl Counter {
         let Progress::Since(start) = self.progress else { return None };
         let (elapsed, period) = (ticks(now.saturating_sub(start)), self.period());
         let at = match self.mode {
-            2 => (elapsed / period + 1) * period,
+            mode if mode == 2 || self.is_blur() => {
+                let period = self.interrupt_period();
+                (elapsed / period + 1) * period
+            }
             3 => {
                 let (whole, half) = (elapsed / period * period, period.div_ceil(2));
                 if elapsed - whole < half { whole + half } else { whole + period }
@@ -244,6 +261,8 @@ impl Counter {
             0 | 1 if elapsed < period => period,
             _ => return None,
         };
+        // A count that waits is loaded when the period ends, and what follows has its phase.
+        let at = if self.next.is_some() && self.is_periodic() { at.min((elapsed / period + 1) * period) } else { at };
         Some(start.saturating_add(nanos(at)))
     }
 
@@ -253,7 +272,7 @@ impl Counter {
         let (from, to) = (ticks(since.saturating_sub(start)), ticks(now.saturating_sub(start)));
         let period = self.period();
         match self.mode {
-            2 | 3 => from / period != to / period,
+            2 | 3 => from / self.interrupt_period() != to / self.interrupt_period(),
             4 | 5 => from <= period && to > period,
             _ => false,
         }

@@ -4,7 +4,8 @@
 //! 61h is as in the ICH9 datasheet, section 13.7 (NMI_SC): gate and output of counter 2, the refresh toggle.
 //!
 //! Counter 0's output is an interrupt line. A rate generator's low pulse of one tick is made when it ends, so a period costs one timer of the
-//! host. Where the host is late by whole periods, they become one interrupt, and the next ones keep their phase; so do periods shorter than 50 us.
+//! host. Where the host is late by whole periods, they become one interrupt, and the next ones keep their phase; periods shorter than 200 us become one
+//! interrupt as well.
 //!
 //! Time is taken at the moment of an access: a count written is loaded at once, where the chip waits for the next tick (838 ns).
 
@@ -41,9 +42,6 @@ const SPEAKER: u32 = 1;
 
 /// Half a period of the refresh toggle, in nanoseconds.
 const REFRESH_NANOS: u64 = 15_085;
-
-/// Interrupts come no faster than this, in nanoseconds, so that a guest can't keep the clock's driver busy.
-const SHORTEST_NANOS: u64 = 50_000;
 
 /// What an 8254 needs.
 pub struct I8254Config {
@@ -124,7 +122,7 @@ impl Inner {
 
     fn watch(&mut self, now: GuestNanos) {
         let next = self.counters[0].next_edge(now);
-        self.alarm.want(next.map(|at| at.max(now.saturating_add(SHORTEST_NANOS))));
+        self.alarm.want(next);
     }
 
     fn read(&mut self, port: u64, now: GuestNanos) -> u8 {
