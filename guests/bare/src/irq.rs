@@ -1,6 +1,5 @@
 //! Counting interrupts in a table of [`IrqSlot`]s.
 
-use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use skep_guest_protocol::{IrqSlot, irq_slot};
@@ -39,7 +38,7 @@ pub fn taken(irq: u64, cpu: u64) {
         let address = (&raw const (*slot).address).read_volatile();
         if address != 0 {
             let value = (&raw const (*slot).value).read_volatile() as u32;
-            ptr::write_volatile(arch::memory::pointer(address), value);
+            arch::memory::write32(address, value);
         }
         AtomicU64::from_ptr(&raw mut (*slot).count).fetch_add(1, Ordering::Release);
     }

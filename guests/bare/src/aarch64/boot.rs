@@ -6,6 +6,8 @@ use core::arch::global_asm;
 //
 // `further_cpu`: where PSCI starts another CPU. X0 is the top of its stack, and what lies below that the function and its argument.
 //
+// `count_cpu`: the same without a stack. X0 is the address of a counter of 4 bytes.
+//
 // The MMU comes first: without it memory is uncached, and exclusive accesses need not work. The one table is made at link time and maps
 // 512 GiB by 1 GiB blocks: devices, from 1 GiB on memory, and from 256 GiB on devices again.
 global_asm!(
@@ -45,6 +47,17 @@ start:
 3:  mov x0, x19
     mov x29, xzr
     bl guest_main
+
+    .global count_cpu
+count_cpu:
+    mov x19, x0
+    bl enable_mmu
+4:  ldaxr w1, [x19]
+    add w1, w1, #1
+    stlxr w2, w1, [x19]
+    cbnz w2, 4b
+5:  wfi
+    b 5b
 
     .global further_cpu
 further_cpu:

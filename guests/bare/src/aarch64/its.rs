@@ -118,6 +118,17 @@ pub fn map(device: u32, event: u32, intid: u64) -> bool {
     true
 }
 
+/// Raise the LPI of `event` of `device`, by the ITS itself.
+pub fn raise(device: u32, event: u32) {
+    if ITS.load(Ordering::Acquire) != 0 {
+        // SAFETY: an interrupt that `map` allowed for, or an error of the ITS's that it keeps to itself.
+        unsafe {
+            command([0x03 | u64::from(device) << 32, event.into(), 0, 0]); // INT
+            synchronise();
+        }
+    }
+}
+
 /// SYNC, and wait until the ITS has come so far.
 unsafe fn synchronise() {
     let base = ITS.load(Ordering::Acquire);

@@ -1,50 +1,42 @@
 //! The identity map of the boot code.
 
+use core::arch::asm;
+
 /// A pointer to `address`, below 512 GiB.
 pub fn pointer<T>(address: u64) -> *mut T {
     address as *mut T
 }
 
-/// Read a register of a device.
-///
-/// # Safety
-///
-/// A device is there, or nothing.
-pub unsafe fn read32(address: u64) -> u32 {
-    let value;
-    // SAFETY: the caller's. A plain load, so that a hypervisor need not decode it.
-    unsafe { core::arch::asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags)) };
-    value
+// Registers of devices are accessed by plain loads and stores, so that a hypervisor need not decode the instruction: a compiler may choose others.
+macro_rules! accessors {
+    ($($read:ident, $write:ident: $type:ty, $load:literal, $store:literal;)*) => {$(
+        /// Read a register of a device, as wide as the name says.
+        ///
+        /// # Safety
+        ///
+        /// A device is there, and the read breaks nothing.
+        pub unsafe fn $read(address: u64) -> $type {
+            let value: $type;
+            // SAFETY: the caller's.
+            unsafe { asm!($load, value = out(reg) value, address = in(reg) address, options(nostack, preserves_flags)) };
+            value
+        }
+
+        /// Write a register of a device, as wide as the name says.
+        ///
+        /// # Safety
+        ///
+        /// A device is there, and the write breaks nothing.
+        pub unsafe fn $write(address: u64, value: $type) {
+            // SAFETY: the caller's.
+            unsafe { asm!($store, value = in(reg) value, address = in(reg) address, options(nostack, preserves_flags)) };
+        }
+    )*};
 }
 
-/// Write a register of a device.
-///
-/// # Safety
-///
-/// A device is there, and the write breaks nothing.
-pub unsafe fn write32(address: u64, value: u32) {
-    // SAFETY: as in `read32`.
-    unsafe { core::arch::asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack, preserves_flags)) };
-}
-
-/// Read a register of 8 bytes of a device.
-///
-/// # Safety
-///
-/// As for [`read32`].
-pub unsafe fn read64(address: u64) -> u64 {
-    let value;
-    // SAFETY: as in `read32`.
-    unsafe { core::arch::asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags)) };
-    value
-}
-
-/// Write a register of 8 bytes of a device.
-///
-/// # Safety
-///
-/// As for [`write32`].
-pub unsafe fn write64(address: u64, value: u64) {
-    // SAFETY: as in `read32`.
-    unsafe { core::arch::asm!("str {}, [{}]", in(reg) value, in(reg) address, options(nostack, preserves_flags)) };
+accessors! {
+    read8, write8: u8, "ldrb {value:w}, [{address}]", "strb {value:w}, [{address}]";
+    read16, write16: u16, "ldrh {value:w}, [{address}]", "strh {value:w}, [{address}]";
+    read32, write32: u32, "ldr {value:w}, [{address}]", "str {value:w}, [{address}]";
+    read64, write64: u64, "ldr {value}, [{address}]", "str {value}, [{address}]";
 }

@@ -1,6 +1,7 @@
 //! PSCI 1.0 (Arm DEN0022), called by `HVC`.
 
 use core::arch::asm;
+use core::sync::atomic::AtomicU32;
 
 use super::memory;
 
@@ -11,6 +12,7 @@ const VERSION: u64 = 0x8400_0000;
 
 unsafe extern "C" {
     static further_cpu: u8;
+    static count_cpu: u8;
 }
 
 /// A call of four registers.
@@ -35,6 +37,11 @@ pub unsafe fn start_cpu(cpu: u64, stack: u64, function: extern "C" fn(u64) -> !,
     // SAFETY: the caller's. The new CPU reads it with its caches on.
     unsafe { memory::pointer::<[u64; 2]>(stack - 16).write_volatile([function as usize as u64, argument]) };
     call([CPU_ON, cpu, &raw const further_cpu as u64, stack])
+}
+
+/// Let the CPU with these affinity fields add one to the counter, and wait for ever. The result is PSCI's.
+pub fn start_counting(cpu: u64, counter: &'static AtomicU32) -> u64 {
+    call([CPU_ON, cpu, &raw const count_cpu as u64, counter.as_ptr() as u64])
 }
 
 /// PSCI's version: major in the high half of 32 bits, minor in the low one.

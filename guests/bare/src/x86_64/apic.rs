@@ -62,7 +62,6 @@ pub fn init_x2apic() {
 
 /// Enable this CPU's local APIC, whose registers are at `base`, with its local interrupts masked.
 pub fn init_at(base: u64) {
-    memory::map(base, 0x1000);
     MODE.store(base, Ordering::Relaxed);
     init();
 }
@@ -78,17 +77,17 @@ fn init() {
 fn read(register: u32) -> u32 {
     match MODE.load(Ordering::Relaxed) {
         X2APIC => cpu::rdmsr(0x800 + register / 16) as u32,
-        // SAFETY: `init_at` mapped the registers.
-        base => unsafe { ((base + u64::from(register)) as *const u32).read_volatile() },
+        // SAFETY: a register of the local APIC.
+        base => unsafe { memory::read32(base + u64::from(register)) },
     }
 }
 
 fn write(register: u32, value: u32) {
-    // SAFETY: a register of the local APIC, mapped by `init_at` if it lies in memory.
+    // SAFETY: a register of the local APIC.
     unsafe {
         match MODE.load(Ordering::Relaxed) {
             X2APIC => cpu::wrmsr(0x800 + register / 16, value.into()),
-            base => ((base + u64::from(register)) as *mut u32).write_volatile(value),
+            base => memory::write32(base + u64::from(register), value),
         }
     }
 }
@@ -145,6 +144,15 @@ pub fn start_timer(vector: u8, count: u32) {
     write(TIMER_DIVIDER, DIVIDE_BY_16);
     write(LOCAL_TIMER, if count == 0 { MASKED } else { PERIODIC | u32::from(vector) });
     write(TIMER_COUNT, count);
+}
+
+/// Let the timer raise `vector` once, when the time stamp counter reaches `deadline`. The CPU must have that mode.
+pub fn start_deadline(vector: u8, deadline: u64) {
+    const TSC_DEADLINE: u32 = 2 << 17;
+    const TSC_DEADLINE_MSR: u32 = 0x6e0;
+    write(LOCAL_TIMER, TSC_DEADLINE | u32::from(vector));
+    // SAFETY: raises an interrupt.
+    unsafe { cpu::wrmsr(TSC_DEADLINE_MSR, deadline) };
 }
 
 /// Let the PIC interrupt this CPU, with 16 vectors from `first` on; 0 shuts it out.

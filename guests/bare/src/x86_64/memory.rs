@@ -33,6 +33,26 @@ pub fn pointer<T>(address: u64) -> *mut T {
     address as *mut T
 }
 
+/// Read a register of a device.
+///
+/// # Safety
+///
+/// A device is there, and the read breaks nothing.
+pub unsafe fn read32(address: u64) -> u32 {
+    // SAFETY: the caller's.
+    unsafe { pointer::<u32>(address).read_volatile() }
+}
+
+/// Write a register of a device.
+///
+/// # Safety
+///
+/// A device is there, and the write breaks nothing.
+pub unsafe fn write32(address: u64, value: u32) {
+    // SAFETY: the caller's.
+    unsafe { pointer::<u32>(address).write_volatile(value) };
+}
+
 /// Map the pages that hold `length` bytes at `address`, as far as there are tables left; an access to what is not mapped faults.
 pub fn map(address: u64, length: u64) {
     let end = address.saturating_add(length.saturating_sub(1));

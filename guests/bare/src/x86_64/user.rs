@@ -4,6 +4,7 @@
 //! runs there. It is no protection: user mode may do everything, by [`privileged`].
 
 use core::arch::{asm, global_asm};
+use core::mem::{ManuallyDrop, MaybeUninit};
 
 // The way back is an undefined instruction: SYSCALL and INT don't do everywhere. The handler calls RAX and goes on behind it.
 //
@@ -63,13 +64,22 @@ pub fn enter(function: extern "C" fn(u64) -> !, argument: u64) -> ! {
     unsafe { enter_user_mode(argument, function) }
 }
 
-/// In user mode: call `function` in kernel mode, with interrupts off.
-pub fn privileged(function: extern "C" fn(u64, u64, u64) -> u64, [a, b, c]: [u64; 3]) -> u64 {
-    let result: u64;
-    // SAFETY: the handler calls the function as the ABI says.
-    unsafe {
-        asm!("ud2", inout("rax") function => result, inout("rdi") a => _, inout("rsi") b => _, inout("rdx") c => _,
-            out("rcx") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+/// In user mode: do something in kernel mode, with interrupts off.
+pub fn privileged<R, F: FnOnce() -> R>(action: F) -> R {
+    struct Call<R, F> {
+        action: ManuallyDrop<F>,
+        result: MaybeUninit<R>,
     }
-    result
+    extern "C" fn carry_out<R, F: FnOnce() -> R>(call: &mut Call<R, F>) {
+        // SAFETY: it is taken once.
+        let action = unsafe { ManuallyDrop::take(&mut call.action) };
+        call.result.write(action());
+    }
+    let mut call = Call { action: ManuallyDrop::new(action), result: MaybeUninit::uninit() };
+    let function: extern "C" fn(&mut Call<R, F>) = carry_out;
+    // SAFETY: the handler calls the function as the ABI says, and that writes the result.
+    unsafe {
+        asm!("ud2", in("rax") function, in("rdi") &raw mut call, clobber_abi("sysv64"));
+        call.result.assume_init()
+    }
 }
