@@ -37,6 +37,7 @@ pub(crate) struct Core {
     index: u32,
     pub(crate) fd: VcpuFd,
     page: NonNull<kvm_run>,
+    #[cfg(target_arch = "x86_64")]
     page_size: usize,
     kicker: Arc<Kicker>,
     pub(crate) exits: ExitCounts,
@@ -55,7 +56,16 @@ impl Core {
         let mut fd = vm.create_vcpu(id).map_err(|e| failed(e.into()))?;
         let page = NonNull::from(fd.get_kvm_run());
         let (kicker, slots) = (Arc::default(), slots.clone());
-        Ok(Self { index, fd, page, page_size: vm.run_size(), kicker, exits: ExitCounts::default(), _slots: slots })
+        Ok(Self {
+            index,
+            fd,
+            page,
+            #[cfg(target_arch = "x86_64")]
+            page_size: vm.run_size(),
+            kicker,
+            exits: ExitCounts::default(),
+            _slots: slots,
+        })
     }
 
     pub(crate) fn index(&self) -> u32 {
@@ -111,6 +121,7 @@ impl Core {
     }
 
     /// `length` bytes of the page from `offset` on, if it has them: the data of port accesses.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn bytes(&mut self, offset: u64, length: usize) -> Option<&mut [u8]> {
         let start = usize::try_from(offset).ok()?;
         let inside = start.checked_add(length).is_some_and(|end| end <= self.page_size);
