@@ -3,7 +3,7 @@
 use skep_memory::vm_memory::GuestMemory;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{KernelError, LoadError, Source, copy_in, read_at};
+use super::{KernelError, LoadError, Reader, Source, copy_in};
 use crate::layout::AddressRange;
 use crate::x86_64::boot_params::{HEADER_OFFSET, SetupHeader};
 
@@ -26,14 +26,14 @@ pub struct BzImage {
 }
 
 impl BzImage {
-    pub(super) fn parse<S: Source>(source: &mut S, length: u64) -> Result<Self, KernelError> {
+    pub(super) fn parse<S: Source>(file: &mut Reader<'_, S>) -> Result<Self, KernelError> {
         let mut jump = [0; 2];
-        read_at(source, 0x200, length, &mut jump)?;
+        file.read_at(0x200, &mut jump)?;
         // The header ends where the jump around it leads; newer kernels' is longer than what is known here.
         let end = 0x202 + usize::from(jump[1]);
         let mut header = SetupHeader::new_zeroed();
         let known = end.saturating_sub(HEADER_OFFSET).min(size_of::<SetupHeader>());
-        read_at(source, HEADER_OFFSET as u64, length, &mut header.as_mut_bytes()[..known])?;
+        file.read_at(HEADER_OFFSET as u64, &mut header.as_mut_bytes()[..known])?;
 
         let version = header.version.get();
         if version < PROTOCOL_2_12 {
@@ -58,22 +58,22 @@ impl BzImage {
         if size <= ENTRY_64 {
             return Err(KernelError::Malformed("a bzImage without a kernel"));
         }
-        if length < start + size - 15 {
-            return Err(KernelError::Truncated { needs: start + size, has: length });
+        if file.length < start + size - 15 {
+            return Err(KernelError::Truncated { needs: start + size, has: file.length });
         }
-        let payload = AddressRange::between(start, length.min(start + size));
+        let payload = AddressRange::between(start, file.length.min(start + size));
         if u64::from(header.init_size.get()) < payload.size {
             return Err(KernelError::Malformed("a bzImage larger than the memory it asks for"));
         }
         if header.pref_address.get().checked_add(u64::from(header.init_size.get())).is_none() {
             return Err(KernelError::Malformed("a preferred address beyond 2^64"));
         }
-        let version = Self::read_version(source, &header, start)?;
+        let version = Self::read_version(file, &header, start)?;
         Ok(Self { header, payload, version })
     }
 
     fn read_version<S: Source>(
-        source: &mut S,
+        file: &mut Reader<'_, S>,
         header: &SetupHeader,
         setup: u64,
     ) -> Result<Option<String>, KernelError> {
@@ -83,7 +83,7 @@ impl BzImage {
         }
         let mut text = [0; VERSION_MAX];
         let count = (setup - offset - 0x200).min(VERSION_MAX as u64) as usize;
-        read_at(source, offset + 0x200, setup, &mut text[..count])?;
+        file.read_at(offset + 0x200, &mut text[..count])?;
         let end = text.iter().position(|byte| !(b' '..=b'~').contains(byte)).unwrap_or(VERSION_MAX);
         Ok(std::str::from_utf8(&text[..end]).ok().filter(|text| !text.is_empty()).map(str::to_owned))
     }

@@ -4,7 +4,7 @@ use skep_memory::vm_memory::GuestMemory;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{Format, KernelError, LoadError, Source, copy_in, read_at, zero};
+use super::{Format, KernelError, LoadError, Reader, Source, copy_in, zero};
 use crate::layout::AddressRange;
 
 const CLASS_64: u8 = 2;
@@ -85,9 +85,9 @@ pub struct Elf {
 }
 
 impl Elf {
-    pub(super) fn parse<S: Source>(source: &mut S, length: u64) -> Result<Self, KernelError> {
+    pub(super) fn parse<S: Source>(file: &mut Reader<'_, S>) -> Result<Self, KernelError> {
         let mut header = FileHeader::new_zeroed();
-        read_at(source, 0, length, header.as_mut_bytes())?;
+        file.read_at(0, header.as_mut_bytes())?;
         check_header(&header)?;
         let count = header.phnum.get();
         if count > SEGMENTS_MAX {
@@ -100,11 +100,11 @@ impl Elf {
             let offset =
                 header.phoff.get().checked_add(offset).ok_or(KernelError::Malformed("ELF headers beyond 2^64"))?;
             let mut segment = ProgramHeader::new_zeroed();
-            read_at(source, offset, length, segment.as_mut_bytes())?;
+            file.read_at(offset, segment.as_mut_bytes())?;
             match segment.kind.get() {
                 SEGMENT_INTERP => return unsupported("a dynamically linked program", "take a kernel (vmlinux)"),
-                SEGMENT_LOAD => segments.extend(load_segment(&segment, length)?),
-                SEGMENT_NOTE if pvh_entry.is_none() => pvh_entry = find_pvh_entry(source, &segment, length)?,
+                SEGMENT_LOAD => segments.extend(load_segment(&segment, file.length)?),
+                SEGMENT_NOTE if pvh_entry.is_none() => pvh_entry = find_pvh_entry(file, &segment)?,
                 _ => {}
             }
         }
@@ -209,13 +209,13 @@ fn load_segment(header: &ProgramHeader, length: u64) -> Result<Option<Segment>, 
 }
 
 /// Looks through one segment of notes.
-fn find_pvh_entry<S: Source>(source: &mut S, segment: &ProgramHeader, length: u64) -> Result<Option<u32>, KernelError> {
+fn find_pvh_entry<S: Source>(file: &mut Reader<'_, S>, segment: &ProgramHeader) -> Result<Option<u32>, KernelError> {
     let size = segment.filesz.get();
     if size > NOTES_MAX {
         return Err(KernelError::Malformed("more than 64 KiB of ELF notes"));
     }
     let mut notes = vec![0; size as usize];
-    read_at(source, segment.offset.get(), length, &mut notes)?;
+    file.read_at(segment.offset.get(), &mut notes)?;
     let align = if segment.align.get() == 8 { 8 } else { 4 };
     let mut rest = &notes[..];
     while let Ok((header, after)) = NoteHeader::ref_from_prefix(rest) {

@@ -1,13 +1,13 @@
 //! arm64 Image, by itself, compressed by gzip, or in an EFI zboot application.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, SeekFrom};
 
 use flate2::read::GzDecoder;
 use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemory};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{Format, Found, Head, KernelError, LoadError, Source, check_range, copy_in, read_at};
+use super::{Format, Found, IDENTITY, KernelError, LoadError, Reader, Source, check_range, copy_in, identify};
 use crate::layout::{AddressRange, MIB};
 
 /// Images are placed at `text_offset` from an address of this alignment.
@@ -82,22 +82,28 @@ pub struct Image {
 
 impl Image {
     /// An Image by itself.
-    pub(super) fn parse<S: Source>(source: &mut S, length: u64) -> Result<Self, KernelError> {
+    pub(super) fn parse<S: Source>(file: &mut Reader<'_, S>) -> Result<Self, KernelError> {
         let mut header = ImageHeader::new_zeroed();
-        read_at(source, 0, length, header.as_mut_bytes())?;
-        check_pe_sections(source, &header, length)?;
-        Self::from_header(&header, Format::Image, AddressRange::new(0, length))
+        file.read_at(0, header.as_mut_bytes())?;
+        check_pe_sections(file, &header)?;
+        Self::from_header(&header, Format::Image, AddressRange::new(0, file.length))
+    }
+
+    /// An Image compressed by gzip.
+    pub(super) fn parse_gzip<S: Source>(file: &mut Reader<'_, S>) -> Result<Self, KernelError> {
+        let payload = AddressRange::new(0, file.length);
+        Self::parse_stream(file, payload, Format::ImageGz)
     }
 
     /// An Image in the gzip stream that `payload` of the file holds.
-    pub(super) fn parse_gzip<S: Source>(
-        source: &mut S,
+    fn parse_stream<S: Source>(
+        file: &mut Reader<'_, S>,
         payload: AddressRange,
         format: Format,
     ) -> Result<Self, KernelError> {
-        let mut bytes = [0; Head::SIZE];
-        let count = fill(&mut gunzip(source, payload)?, &mut bytes).map_err(KernelError::Compressed)?;
-        match (Head { bytes }).identify() {
+        let mut bytes = [0; IDENTITY];
+        let count = fill(&mut gunzip(file.source, payload)?, &mut bytes).map_err(KernelError::Compressed)?;
+        match identify(&bytes[..count]) {
             Found::Image => {}
             Found::BzImage | Found::Elf => {
                 let what = "a compressed x86 kernel or ELF file".to_owned();
@@ -116,18 +122,18 @@ impl Image {
     }
 
     /// An Image in an EFI zboot application.
-    pub(super) fn parse_zboot<S: Source>(source: &mut S, length: u64) -> Result<Self, KernelError> {
+    pub(super) fn parse_zboot<S: Source>(file: &mut Reader<'_, S>) -> Result<Self, KernelError> {
         let mut header = ZbootHeader::new_zeroed();
-        read_at(source, 0, length, header.as_mut_bytes())?;
+        file.read_at(0, header.as_mut_bytes())?;
         let mut pe = PeHeader::new_zeroed();
-        read_at(source, u64::from(header.pe_offset.get()), length, pe.as_mut_bytes())?;
+        file.read_at(u64::from(header.pe_offset.get()), pe.as_mut_bytes())?;
         if pe.signature != *b"PE\0\0" || pe.machine.get() != PE_MACHINE_ARM64 {
             let what = "an EFI zboot kernel of another architecture".to_owned();
             return Err(KernelError::Unsupported { what, mend: KernelError::FORMATS });
         }
         let payload = AddressRange::new(u64::from(header.payload_offset.get()), u64::from(header.payload_size.get()));
-        if payload.end() > length {
-            return Err(KernelError::Truncated { needs: payload.end(), has: length });
+        if payload.end() > file.length {
+            return Err(KernelError::Truncated { needs: payload.end(), has: file.length });
         }
         let name = header.compression.split(|&byte| byte == 0).next().unwrap_or_default();
         if name != b"gzip" {
@@ -136,7 +142,7 @@ impl Image {
                 mend: "take one compressed by gzip, or its Image",
             });
         }
-        Self::parse_gzip(source, payload, Format::Zboot)
+        Self::parse_stream(file, payload, Format::Zboot)
     }
 
     fn from_header(header: &ImageHeader, format: Format, payload: AddressRange) -> Result<Self, KernelError> {
@@ -222,13 +228,13 @@ fn fill<R: Read>(stream: &mut R, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// An Image's own header does not say how long its file is; where it is an EFI application as well, its sections do.
-fn check_pe_sections<S: Read + Seek>(source: &mut S, header: &ImageHeader, length: u64) -> Result<(), KernelError> {
+fn check_pe_sections<S: Source>(file: &mut Reader<'_, S>, header: &ImageHeader) -> Result<(), KernelError> {
     if header.code[0].get() & 0xffff != u32::from(u16::from_le_bytes(*b"MZ")) {
         return Ok(());
     }
     let at = u64::from(header.pe_offset.get());
     let mut pe = PeHeader::new_zeroed();
-    read_at(source, at, length, pe.as_mut_bytes())?;
+    file.read_at(at, pe.as_mut_bytes())?;
     if pe.signature != *b"PE\0\0" {
         return Err(KernelError::Malformed("an EFI application without a PE header"));
     }
@@ -239,8 +245,8 @@ fn check_pe_sections<S: Read + Seek>(source: &mut S, header: &ImageHeader, lengt
     let mut needs = 0;
     for index in 0..u64::from(pe.sections.get()) {
         let mut section = PeSection::new_zeroed();
-        read_at(source, table + index * size_of::<PeSection>() as u64, length, section.as_mut_bytes())?;
+        file.read_at(table + index * size_of::<PeSection>() as u64, section.as_mut_bytes())?;
         needs = needs.max(u64::from(section.raw_offset.get()) + u64::from(section.raw_size.get()));
     }
-    if needs > length { Err(KernelError::Truncated { needs, has: length }) } else { Ok(()) }
+    if needs > file.length { Err(KernelError::Truncated { needs, has: file.length }) } else { Ok(()) }
 }

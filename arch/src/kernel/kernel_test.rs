@@ -1,4 +1,5 @@
 use std::io::{self, Cursor};
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
@@ -208,34 +209,59 @@ fn nothing_is_loaded_outside_memory() {
     }
 }
 
-/// A source whose reads fail after a while.
-struct Failing(Cursor<Vec<u8>>);
+/// A source that counts its reads, and fails at one of them.
+struct Watched {
+    file: Cursor<Vec<u8>>,
+    reads: usize,
+    fails_at: usize,
+}
 
-impl Read for Failing {
+impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.0.position() > 100 { Err(io::Error::other("gone")) } else { self.0.read(buffer) }
+        self.reads += 1;
+        if self.reads == self.fails_at { Err(io::Error::other("gone")) } else { self.file.read(buffer) }
     }
 }
 
-impl Seek for Failing {
+impl Seek for Watched {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.0.seek(to)
+        self.file.seek(to)
     }
 }
 
-impl ReadVolatile for Failing {
+impl ReadVolatile for Watched {
     fn read_volatile<B: skep_memory::vm_memory::bitmap::BitmapSlice>(
         &mut self,
         buffer: &mut skep_memory::vm_memory::VolatileSlice<'_, B>,
     ) -> Result<usize, skep_memory::vm_memory::VolatileMemoryError> {
-        self.0.read_volatile(buffer)
+        self.reads += 1;
+        self.file.read_volatile(buffer)
     }
 }
 
 #[test]
 fn a_file_that_fails_is_an_error_of_the_file() {
-    let error = Kernel::probe(&mut Failing(Cursor::new(bzimage(&pattern(4096))))).unwrap_err();
+    let mut file = Watched { file: Cursor::new(bzimage(&pattern(4096))), reads: 0, fails_at: 1 };
+    let error = Kernel::probe(&mut file).unwrap_err();
     assert_eq!(error.to_string(), "the file can't be read: gone");
+}
+
+#[test]
+fn headers_are_read_at_once_and_the_kernel_in_one_piece() {
+    for file in [bzimage(&pattern(9000)), elf(&pattern(9000), true), image(9000, MIB, true)] {
+        let mut file = Watched { file: Cursor::new(file), reads: 0, fails_at: 0 };
+        let kernel = Kernel::probe(&mut file).unwrap();
+        assert_eq!(file.reads, 1);
+        match kernel {
+            Kernel::BzImage(kernel) => kernel.load(&mut file, &memory(&[AddressRange::new(0, 32 * MIB)])),
+            Kernel::Elf(kernel) => kernel.load(&mut file, &memory(&[AddressRange::new(0, 32 * MIB)]), true),
+            Kernel::Image(kernel) => {
+                kernel.load(&mut file, &memory(&[AddressRange::new(GIB, 2 * MIB)]), kernel.region(GIB).unwrap())
+            }
+        }
+        .unwrap();
+        assert_eq!(file.reads, 2);
+    }
 }
 
 proptest! {
@@ -249,7 +275,8 @@ proptest! {
         words in prop::collection::vec((0usize..0x50, prop_oneof![Just(u64::MAX), Just(u64::MAX / 2), any::<u64>()]), 0..3),
         cut in prop_oneof![Just(usize::MAX), 0usize..80_000],
     ) {
-        let mut file = all()[which].0.clone();
+        static ALL: LazyLock<[(Vec<u8>, ArchKind, Format); 7]> = LazyLock::new(all);
+        let mut file = ALL[which].0.clone();
         for (at, value) in words {
             if let Some(place) = file.get_mut(at * 8..at * 8 + 8) {
                 place.copy_from_slice(&value.to_le_bytes());

@@ -88,17 +88,16 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`], which says what the file is instead, or what is wrong with it.
     pub fn probe<S: Source>(source: &mut S) -> Result<Self, KernelError> {
-        let length = length(source)?;
-        let head = Head::read(source, 0, length)?;
-        match head.identify() {
-            Found::BzImage => BzImage::parse(source, length).map(Self::BzImage),
-            Found::Elf => Elf::parse(source, length).map(Self::Elf),
-            Found::Image => Image::parse(source, length).map(Self::Image),
-            Found::Gzip => Image::parse_gzip(source, AddressRange::new(0, length), Format::ImageGz).map(Self::Image),
-            Found::Zboot => Image::parse_zboot(source, length).map(Self::Image),
+        let mut file = Reader::new(source)?;
+        match identify(file.head()) {
+            Found::BzImage => BzImage::parse(&mut file).map(Self::BzImage),
+            Found::Elf => Elf::parse(&mut file).map(Self::Elf),
+            Found::Image => Image::parse(&mut file).map(Self::Image),
+            Found::Gzip => Image::parse_gzip(&mut file).map(Self::Image),
+            Found::Zboot => Image::parse_zboot(&mut file).map(Self::Image),
             Found::Other(what, mend) => Err(KernelError::NotAKernel { what, mend }),
-            Found::Unknown if length < Head::SIZE as u64 => {
-                Err(KernelError::Truncated { needs: Head::SIZE as u64, has: length })
+            Found::Unknown if file.length < IDENTITY as u64 => {
+                Err(KernelError::Truncated { needs: IDENTITY as u64, has: file.length })
             }
             Found::Unknown => Err(KernelError::NotAKernel { what: "unknown data", mend: KernelError::FORMATS }),
         }
@@ -115,12 +114,47 @@ impl Kernel {
     }
 }
 
-/// The first bytes of a file, by which its format is known.
-struct Head {
-    bytes: [u8; Head::SIZE],
+/// A kernel file whose headers are being read: its first page is held, since most of them stand there.
+struct Reader<'s, S> {
+    source: &'s mut S,
+    length: u64,
+    head: [u8; 4096],
 }
 
-/// What [`Head`] tells.
+impl<'s, S: Source> Reader<'s, S> {
+    fn new(source: &'s mut S) -> Result<Self, KernelError> {
+        let mut reader = Self { length: length(source)?, source, head: [0; 4096] };
+        let count = reader.head().len();
+        reader.source.seek(SeekFrom::Start(0))?;
+        reader.source.read_exact(&mut reader.head[..count])?;
+        Ok(reader)
+    }
+
+    /// The file's first page, or less if there is no more.
+    fn head(&self) -> &[u8] {
+        &self.head[..self.head.len().min(usize::try_from(self.length).unwrap_or(usize::MAX))]
+    }
+
+    /// Fills `buffer` from `offset` of the file.
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), KernelError> {
+        let needs = offset.checked_add(buffer.len() as u64).ok_or(KernelError::Malformed("an offset beyond 2^64"))?;
+        if needs > self.length {
+            return Err(KernelError::Truncated { needs, has: self.length });
+        }
+        let held = usize::try_from(offset).ok().and_then(|at| self.head().get(at..)?.get(..buffer.len()));
+        if let Some(held) = held {
+            buffer.copy_from_slice(held);
+            return Ok(());
+        }
+        self.source.seek(SeekFrom::Start(offset))?;
+        Ok(self.source.read_exact(buffer)?)
+    }
+}
+
+/// Bytes from a file's start by which its format is known: to the end of a bzImage's magic number.
+const IDENTITY: usize = 0x206;
+
+/// What the first bytes of a file tell.
 enum Found {
     BzImage,
     Elf,
@@ -132,60 +166,41 @@ enum Found {
     Unknown,
 }
 
-impl Head {
-    /// Reaches to the end of the fields of a bzImage that name it as one.
-    const SIZE: usize = 0x206;
-
-    /// Reads the head of a file of `length` bytes, whose missing bytes are taken as zero.
-    fn read<R: Read + Seek>(source: &mut R, offset: u64, length: u64) -> Result<Self, KernelError> {
-        let mut head = Self { bytes: [0; Self::SIZE] };
-        let count = Self::SIZE.min(usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX));
-        source.seek(SeekFrom::Start(offset))?;
-        source.read_exact(&mut head.bytes[..count])?;
-        Ok(head)
+fn identify(head: &[u8]) -> Found {
+    let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    // A kernel that is an EFI application as well begins with "MZ": its own magic decides.
+    if has(0x1fe, b"\x55\xaa") && has(0x202, b"HdrS") {
+        return Found::BzImage;
     }
-
-    fn has(&self, offset: usize, magic: &[u8]) -> bool {
-        self.bytes.get(offset..offset + magic.len()) == Some(magic)
+    if has(56, b"ARM\x64") {
+        return Found::Image;
     }
-
-    fn identify(&self) -> Found {
-        // A kernel that is an EFI application as well begins with "MZ": its own magic decides.
-        if self.has(0x1fe, b"\x55\xaa") && self.has(0x202, b"HdrS") {
-            return Found::BzImage;
-        }
-        if self.has(56, b"ARM\x64") {
-            return Found::Image;
-        }
-        if self.has(0, b"MZ\0\0zimg") {
-            return Found::Zboot;
-        }
-        const UNPACK: &str = "decompress it first";
-        const INITRD: &str = "give it by --initrd, and a kernel by --kernel";
-        const OTHERS: [(&[u8], &str, &str); 10] = [
-            (b"070701", "an initramfs (cpio archive)", INITRD),
-            (b"070702", "an initramfs (cpio archive)", INITRD),
-            (b"\xfd7zXZ", "xz-compressed data", UNPACK),
-            (b"\x28\xb5\x2f\xfd", "zstd-compressed data", UNPACK),
-            (b"\x02\x21\x4c\x18", "LZ4-compressed data", UNPACK),
-            (b"\x04\x22\x4d\x18", "LZ4-compressed data", UNPACK),
-            (b"BZh", "bzip2-compressed data", UNPACK),
-            (b"\x27\x05\x19\x56", "a U-Boot image", "unpack the kernel in it"),
-            (b"\xd0\x0d\xfe\xed", "a device tree or a U-Boot FIT image", "unpack the kernel in it"),
-            (b"QFI\xfb", "a qcow2 disk image", "give it by --disk, and a kernel by --kernel"),
-        ];
-        match () {
-            () if self.has(0, b"\x7fELF") => Found::Elf,
-            () if self.has(0, b"\x1f\x8b") => Found::Gzip,
-            () if self.has(56, b"RSC\x05") => Found::Other("a RISC-V kernel", KernelError::FORMATS),
-            () if self.has(0, b"MZ") => {
-                Found::Other("an EFI application that is no Linux kernel", KernelError::FORMATS)
-            }
-            () => OTHERS
-                .iter()
-                .find(|(magic, ..)| self.has(0, magic))
-                .map_or(Found::Unknown, |&(_, what, mend)| Found::Other(what, mend)),
-        }
+    if has(0, b"MZ\0\0zimg") {
+        return Found::Zboot;
+    }
+    const UNPACK: &str = "decompress it first";
+    const INITRD: &str = "give it by --initrd, and a kernel by --kernel";
+    const OTHERS: [(&[u8], &str, &str); 10] = [
+        (b"070701", "an initramfs (cpio archive)", INITRD),
+        (b"070702", "an initramfs (cpio archive)", INITRD),
+        (b"\xfd7zXZ", "xz-compressed data", UNPACK),
+        (b"\x28\xb5\x2f\xfd", "zstd-compressed data", UNPACK),
+        (b"\x02\x21\x4c\x18", "LZ4-compressed data", UNPACK),
+        (b"\x04\x22\x4d\x18", "LZ4-compressed data", UNPACK),
+        (b"BZh", "bzip2-compressed data", UNPACK),
+        (b"\x27\x05\x19\x56", "a U-Boot image", "unpack the kernel in it"),
+        (b"\xd0\x0d\xfe\xed", "a device tree or a U-Boot FIT image", "unpack the kernel in it"),
+        (b"QFI\xfb", "a qcow2 disk image", "give it by --disk, and a kernel by --kernel"),
+    ];
+    match () {
+        () if has(0, b"\x7fELF") => Found::Elf,
+        () if has(0, b"\x1f\x8b") => Found::Gzip,
+        () if has(56, b"RSC\x05") => Found::Other("a RISC-V kernel", KernelError::FORMATS),
+        () if has(0, b"MZ") => Found::Other("an EFI application that is no Linux kernel", KernelError::FORMATS),
+        () => OTHERS
+            .iter()
+            .find(|(magic, ..)| has(0, magic))
+            .map_or(Found::Unknown, |&(_, what, mend)| Found::Other(what, mend)),
     }
 }
 
@@ -207,16 +222,6 @@ pub fn initrd_length<S: Seek>(initrd: &mut S) -> Result<u64, LoadError> {
         Err(KernelError::Io(error)) => Err(LoadError::Initrd(error)),
         Err(_) => Err(LoadError::InitrdEmpty),
     }
-}
-
-/// Fills `buffer` from `offset` of a file of `length` bytes.
-fn read_at<S: Read + Seek>(source: &mut S, offset: u64, length: u64, buffer: &mut [u8]) -> Result<(), KernelError> {
-    let needs = offset.checked_add(buffer.len() as u64).ok_or(KernelError::Malformed("an offset beyond 2^64"))?;
-    if needs > length {
-        return Err(KernelError::Truncated { needs, has: length });
-    }
-    source.seek(SeekFrom::Start(offset))?;
-    Ok(source.read_exact(buffer)?)
 }
 
 /// Reads `count` bytes from `offset` of a file straight into guest memory at `gpa`.
