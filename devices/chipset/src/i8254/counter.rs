@@ -52,6 +52,11 @@ fn nanos(ticks: u64) -> u64 {
     u64::try_from((u128::from(ticks) * NANOS).div_ceil(u128::from(FREQUENCY_HZ))).unwrap_or(u64::MAX)
 }
 
+/// Nanoseconds from one time to a later one. Times wrap: a restored counter may have begun before guest time did.
+fn passed(from: GuestNanos, to: GuestNanos) -> u64 {
+    u64::try_from(to.wrapping_sub(from) as i64).unwrap_or(0)
+}
+
 fn from_bcd(value: u16) -> u64 {
     (0..4).rev().fold(0, |sum, digit| sum * 10 + u64::from(value >> (digit * 4) & 15))
 }
@@ -61,6 +66,7 @@ fn to_bcd(value: u64) -> u16 {
 }
 
 impl Counter {
+    /// It waits for a count, with its gate high.
     pub(super) const POWER_ON: Self = Self {
         mode: 0,
         bcd: false,
@@ -74,6 +80,9 @@ impl Counter {
         latched_count: None,
         latched_status: None,
     };
+
+    /// The same with its gate low.
+    pub(super) const POWER_ON_GATED: Self = Self { gate: false, ..Self::POWER_ON };
 
     /// Modes 2 and 3 begin again by themselves.
     fn is_periodic(&self) -> bool {
@@ -110,7 +119,7 @@ impl Counter {
     fn elapsed(&self, now: GuestNanos) -> Option<u64> {
         match self.progress {
             Progress::Waiting => None,
-            Progress::Since(start) => Some(ticks(now.saturating_sub(start))),
+            Progress::Since(start) => Some(ticks(passed(start, now))),
             Progress::Held(elapsed) => Some(elapsed),
         }
     }
@@ -135,9 +144,9 @@ impl Counter {
     /// Loads what waits for the end of a period, if that has come.
     pub(super) fn settle(&mut self, now: GuestNanos) {
         if let (Some(next), Progress::Since(start), true) = (self.next, self.progress, self.is_periodic()) {
-            let end = start.saturating_add(nanos(self.period()));
-            if now >= end {
-                (self.count, self.next, self.progress) = (next, None, Progress::Since(end));
+            let whole = nanos(self.period());
+            if passed(start, now) >= whole {
+                (self.count, self.next, self.progress) = (next, None, Progress::Since(start.wrapping_add(whole)));
             }
         }
     }
@@ -145,8 +154,8 @@ impl Counter {
     /// Keeps a count for the end of the period that is under way, or for the trigger.
     fn load_later(&mut self, count: u16, now: GuestNanos) {
         if let (None, Progress::Since(start), true) = (self.next, self.progress, self.is_periodic()) {
-            let whole = ticks(now.saturating_sub(start)) / self.period() * self.period();
-            self.progress = Progress::Since(start.saturating_add(nanos(whole)).min(now));
+            let whole = ticks(passed(start, now)) / self.period() * self.period();
+            self.progress = Progress::Since(start.wrapping_add(nanos(whole).min(passed(start, now))));
         }
         self.next = Some(count);
     }
@@ -196,7 +205,7 @@ impl Counter {
                 self.progress = Progress::Held(self.elapsed(now).unwrap_or(0));
             }
             (Progress::Held(elapsed), true, _) => {
-                self.progress = Progress::Since(now.saturating_sub(nanos(elapsed)));
+                self.progress = Progress::Since(now.wrapping_sub(nanos(elapsed)));
             }
             (progress, true, _) if self.is_periodic() || self.is_triggered() => {
                 let again = self.is_triggered() && progress != Progress::Waiting;
@@ -247,7 +256,7 @@ impl Counter {
     /// When the next pulse ends or the level changes, after `now`.
     pub(super) fn next_edge(&self, now: GuestNanos) -> Option<GuestNanos> {
         let Progress::Since(start) = self.progress else { return None };
-        let (elapsed, period) = (ticks(now.saturating_sub(start)), self.period());
+        let (elapsed, period) = (ticks(passed(start, now)), self.period());
         let at = match self.mode {
             mode if mode == 2 || self.is_blur() => {
                 let period = self.interrupt_period();
@@ -263,13 +272,13 @@ impl Counter {
         };
         // A count that waits is loaded when the period ends, and what follows has its phase.
         let at = if self.next.is_some() && self.is_periodic() { at.min((elapsed / period + 1) * period) } else { at };
-        Some(start.saturating_add(nanos(at)))
+        Some(now.saturating_add(nanos(at).saturating_sub(passed(start, now))))
     }
 
     /// Whether a pulse, or a period of the square wave, has ended after `since` and not after `now`.
     pub(super) fn pulsed_since(&self, since: GuestNanos, now: GuestNanos) -> bool {
         let Progress::Since(start) = self.progress else { return false };
-        let (from, to) = (ticks(since.saturating_sub(start)), ticks(now.saturating_sub(start)));
+        let (from, to) = (ticks(passed(start, since)), ticks(passed(start, now)));
         let period = self.period();
         match self.mode {
             2 | 3 => from / self.interrupt_period() != to / self.interrupt_period(),
@@ -325,11 +334,10 @@ impl Counter {
             mode: self.mode,
             bcd: self.bcd,
             access: self.access,
-            gate: self.gate,
             count: self.count,
             next: self.next,
             running: match self.progress {
-                Progress::Since(start) => Some(now.saturating_sub(start)),
+                Progress::Since(start) => Some(passed(start, now)),
                 _ => None,
             },
             held: match self.progress {
@@ -343,16 +351,16 @@ impl Counter {
         }
     }
 
-    pub(super) fn restored(state: &CounterState, now: GuestNanos) -> Self {
+    pub(super) fn restored(state: &CounterState, gate: bool, now: GuestNanos) -> Self {
         Self {
             mode: state.mode,
             bcd: state.bcd,
             access: state.access,
-            gate: state.gate,
+            gate,
             count: state.count,
             next: state.next,
             progress: match (state.running, state.held) {
-                (Some(nanos), _) => Progress::Since(now.saturating_sub(nanos)),
+                (Some(nanos), _) => Progress::Since(now.wrapping_sub(nanos)),
                 (None, Some(elapsed)) => Progress::Held(elapsed),
                 (None, None) => Progress::Waiting,
             },

@@ -85,8 +85,7 @@ fn strobes_pulse_once() {
 #[test]
 fn the_speaker_port_gates_and_shows_counter_two() {
     let rig = rig();
-    // As Linux and firmware calibrate: gate low, mode 0, gate high, wait for the output.
-    rig.write(SPEAKER, 0, 0);
+    // As Linux and firmware calibrate: gate low (as at power-on), mode 0, gate high, wait for the output.
     program(&rig, 2, 0, 1000);
     rig.clock.advance(ticks(10_000));
     assert_eq!(rig.read(SPEAKER, 0) & 0x21, 0, "a low gate holds it");
@@ -169,6 +168,7 @@ fn bad_state_is_refused_by_name() {
     refuses(&state, "counters", |s| s.counters.truncate(2));
     refuses(&state, "counters.mode", |s| s.counters[1].mode = 6);
     refuses(&state, "counters.access", |s| s.counters[1].access = 0);
+    refuses(&state, "counters.running", |s| s.counters[0].running = Some(u64::MAX));
     refuses(&state, "counters.held", |s| s.counters[0].held = Some(u64::MAX));
     refuses(&state, "speaker", |s| s.speaker = 0x10);
     refuses(&state, "refresh", |s| s.refresh = 2 * REFRESH_NANOS);

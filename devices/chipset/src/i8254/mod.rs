@@ -7,7 +7,8 @@
 //! host. Where the host is late by whole periods, they become one interrupt, and the next ones keep their phase; periods shorter than 200 us become one
 //! interrupt as well.
 //!
-//! Time is taken at the moment of an access: a count written is loaded at once, where the chip waits for the next tick (838 ns).
+//! Time is taken at the moment of an access: a count written is loaded at once, where the chip waits for the next tick (838 ns). A square
+//! wave takes a new count at the end of its period, where the chip does so at the end of a half.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -42,6 +43,11 @@ const SPEAKER: u32 = 1;
 
 /// Half a period of the refresh toggle, in nanoseconds.
 const REFRESH_NANOS: u64 = 15_085;
+
+/// Port 61h holds the third counter's gate low.
+const POWER_ON: [Counter; 3] = [Counter::POWER_ON, Counter::POWER_ON, Counter::POWER_ON_GATED];
+/// Bit of port 61h: the third counter's gate.
+const GATE: u8 = 1 << 0;
 
 /// What an 8254 needs.
 pub struct I8254Config {
@@ -81,7 +87,7 @@ impl I8254 {
                 }
             });
             let inner = Inner {
-                counters: [Counter::POWER_ON; 3],
+                counters: POWER_ON,
                 speaker: 0,
                 refresh_since: 0,
                 alarm: Alarm::new(timer),
@@ -161,7 +167,7 @@ impl Inner {
 
     fn write_speaker(&mut self, value: u8, now: GuestNanos) {
         self.speaker = value & 0x0f;
-        self.counters[2].set_gate(value & 1 != 0, now);
+        self.counters[2].set_gate(value & GATE != 0, now);
     }
 }
 
@@ -200,8 +206,9 @@ impl Persist for I8254 {
     fn restore(&self, state: &I8254State) -> Result<(), StateError> {
         let mut inner = self.lock();
         let now = self.clock.now();
-        for (counter, state) in inner.counters.iter_mut().zip(&state.counters) {
-            *counter = Counter::restored(state, now);
+        let gates = [true, true, state.speaker & GATE != 0];
+        for ((counter, saved), gate) in inner.counters.iter_mut().zip(&state.counters).zip(gates) {
+            *counter = Counter::restored(saved, gate, now);
         }
         inner.speaker = state.speaker;
         inner.refresh_since = now.wrapping_sub(state.refresh);
@@ -213,7 +220,7 @@ impl Persist for I8254 {
 
     fn reset(&self) {
         self.with(|inner, _| {
-            inner.counters = [Counter::POWER_ON; 3];
+            inner.counters = POWER_ON;
             inner.speaker = 0;
         });
     }

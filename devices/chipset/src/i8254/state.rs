@@ -18,32 +18,29 @@ pub struct CounterState {
     /// 1: low byte, 2: high byte, 3: low then high.
     #[n(2)]
     pub access: u8,
-    /// The gate.
-    #[n(3)]
-    pub gate: bool,
     /// The count in the counter, as it was written.
-    #[n(4)]
+    #[n(3)]
     pub count: u16,
     /// A count that waits for the end of the period, or for the trigger.
-    #[n(5)]
+    #[n(4)]
     pub next: Option<u16>,
     /// Nanoseconds since it was loaded, where it counts.
-    #[n(6)]
+    #[n(5)]
     pub running: Option<u64>,
     /// Ticks that it has come, where its gate holds it.
-    #[n(7)]
+    #[n(6)]
     pub held: Option<u64>,
     /// The low byte of a count whose high byte has not come.
-    #[n(8)]
+    #[n(7)]
     pub low: Option<u8>,
     /// The next read gives the high byte.
-    #[n(9)]
+    #[n(8)]
     pub reads_high: bool,
     /// A latched count.
-    #[n(10)]
+    #[n(9)]
     pub latched_count: Option<u16>,
     /// A latched status.
-    #[n(11)]
+    #[n(10)]
     pub latched_status: Option<u8>,
 }
 
@@ -74,6 +71,14 @@ impl State for I8254State {
             ensure((1..=3).contains(&counter.access), id, "counters.access", counter.access, "it is 1, 2 or 3")?;
             let held = counter.held;
             ensure(held.is_none_or(|t| t <= 1 << 48), id, "counters.held", held, "nothing counts for years")?;
+            let running = counter.running;
+            ensure(
+                running.is_none_or(|t| t <= 1 << 62),
+                id,
+                "counters.running",
+                running,
+                "nothing counts for centuries",
+            )?;
             let one = counter.running.is_none() || held.is_none();
             ensure(one, id, "counters.held", held, "a counter counts or is held")?;
         }
