@@ -1,3 +1,19 @@
-//! The virtual machine monitor as a library.
+//! The virtual machine monitor as a library: puts a machine together from a configuration, boots a guest on it and runs it to its end.
+//!
+//! * [`machine`]: memory map, buses, devices, tables, vCPUs; the Q35-compatible PC and the `virt` machine.
+//! * [`boot`]: the files that a guest boots from.
+//! * [`run`]: vCPU threads behind a gate, and the control loop.
+//! * [`console`]: the first serial port on the host: terminal, file, pty, socket.
+//! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
+//!
+//! What it does not do yet: firmware, PCI and everything on it, saving and migrating (the state types are there).
 
+pub mod boot;
+pub mod console;
+mod error;
+pub mod machine;
+pub mod monitor;
 pub mod run;
+
+pub use error::Error;
+pub use monitor::{Ending, Outcome};

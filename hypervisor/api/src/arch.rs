@@ -50,7 +50,7 @@ impl FromStr for ArchKind {
 }
 
 /// What a vCPU calls for an access to memory that no region backs. `data` has 1 to 8 bytes, little-endian.
-pub trait MemoryIo {
+pub trait MemoryIo: Send {
     /// Fills `data`.
     fn memory_read(&mut self, gpa: u64, data: &mut [u8]);
     /// Takes `data`.

@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use skep_config::{Flags, MachineFlags, Problem};
 
 use crate::exit::{self, Exit};
+use crate::report;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +30,7 @@ Examples:
           a kernel, with its console on this terminal; Ctrl-] h shows the keys
   skep run --kernel Image --cpus 4,max=8,threads=2 --memory 8G,hugepages=2M
   skep run --kernel bzImage --serial pty,link=vm.console --on-reset exit --log info --stats
-  skep run --config vm.toml --cmdline \"root=/dev/nvme0n1p1 console=ttyS0\"
+  skep run --config vm.toml --cmdline \"console=ttyS0 debug\"
 
 A config file:
   memory = \"2G\"
@@ -115,10 +116,10 @@ pub(crate) fn parse() -> Result<Command, clap::Error> {
 
 /// Prints what clap has to say: help, or what is wrong.
 pub(crate) fn explain(refused: &clap::Error) -> ExitCode {
-    // Where nobody listens, the exit code still tells.
-    let _ = refused.print();
-    if let Some(problem) = not_yet(refused) {
-        eprintln!("\n{problem}");
+    match not_yet(refused) {
+        Some(problem) => report::print(&problem),
+        // Where nobody listens, the exit code still tells.
+        None => drop(refused.print()),
     }
     match refused.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,

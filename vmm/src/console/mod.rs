@@ -240,6 +240,9 @@ impl Console {
 
     /// Reads once, and says whether there was anything. `gone` says that the other end will not take any output either.
     fn read_source(&mut self, gone: bool, ops: &mut EventOps<'_>) -> bool {
+        if self.interactive.is_some() {
+            terminal::insist();
+        }
         let Some(source) = &mut self.source else { return false };
         let mut chunk = [0; CHUNK];
         match source.file.read(&mut chunk) {
@@ -299,6 +302,8 @@ impl Console {
     }
 
     fn obey(&mut self, command: Command) {
+        // What was typed before it comes before it.
+        self.hand_over();
         match (command, &self.link) {
             (Command::Help, _) => self.outlet.write(escape::HELP.as_bytes()),
             (Command::Suspend, _) => job::suspend(),

@@ -120,6 +120,13 @@ pub(super) fn resume() {
     }
 }
 
+/// Raw mode again, if it is wanted and was not to be had: a shell tells nobody when it brings a running job back to the foreground.
+pub(super) fn insist() {
+    if TERMINAL.get().is_some_and(|terminal| !terminal.in_force.load(Ordering::SeqCst)) {
+        resume();
+    }
+}
+
 impl Terminal {
     fn force(&self) {
         if self.is_ours() && tcsetattr(&self.fd, OptionalActions::Now, &self.raw).is_ok() {

@@ -73,6 +73,12 @@ impl Requests {
         request
     }
 
+    /// Forgets what was asked before a restart: two vCPUs may have asked for the same one. What comes from outside is kept.
+    pub fn forget(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.retain(|request| matches!(request, Request::Stop(_)));
+    }
+
     /// Readable while there are requests.
     pub fn event(&self) -> &EventFd {
         &self.event

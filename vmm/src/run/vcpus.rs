@@ -28,10 +28,7 @@ pub struct Vcpus<A: Arch> {
     first_run: Arc<Mutex<Option<Instant>>>,
 }
 
-impl<A: Arch> Vcpus<A>
-where
-    BoxedIo<A>: Send,
-{
+impl<A: Arch> Vcpus<A> {
     /// Takes the vCPUs over. Nothing runs yet.
     pub fn new(slots: Vec<Slot<A>>, gate: Arc<Gate>) -> Self {
         gate.set_kickers(slots.iter().map(|slot| slot.vcpu.kicker()).collect());

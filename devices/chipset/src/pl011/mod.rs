@@ -31,6 +31,8 @@ mod test;
 pub const SIZE: u64 = 0x1000;
 /// The frequency of its clock, which tables tell the guest.
 pub const CLOCK_HZ: u64 = 24_000_000;
+/// Its peripheral id as one number, as device trees give it.
+pub const PERIPHERAL_ID: u32 = 0x00341011;
 /// Characters that the receive FIFO holds.
 const FIFO_DEPTH: usize = 32;
 /// PeriphID0 to 3 and PCellID0 to 3: part 011, designer Arm, revision 3 (r1p5).

@@ -24,6 +24,9 @@ mod test;
 /// The size of its registers in bytes.
 pub const SIZE: u64 = 0x1000;
 
+/// Its peripheral id as one number, as device trees give it.
+pub const PERIPHERAL_ID: u32 = 0x00041031;
+
 const SECOND: u64 = 1_000_000_000;
 /// PeriphID0 to 3 and PCellID0 to 3: part 031, designer Arm, revision 0.
 const IDENTIFICATION: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];

@@ -1,0 +1,84 @@
+//! Stock Debian kernels as guests, in both labs or on hardware.
+
+mod support;
+
+use support::{Builder, is_x86_64};
+
+const GREETING: &str = "skep: hello from Debian guest init: Linux";
+
+#[test]
+fn debian_boots_to_its_init_and_powers_off() {
+    Builder::debian().finish().expect_code(0).expect_console(GREETING).expect_console("skep: cpus 1");
+}
+
+#[test]
+fn every_kernel_format_boots() {
+    let kernels: &[&str] = if is_x86_64() { &["vmlinux", "vmlinuz-generic"] } else { &["Image.gz", "Image.zboot"] };
+    for kernel in kernels {
+        Builder::kernel(kernel).finish().expect_code(0).expect_console(GREETING);
+    }
+}
+
+#[test]
+fn debian_runs_on_two_and_on_eight_vcpus() {
+    for cpus in ["2", "8"] {
+        let end = Builder::debian().args(&["--cpus", cpus]).finish();
+        end.expect_code(0).expect_console(&format!("skep: cpus {cpus}"));
+    }
+}
+
+#[test]
+fn a_reboot_restarts_the_machine_in_place() {
+    let mut machine = Builder::debian().cmdline("skep.action=reboot").start();
+    machine.wait_for(GREETING);
+    machine.wait_for(GREETING);
+}
+
+#[test]
+fn a_reboot_ends_the_machine_where_the_policy_says_so() {
+    let end = Builder::debian().cmdline("skep.action=reboot").args(&["--on-reset", "exit"]).finish();
+    end.expect_code(10).expect_console(GREETING);
+}
+
+#[test]
+fn what_is_typed_fast_is_not_lost() {
+    let mut machine = Builder::debian().cmdline("skep.action=echo").start();
+    machine.wait_for("skep: echo ready");
+    // Far more than the port's FIFO and the guest's own buffer between two of its reads.
+    let lines: Vec<String> = (0..40).map(|n| format!("{n:04}-{}", "abcdefgh".repeat(6))).collect();
+    machine.send(&(lines.join("\n") + "\n"));
+    for line in &lines {
+        machine.wait_for(&format!("got {line}"));
+    }
+    machine.send("bye\n");
+    machine.wait_for("skep: bye");
+    machine.finish().expect_code(0);
+}
+
+#[test]
+fn memory_beyond_four_gib_is_there() {
+    let end = Builder::debian().args(&["--memory", "5G"]).finish();
+    let line = end.console.lines().find(|l| l.contains("skep: memory ")).expect("the guest tells its memory");
+    let kib: u64 = line.split_whitespace().rev().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
+    assert!(kib > 4_800_000, "{line}");
+    end.expect_code(0);
+}
+
+#[test]
+fn the_kernels_log_is_clean() {
+    let end = Builder::debian().cmdline("skep.dmesg").args(&["--cpus", "2"]).finish();
+    end.expect_code(0);
+    let bad = [
+        "Call Trace",
+        "BUG:",
+        "WARNING:",
+        "ACPI Error",
+        "ACPI Warning",
+        "ACPI BIOS Error",
+        "Firmware Bug",
+        "unexpected",
+    ];
+    for word in bad {
+        assert!(!end.console.contains(word), "`{word}` in the kernel's log:\n{}", end.console);
+    }
+}

@@ -1,0 +1,233 @@
+//! A virtual machine in one line, for the integration tests: starts the `skep` command as a user would, waits for what its console or its log says, and
+//! types into it.
+#![allow(dead_code)] // Each test file uses a part.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A whole test may take this long: an emulated host on a busy machine is slow.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The `skep` that is under test.
+pub fn skep() -> PathBuf {
+    std::env::var_os("SKEP_BIN").map_or_else(|| env!("CARGO_BIN_EXE_skep").into(), PathBuf::from)
+}
+
+/// A guest's kernel or initramfs, by its name.
+pub fn image(name: &str) -> PathBuf {
+    let images = std::env::var_os("SKEP_IMAGES").expect("SKEP_IMAGES names the guests' images: run `cargo xtask test`");
+    let path = Path::new(&images).join(name);
+    assert!(path.exists(), "{} is missing: run `cargo xtask images`", path.display());
+    path
+}
+
+/// Whether the guest is an x86_64 one: guests are of the host's architecture.
+pub fn is_x86_64() -> bool {
+    std::env::consts::ARCH == "x86_64"
+}
+
+/// The kernel that most tests boot.
+pub fn usual_kernel() -> &'static str {
+    if is_x86_64() { "vmlinuz" } else { "Image" }
+}
+
+/// A machine to be started.
+pub struct Builder {
+    args: Vec<OsString>,
+    cmdline: Option<String>,
+}
+
+impl Builder {
+    /// `skep` with these words.
+    pub fn command(words: &[&str]) -> Self {
+        Self { args: words.iter().map(OsString::from).collect(), cmdline: None }
+    }
+
+    /// Debian's usual kernel with the guests' initramfs, 256 MiB, one vCPU, which powers off after its greeting.
+    pub fn debian() -> Self {
+        Self::kernel(usual_kernel())
+    }
+
+    /// The same with another kernel file.
+    pub fn kernel(name: &str) -> Self {
+        let mut builder = Self::command(&["run", "--memory", "256M", "--kernel"]);
+        builder.args.push(image(name).into());
+        builder.args.push("--initrd".into());
+        builder.args.push(image("initramfs.cpio.gz").into());
+        let console = if is_x86_64() { "ttyS0" } else { "ttyAMA0" };
+        builder.cmdline = Some(format!("console={console} quiet panic=-1"));
+        builder
+    }
+
+    /// More words for the command.
+    pub fn args(mut self, words: &[&str]) -> Self {
+        self.args.extend(words.iter().map(OsString::from));
+        self
+    }
+
+    /// More words for the kernel's command line.
+    pub fn cmdline(mut self, words: &str) -> Self {
+        let cmdline = self.cmdline.get_or_insert_default();
+        cmdline.push(' ');
+        cmdline.push_str(words);
+        self
+    }
+
+    /// Starts it.
+    pub fn start(mut self) -> Machine {
+        if let Some(cmdline) = self.cmdline.take() {
+            self.args.extend(["--cmdline".into(), cmdline.into()]);
+        }
+        let mut command = Command::new(skep());
+        command.args(&self.args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("can't start {}: {e}", skep().display()));
+        let (to_stdout, stdout) = channel();
+        let (to_stderr, stderr) = channel();
+        follow(child.stdout.take().unwrap(), to_stdout);
+        follow(child.stderr.take().unwrap(), to_stderr);
+        Machine {
+            stdin: child.stdin.take(),
+            child,
+            stdout: Stream { source: stdout, text: String::new(), read: 0 },
+            stderr: Stream { source: stderr, text: String::new(), read: 0 },
+            deadline: Instant::now() + PATIENCE,
+        }
+    }
+
+    /// Starts it and waits for its end.
+    pub fn finish(self) -> Finished {
+        self.start().finish()
+    }
+}
+
+fn follow(mut from: impl Read + Send + 'static, to: std::sync::mpsc::Sender<Vec<u8>>) {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            if to.send(buffer[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+struct Stream {
+    source: Receiver<Vec<u8>>,
+    text: String,
+    /// Up to where [`Machine::wait_for`] has looked.
+    read: usize,
+}
+
+impl Stream {
+    /// Takes what comes before `deadline`; `false` at its end.
+    fn more(&mut self, deadline: Instant) -> bool {
+        match self.source.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(bytes) => {
+                self.text.push_str(&String::from_utf8_lossy(&bytes));
+                true
+            }
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => panic!("no end within {PATIENCE:?}; so far:\n{}", self.text),
+        }
+    }
+}
+
+/// A machine that runs. Dropping it kills it.
+pub struct Machine {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Stream,
+    stderr: Stream,
+    deadline: Instant,
+}
+
+/// How a machine ended.
+pub struct Finished {
+    /// The command's exit code.
+    pub code: Option<i32>,
+    /// All that the console said.
+    pub console: String,
+    /// All that the log said.
+    pub log: String,
+}
+
+impl Machine {
+    /// Waits until the console says `text`, after what was waited for before, and gives the line it is in back.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        wait_for(&mut self.stdout, text, self.deadline)
+    }
+
+    /// Waits until the log (standard error) says `text`.
+    pub fn wait_for_log(&mut self, text: &str) -> String {
+        wait_for(&mut self.stderr, text, self.deadline)
+    }
+
+    /// Types into the console.
+    pub fn send(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("the console's input is open");
+        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("skep reads its console");
+    }
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Finished {
+        while self.stdout.more(self.deadline) {}
+        while self.stderr.more(self.deadline) {}
+        let status = self.child.wait().expect("the child is ours");
+        let (console, log) = (std::mem::take(&mut self.stdout.text), std::mem::take(&mut self.stderr.text));
+        Finished { code: status.code(), console, log }
+    }
+}
+
+fn wait_for(stream: &mut Stream, text: &str, deadline: Instant) -> String {
+    loop {
+        if let Some(at) = stream.text[stream.read..].find(text) {
+            let start = stream.read + at;
+            stream.read = start + text.len();
+            let line_start = stream.text[..start].rfind('\n').map_or(0, |n| n + 1);
+            let line_end = stream.text[start..].find('\n').map_or(stream.text.len(), |n| start + n);
+            return stream.text[line_start..line_end].trim_end().to_owned();
+        }
+        assert!(stream.more(deadline), "it ended without `{text}`:\n{}", stream.text);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It has ended already, as a rule.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Finished {
+    /// That it ended with `code`; the transcript otherwise.
+    #[track_caller]
+    pub fn expect_code(&self, code: i32) -> &Self {
+        assert_eq!(self.code, Some(code), "console:\n{}\nlog:\n{}", self.console, self.log);
+        self
+    }
+
+    /// That the console said `text`.
+    #[track_caller]
+    pub fn expect_console(&self, text: &str) -> &Self {
+        assert!(self.console.contains(text), "`{text}` is not in the console:\n{}\nlog:\n{}", self.console, self.log);
+        self
+    }
+
+    /// That the log said `text`.
+    #[track_caller]
+    pub fn expect_log(&self, text: &str) -> &Self {
+        assert!(self.log.contains(text), "`{text}` is not in the log:\n{}\nconsole:\n{}", self.log, self.console);
+        self
+    }
+}

@@ -1,0 +1,176 @@
+//! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
+
+mod platform;
+mod q35;
+mod virt;
+
+use std::sync::Arc;
+
+use skep_arch::layout::Row;
+use skep_chipset::SerialPort;
+use skep_clock::Clock;
+use skep_config::Config;
+use skep_hypervisor::{Hypervisor, Powers, Vm, VmBuilder, VmRequest};
+use skep_memory::{Backing, HugePages, MemoryMap, RamOptions, Region, RegionKind};
+
+use crate::Error;
+use crate::boot::BootFiles;
+use crate::run::{Gate, Slot, Vcpus};
+
+pub use platform::{Named, Plan, Platform, Services};
+
+/// A machine: everything but the threads that control it.
+pub struct Machine<A: Platform> {
+    config: Config,
+    plan: Plan<A>,
+    // Threads end before what they run on goes: fields drop in this order.
+    vcpus: Vcpus<A>,
+    board: Arc<A::Board>,
+    memory: MemoryMap,
+    clock: Clock,
+    vm: Arc<dyn Vm<A>>,
+    loaded_once: bool,
+}
+
+/// A plan, and the backend's builder that it was made for.
+type Planned<A> = (Plan<A>, Box<dyn VmBuilder<A>>);
+
+impl<A: Platform> Machine<A> {
+    /// Begins a machine: asks the backend what it can do, and plans.
+    ///
+    /// # Errors
+    /// What the backend lacks, or what does not fit.
+    fn plan(config: &Config, hypervisor: &dyn Hypervisor<A>) -> Result<Planned<A>, Error> {
+        let offered = A::KIND;
+        if config.arch() != offered {
+            return Err(Error::OtherArchitecture {
+                machine: config.machine.to_string(),
+                wanted: config.arch(),
+                backend: hypervisor.name(),
+                offered,
+            });
+        }
+        let bits = A::address_bits(config.memory.size.bytes());
+        let highest_gpa = u64::MAX >> (64 - u32::from(bits));
+        let request = VmRequest { max_vcpus: config.cpus.max, highest_gpa, powers: Powers::all() };
+        let builder = hypervisor.builder(&request)?;
+        let capabilities = builder.capabilities();
+        if config.cpus.max > capabilities.max_vcpus {
+            let mend = "; choose fewer by --cpus";
+            let (wanted, limit) = (config.cpus.max, capabilities.max_vcpus);
+            return Err(Error::Vcpus { wanted, backend: hypervisor.name(), limit, mend });
+        }
+        let plan = A::plan(config, hypervisor.name(), capabilities)?;
+        Ok((plan, builder))
+    }
+
+    /// The memory layout of the machine that a configuration gives on this backend.
+    ///
+    /// # Errors
+    /// As [`Machine::plan`].
+    pub fn layout(config: &Config, hypervisor: &dyn Hypervisor<A>) -> Result<Vec<Row>, Error> {
+        Ok(A::describe(&Self::plan(config, hypervisor)?.0.layout))
+    }
+
+    /// Makes the machine. `clock` stands, and no vCPU runs until `gate` opens.
+    ///
+    /// # Errors
+    /// What the backend or the host refuses.
+    pub fn new(
+        config: &Config,
+        hypervisor: &dyn Hypervisor<A>,
+        gate: Arc<Gate>,
+        services: Services,
+    ) -> Result<Self, Error> {
+        let (plan, builder) = Self::plan(config, hypervisor)?;
+        let parts = builder.build(&plan.vm, &plan.vcpus)?;
+        let (memory, clock) = (services.memory.clone(), services.clock.clone());
+        add_ram(config, &plan, &memory)?;
+        memory.listen(parts.vm.memory())?;
+        let board = A::assemble(&plan, parts.interrupts, services)?;
+        if let Some(first) = parts.vcpus.first() {
+            A::connect_kick(&board, first.kicker());
+        }
+        let slots = parts.vcpus.into_iter().map(|vcpu| Slot { io: A::io(&board, vcpu.index()), vcpu });
+        let vcpus = Vcpus::new(slots.collect(), gate);
+        Ok(Self { config: config.clone(), plan, vcpus, board, memory, clock, vm: parts.vm, loaded_once: false })
+    }
+
+    /// Loads the guest and sets the first vCPU to begin there, with the gate closed and empty.
+    ///
+    /// # Errors
+    /// What does not fit, or the backend refuses.
+    pub fn load(&mut self, files: &mut BootFiles) -> Result<(), Error> {
+        let fresh = !std::mem::replace(&mut self.loaded_once, true);
+        let state = A::load(&self.config, &self.plan, &self.board, &self.memory, files, fresh)?;
+        if let Some(mut first) = self.vcpus.paused().next() {
+            first.vcpu.boot(&state)?;
+        }
+        Ok(())
+    }
+
+    /// Puts everything but RAM into its power-on state, in place, with the gate closed and empty.
+    ///
+    /// # Errors
+    /// Where the backend refuses.
+    pub fn reset(&mut self) -> Result<(), Error> {
+        for (_, component) in A::components(&self.board) {
+            component.reset_component();
+        }
+        for mut slot in self.vcpus.paused() {
+            slot.vcpu.reset()?;
+        }
+        A::reset_interrupts(&self.board)
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> &Vcpus<A> {
+        &self.vcpus
+    }
+
+    /// The vCPUs, to start their threads.
+    pub fn vcpus_mut(&mut self) -> &mut Vcpus<A> {
+        &mut self.vcpus
+    }
+
+    /// The devices' state, by name.
+    pub fn components(&self) -> &[Named] {
+        A::components(&self.board)
+    }
+
+    /// The backend's VM.
+    pub fn vm(&self) -> &dyn Vm<A> {
+        &*self.vm
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &MemoryMap {
+        &self.memory
+    }
+
+    /// Guest time.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The first serial port.
+    pub fn serial(&self) -> Arc<dyn SerialPort> {
+        A::serial(&self.board)
+    }
+}
+
+fn add_ram<A: Platform>(config: &Config, plan: &Plan<A>, memory: &MemoryMap) -> Result<(), Error> {
+    let wanted = &config.memory;
+    let options = RamOptions {
+        huge_pages: wanted.hugepages.map(|size| HugePages { page_size: size.bytes() }),
+        prefault: wanted.prefault,
+        shared: wanted.shared,
+    };
+    let backing = Arc::new(Backing::new(wanted.size.bytes(), &options)?);
+    let mut offset = 0;
+    for part in &plan.ram {
+        memory.add(Region::new("RAM", RegionKind::Ram, part.base, part.size, backing.clone(), offset)?)?;
+        offset += part.size;
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! What each architecture's machine must answer.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use skep_arch::kernel::LoadError;
+use skep_arch::layout::{AddressRange, Row};
+use skep_chipset::{Requests, SerialOut, SerialPort};
+use skep_clock::Clock;
+use skep_config::Config;
+use skep_hypervisor::{Arch, Capabilities};
+use skep_memory::MemoryMap;
+use skep_state::Component;
+
+use crate::Error;
+use crate::boot::BootFiles;
+use crate::run::BoxedIo;
+
+/// What a machine will be: everything that follows from configuration and capabilities, before anything is made.
+#[derive(Debug, Clone)]
+pub struct Plan<A: Platform> {
+    /// The memory layout.
+    pub layout: A::Layout,
+    /// RAM, ascending; the parts follow each other in the memory behind them.
+    pub ram: Vec<AddressRange>,
+    /// What the backend's VM is made with.
+    pub vm: A::VmConfig,
+    /// What its vCPUs are made with.
+    pub vcpus: Vec<A::VcpuConfig>,
+    /// The hardware ids (APIC id, MPIDR affinity) of all vCPUs that there may ever be; those in `vcpus` come first.
+    pub possible: Vec<u64>,
+}
+
+/// What a machine gives its devices.
+pub struct Services {
+    /// Guest time.
+    pub clock: Clock,
+    /// The way to the control thread.
+    pub requests: Requests,
+    /// Where the first serial port's output goes.
+    pub serial: Box<dyn SerialOut>,
+    /// Guest memory.
+    pub memory: MemoryMap,
+}
+
+/// A component of a machine, by its name in a snapshot.
+pub type Named = (String, Arc<dyn Component>);
+
+/// An architecture's machine: what it is made of, and how a guest is booted on it.
+pub trait Platform: Arch {
+    /// The memory layout.
+    type Layout: std::fmt::Debug + Clone;
+    /// The devices, put together.
+    type Board: Send + Sync;
+
+    /// How many guest physical address bits a machine with `ram` bytes is given where the host has as many: a function of the configuration
+    /// alone, so that the same configuration gives the same hardware on every host.
+    fn address_bits(ram: u64) -> u8;
+
+    /// What the machine will be.
+    ///
+    /// # Errors
+    /// What the backend lacks, or what does not fit, by name.
+    fn plan(config: &Config, backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error>;
+
+    /// The layout for a person to read.
+    fn describe(layout: &Self::Layout) -> Vec<Row>;
+
+    /// Makes the devices and puts them together.
+    ///
+    /// # Errors
+    /// Where the backend refuses a line or an address.
+    fn assemble(plan: &Plan<Self>, interrupts: Self::Interrupts, services: Services)
+    -> Result<Arc<Self::Board>, Error>;
+
+    /// What vCPU `index` calls back into.
+    fn io(board: &Arc<Self::Board>, index: u32) -> BoxedIo<Self>;
+
+    /// Loads the guest into RAM with the tables that describe the machine, and answers what the first vCPU begins with.
+    ///
+    /// # Errors
+    /// What does not fit, by name.
+    fn load(
+        config: &Config,
+        plan: &Plan<Self>,
+        board: &Self::Board,
+        memory: &MemoryMap,
+        files: &mut BootFiles,
+        memory_is_zero: bool,
+    ) -> Result<Self::BootState, Error>;
+
+    /// The devices' state, in the order in which it is saved.
+    fn components(board: &Self::Board) -> &[Named];
+
+    /// Puts the backend's own interrupt controllers into their power-on state.
+    ///
+    /// # Errors
+    /// Where the backend refuses.
+    fn reset_interrupts(board: &Self::Board) -> Result<(), Error>;
+
+    /// The first serial port.
+    fn serial(board: &Self::Board) -> Arc<dyn SerialPort>;
+
+    /// How the vCPU that takes external interrupts is kicked, where the machine has any.
+    fn connect_kick(_board: &Self::Board, _first: Arc<dyn skep_hypervisor::Kick>) {}
+}
+
+/// Guest physical address bits that machines are given: what all hosts have, then what larger machines need.
+const ADDRESS_BITS: [u8; 4] = [40, 44, 48, 52];
+
+/// The first of [`ADDRESS_BITS`] with room for `ram` bytes.
+pub(super) fn smallest_bits(ram: u64, max_ram: impl Fn(u8) -> u64) -> u8 {
+    ADDRESS_BITS.into_iter().find(|bits| ram <= max_ram(*bits)).unwrap_or(52)
+}
+
+/// Names the kernel that can't be loaded.
+pub(super) fn load_error(path: &Path) -> impl Fn(LoadError) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Load { path: path.clone(), source }
+}
+
+/// The seed of the guest's random number generator: the configured one, or the host's entropy.
+pub(super) fn rng_seed(config: &Config) -> Result<[u8; 32], Error> {
+    if let Some(seed) = config.rng_seed {
+        return Ok(seed.0);
+    }
+    let mut seed = [0; 32];
+    let path = Path::new("/dev/urandom");
+    let failed = |source| Error::File { role: "the host's entropy", path: path.to_path_buf(), source };
+    File::open(path).and_then(|mut file| file.read_exact(&mut seed)).map_err(failed)?;
+    Ok(seed)
+}

@@ -1,0 +1,288 @@
+//! The x86_64 machine: a Q35-compatible PC.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use skep_arch::acpi::{self, Dsdt, SerialConsole, SerialKind, devices};
+use skep_arch::layout::{AddressRange, Row};
+use skep_arch::topology::Topology;
+use skep_arch::x86_64::acpi::{Cpu, Legacy, OVERRIDES, PowerManagement};
+use skep_arch::x86_64::boot::{self, Setup};
+use skep_arch::x86_64::cpuid::{Identity, Options};
+use skep_arch::x86_64::layout::{self, Layout, gsi};
+use skep_bus::{AddressSpace, Device};
+use skep_chipset::{
+    DebugCon, GsiLines, I8042, I8042Config, I8254, I8254Config, I8259, I8259Config, IoApic, IoApicConfig, Pm, PmConfig,
+    Port92, PortRange, PvPanic, ResetControl, Rtc, RtcConfig, SerialPort, Uart16550, Uart16550Config, debugcon, i8042,
+    i8254, i8259, ioapic, pm, port92, pvpanic, reset_control, rtc, uart16550,
+};
+use skep_config::Config;
+use skep_hypervisor::x86_64::{BootState, Interrupts, Io, VmConfig};
+use skep_hypervisor::{Capabilities, Kick, MemoryIo, X86_64};
+use skep_irq::{ApicBus, IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
+use skep_memory::MemoryMap;
+use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_state::Component;
+
+use super::platform::{Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
+use crate::Error;
+use crate::boot::BootFiles;
+use crate::run::BoxedIo;
+
+/// The I/O APIC's id. Local APIC ids may be the same: they are different buses.
+const IOAPIC_ID: u8 = 0;
+
+/// The devices of a Q35 machine.
+pub struct Board {
+    memory_space: AddressSpace,
+    port_space: AddressSpace,
+    pic: Arc<I8259>,
+    ioapic: Arc<IoApic>,
+    uart: Arc<Uart16550>,
+    external: Arc<ExternalInterrupt>,
+    components: Vec<Named>,
+    /// The lines that devices come by, and where MSIs go: for PCI.
+    lines: LineTable,
+    _apics: Arc<dyn ApicBus>,
+}
+
+/// The PIC's INTR wire to the first vCPU.
+#[derive(Default)]
+struct ExternalInterrupt {
+    asserted: AtomicBool,
+    first: OnceLock<Arc<dyn Kick>>,
+}
+
+impl LineTarget for ExternalInterrupt {
+    fn set_level(&self, _line: u32, asserted: bool) {
+        self.asserted.store(asserted, Ordering::Release);
+        if let (true, Some(first)) = (asserted, self.first.get()) {
+            first.kick();
+        }
+    }
+}
+
+impl Platform for X86_64 {
+    type Layout = Layout;
+    type Board = Board;
+
+    fn address_bits(ram: u64) -> u8 {
+        smallest_bits(ram, layout::max_ram)
+    }
+
+    fn plan(config: &Config, _backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error> {
+        let ram = config.memory.size.bytes();
+        let layout = Layout::new(ram, Self::address_bits(ram).min(capabilities.address_bits))?;
+        let cpus = &config.cpus;
+        let topology = Topology::new(cpus.sockets, cpus.cores, cpus.threads)?;
+        let options = Options { topology, pmu: false, machine_check: false };
+        let identity = Identity::new(&capabilities.arch, &options)?;
+        let vcpus = (0..cpus.count).map(|index| identity.vcpu(index)).collect();
+        let possible = (0..cpus.max).map(|index| identity.apic_ids().id(index).into()).collect();
+        Ok(Plan { ram: layout.ram.clone(), layout, vm: VmConfig { ioapic_pins: gsi::COUNT }, vcpus, possible })
+    }
+
+    fn describe(layout: &Layout) -> Vec<Row> {
+        layout.describe()
+    }
+
+    fn assemble(_plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
+        let Services { clock, requests, serial, memory: _ } = services;
+        let external = Arc::new(ExternalInterrupt::default());
+        let wire = LineDescription { number: 0, trigger: Trigger::Level, polarity: Polarity::High };
+        let pic = Arc::new(I8259::new(I8259Config { intr: IrqLine::to(external.clone(), wire) }));
+        let pins = gsi::COUNT as usize;
+        let apics = interrupts.apics;
+        let ioapic = Arc::new(IoApic::new(IoApicConfig { apics: apics.clone(), pins, id: IOAPIC_ID }));
+        let gsis = Arc::new(GsiLines::new(pic.clone(), ioapic.clone()));
+        let lines = LineTable::new(gsis, 0..=gsi::COUNT - 1);
+        let edge = |number| lines.line(number, Trigger::Edge, Polarity::High);
+        let level = |number| lines.line(number, Trigger::Level, Polarity::High);
+
+        let memory_space = AddressSpace::memory();
+        memory_space.map("ioapic", layout::IOAPIC.base, ioapic::SIZE, 0, ioapic.clone())?;
+        let mut ports = Ports { space: AddressSpace::ports(), components: Vec::new() };
+        ports.components.push(("ioapic".to_owned(), ioapic.clone()));
+        ports.add("i8259", &i8259::PORTS, pic.clone())?;
+        let pit = I8254::new(I8254Config { irq: edge(gsi::TIMER)?, clock: clock.clone() });
+        ports.add("i8254", &i8254::PORTS, pit)?;
+        let rtc = Rtc::new(RtcConfig { irq: edge(gsi::RTC)?, clock: clock.clone(), memory: Vec::new() });
+        ports.add("rtc", &rtc::PORTS, rtc)?;
+        let keyboard_controller = I8042::new(I8042Config {
+            keyboard_irq: edge(gsi::KEYBOARD)?,
+            auxiliary_irq: edge(gsi::MOUSE)?,
+            requests: requests.clone(),
+        });
+        ports.add("i8042", &i8042::PORTS, Arc::new(keyboard_controller))?;
+        ports.add("port92", &[port92::PORTS], Arc::new(Port92::new(requests.clone())))?;
+        ports.add("reset-control", &[reset_control::PORTS], Arc::new(ResetControl::new(requests.clone())))?;
+        let base = Some(layout::port::PM.base as u16);
+        let config = PmConfig { sci: level(gsi::SCI)?, clock: clock.clone(), requests: requests.clone(), base };
+        let pm = Pm::new(config);
+        let block = pm.range().into_iter().chain([pm::APM_PORTS]).collect::<Vec<_>>();
+        ports.add("pm", &block, pm)?;
+        let uart = Uart16550::new(Uart16550Config { irq: edge(gsi::COM1)?, clock, out: serial });
+        let com1 = layout::port::COM1;
+        let com1 = PortRange { base: com1.base as u16, size: uart16550::PORT_COUNT as u16, region: 0 };
+        ports.add("uart16550", &[com1], uart.clone())?;
+        // These two hold no state.
+        ports.map("pvpanic", &[pvpanic::PORTS], Arc::new(PvPanic::new(requests)))?;
+        ports.map("debugcon", &[debugcon::PORTS], Arc::new(DebugCon::new()))?;
+
+        let Ports { space, components } = ports;
+        let board =
+            Board { memory_space, port_space: space, pic, ioapic, uart, external, components, lines, _apics: apics };
+        Ok(Arc::new(board))
+    }
+
+    fn io(board: &Arc<Board>, index: u32) -> BoxedIo<Self> {
+        Box::new(VcpuIo { board: board.clone(), is_first: index == 0 })
+    }
+
+    fn load(
+        config: &Config,
+        plan: &Plan<Self>,
+        board: &Board,
+        memory: &MemoryMap,
+        files: &mut BootFiles,
+        memory_is_zero: bool,
+    ) -> Result<BootState, Error> {
+        let ram = memory.ram();
+        let tables = tables(plan, board)?;
+        let failed = load_error(&files.path);
+        let too_small = || Error::Tables("low memory has no room for them: give the guest more by --memory".to_owned());
+        let place = plan.layout.acpi_tables(tables.tables.bytes.len() as u64).ok_or_else(too_small)?;
+        let (bytes, rsdp) = tables.place(place.base).map_err(|e| Error::Tables(e.to_string()))?;
+        for (bytes, gpa) in [(&bytes, place.base), (&rsdp, layout::ACPI.base)] {
+            ram.write_slice(bytes, GuestAddress(gpa)).map_err(|e| Error::Tables(e.to_string()))?;
+        }
+        let setup = Setup {
+            layout: &plan.layout,
+            cmdline: &files.cmdline,
+            tables: Some(place),
+            rsdp: Some(layout::ACPI.base),
+            rng_seed: Some(rng_seed(config)?),
+            protocol: None,
+            memory_is_zero,
+        };
+        let entry = boot::load(&files.kernel, &mut files.file, files.initrd.as_mut(), &*ram, &setup).map_err(failed)?;
+        Ok(entry.boot_state())
+    }
+
+    fn components(board: &Board) -> &[Named] {
+        &board.components
+    }
+
+    fn reset_interrupts(_board: &Board) -> Result<(), Error> {
+        // The local APICs are the vCPUs', and the others are components.
+        Ok(())
+    }
+
+    fn serial(board: &Board) -> Arc<dyn SerialPort> {
+        board.uart.clone()
+    }
+
+    fn connect_kick(board: &Board, first: Arc<dyn Kick>) {
+        // A machine has one first vCPU for its whole life.
+        let _ = board.external.first.set(first);
+    }
+}
+
+/// The port space while it is filled.
+struct Ports {
+    space: AddressSpace,
+    components: Vec<Named>,
+}
+
+impl Ports {
+    fn add<D: Device + Component + 'static>(
+        &mut self,
+        name: &str,
+        ranges: &[PortRange],
+        device: Arc<D>,
+    ) -> Result<(), Error> {
+        self.map(name, ranges, device.clone())?;
+        self.components.push((name.to_owned(), device));
+        Ok(())
+    }
+
+    fn map(&self, name: &str, ranges: &[PortRange], device: Arc<dyn Device>) -> Result<(), Error> {
+        for range in ranges {
+            self.space.map(name, range.base.into(), range.size.into(), range.region, device.clone())?;
+        }
+        Ok(())
+    }
+}
+
+/// The ACPI tables of the machine.
+fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
+    let line = |number, trigger| Ok::<_, Error>(board.lines.line(number, trigger, Polarity::High)?.description());
+    let com1 = SerialConsole {
+        kind: SerialKind::Ns16550,
+        registers: layout::port::COM1,
+        line: line(gsi::COM1, Trigger::Edge)?,
+    };
+    let mut dsdt = Dsdt::new();
+    dsdt.device(&devices::Serial { kind: com1.kind, number: 1, registers: com1.registers, line: com1.line });
+    dsdt.device(&devices::CmosRtc { ports: layout::port::RTC, line: line(gsi::RTC, Trigger::Edge)? });
+    dsdt.device(&devices::Pvpanic(devices::Registers::Ports(AddressRange::new(pvpanic::PORTS.base.into(), 1))));
+    let present = plan.vcpus.len();
+    let cpu = |(index, apic_id): (usize, &u64)| Cpu { apic_id: *apic_id as u32, present: index < present };
+    let cpus: Vec<_> = plan.possible.iter().enumerate().map(cpu).collect();
+    let platform = skep_arch::x86_64::acpi::Platform {
+        cpus: &cpus,
+        ioapic_id: IOAPIC_ID,
+        overrides: &OVERRIDES,
+        power: PowerManagement::default(),
+        legacy: Legacy { i8042: false, vga: false, cmos_rtc: true, aspm: false },
+        console: Some(com1),
+        ecam: &[],
+    };
+    Ok(acpi::link(skep_arch::x86_64::acpi::tables(&platform, dsdt)))
+}
+
+/// What an x86_64 vCPU calls back into.
+struct VcpuIo {
+    board: Arc<Board>,
+    is_first: bool,
+}
+
+impl MemoryIo for VcpuIo {
+    fn memory_read(&mut self, gpa: u64, data: &mut [u8]) {
+        if !self.board.memory_space.read(gpa, data) {
+            tracing::debug!("the guest reads {} bytes at {gpa:#x}, where nothing is", data.len());
+        }
+    }
+
+    fn memory_write(&mut self, gpa: u64, data: &[u8]) {
+        if self.board.memory_space.write(gpa, data).is_none() {
+            tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len());
+        }
+    }
+}
+
+impl Io for VcpuIo {
+    fn port_read(&mut self, port: u16, data: &mut [u8]) {
+        if !self.board.port_space.read(port.into(), data) {
+            tracing::debug!("the guest reads {} bytes at port {port:#x}, where nothing is", data.len());
+        }
+    }
+
+    fn port_write(&mut self, port: u16, data: &[u8]) {
+        if self.board.port_space.write(port.into(), data).is_none() {
+            tracing::debug!("the guest writes {data:02x?} to port {port:#x}, where nothing is");
+        }
+    }
+
+    fn end_of_interrupt(&mut self, vector: u8) {
+        self.board.ioapic.end_of_interrupt(vector);
+    }
+
+    fn external_interrupt(&self) -> bool {
+        self.is_first && self.board.external.asserted.load(Ordering::Acquire)
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        self.external_interrupt().then(|| self.board.pic.acknowledge())
+    }
+}

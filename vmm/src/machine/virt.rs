@@ -1,0 +1,246 @@
+//! The aarch64 machine: QEMU's `virt` contract.
+
+use std::sync::Arc;
+
+use skep_arch::aarch64::boot::{Placement, check_cmdline};
+use skep_arch::aarch64::fdt::devices as nodes;
+use skep_arch::aarch64::fdt::{self, Chosen, Node};
+use skep_arch::aarch64::layout::{self, Layout, spi};
+use skep_arch::aarch64::mpidr;
+use skep_arch::kernel::initrd_length;
+use skep_arch::layout::Row;
+use skep_arch::topology::Topology;
+use skep_bus::AddressSpace;
+use skep_chipset::{
+    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, pl011, pl031,
+};
+use skep_config::{Config, Irqchip};
+use skep_hypervisor::aarch64::{Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig};
+use skep_hypervisor::{Aarch64, Capabilities, MemoryIo};
+use skep_irq::{IrqLine, LineDescription, LineTable, MsiTarget, Polarity, Trigger};
+use skep_memory::MemoryMap;
+use skep_state::Component;
+
+use super::platform::{Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
+use crate::Error;
+use crate::boot::BootFiles;
+use crate::run::BoxedIo;
+
+/// The devices of a `virt` machine.
+pub struct Board {
+    memory_space: AddressSpace,
+    gic: Arc<dyn Gic>,
+    uart: Arc<Pl011>,
+    components: Vec<Named>,
+    /// The lines that devices come by, and where MSIs go: for PCI.
+    lines: LineTable,
+    _msi: Option<Arc<dyn MsiTarget>>,
+}
+
+impl Platform for Aarch64 {
+    type Layout = Layout;
+    type Board = Board;
+
+    fn address_bits(ram: u64) -> u8 {
+        // 40 bits are what every host has, and what three levels of stage-2 tables reach.
+        smallest_bits(ram, |bits| layout::max_ram(bits, GicVersion::V3, 1))
+    }
+
+    fn plan(config: &Config, backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error> {
+        let max = config.cpus.max;
+        let gic = choose_gic(config, backend, &capabilities.arch.gics)?;
+        let lacking = |what: &str| Error::Lacking {
+            what: what.to_owned(),
+            backend,
+            mend: "leave it out of cpu-features".to_owned(),
+        };
+        let features =
+            Features { sve: config.cpu_features.sve, pointer_authentication: config.cpu_features.pauth, pmu: false };
+        if features.sve && !capabilities.arch.sve {
+            return Err(lacking("SVE"));
+        }
+        if features.pointer_authentication && !capabilities.arch.pointer_authentication {
+            return Err(lacking("pointer authentication"));
+        }
+        let bits = Self::address_bits(config.memory.size.bytes()).min(capabilities.address_bits);
+        let layout = Layout::new(config.memory.size.bytes(), bits, gic.version, max)?;
+        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::COUNT };
+        // A GIC takes no CPU once it is initialised, so those that may come later are made now, powered off.
+        let possible: Vec<u64> = (0..max).map(|index| mpidr(gic.version, index)).collect();
+        let vcpus = possible.iter().map(|&mpidr| VcpuConfig { mpidr, features }).collect();
+        Ok(Plan { ram: layout.ram.clone(), layout, vm, vcpus, possible })
+    }
+
+    fn describe(layout: &Layout) -> Vec<Row> {
+        layout.describe()
+    }
+
+    fn assemble(plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
+        let Interrupts { gic, lines, its } = interrupts;
+        let space = AddressSpace::memory();
+        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + spi::COUNT - 1);
+        let line = |number| lines.line(spi::FIRST + number, Trigger::Level, Polarity::High);
+        let mut components: Vec<Named> = Vec::new();
+
+        let clock = services.clock;
+        let uart = Pl011::new(Pl011Config { irq: line(spi::UART)?, clock: clock.clone(), out: services.serial });
+        space.map("pl011", layout::UART.base, layout::UART.size, 0, uart.clone())?;
+        components.push(("pl011".to_owned(), uart.clone() as Arc<dyn Component>));
+
+        let rtc = Pl031::new(Pl031Config { irq: line(spi::RTC)?, clock: clock.clone() });
+        space.map("pl031", layout::RTC.base, layout::RTC.size, 0, rtc.clone())?;
+        components.push(("pl031".to_owned(), rtc as Arc<dyn Component>));
+
+        let gpio = Pl061::new(Pl061Config { irq: line(spi::GPIO)?, clock });
+        space.map("pl061", layout::GPIO.base, layout::GPIO.size, 0, gpio.clone())?;
+        components.push(("pl061".to_owned(), gpio as Arc<dyn Component>));
+
+        // It holds no state.
+        let panic = Arc::new(PvPanic::new(services.requests));
+        space.map("pvpanic", layout::PVPANIC.base, 1, 0, panic)?;
+
+        let msi = match plan.layout.gic {
+            GicVersion::V3 => its,
+            GicVersion::V2 => {
+                let edge = |n| lines.line(spi::FIRST + n, Trigger::Edge, Polarity::High);
+                let spis = spi::GICV2M.map(edge).collect::<Result<Vec<IrqLine>, _>>()?;
+                let frame = Arc::new(V2m::new(V2mConfig { base: layout::GICV2M_FRAME.base, lines: spis }));
+                space.map("v2m", layout::GICV2M_FRAME.base, layout::GICV2M_FRAME.size, 0, frame.clone())?;
+                Some(frame as Arc<dyn MsiTarget>)
+            }
+        };
+        Ok(Arc::new(Board { memory_space: space, gic, uart, components, lines, _msi: msi }))
+    }
+
+    fn io(board: &Arc<Board>, _index: u32) -> BoxedIo<Self> {
+        Box::new(VcpuIo(board.clone()))
+    }
+
+    fn load(
+        config: &Config,
+        plan: &Plan<Self>,
+        board: &Board,
+        memory: &MemoryMap,
+        files: &mut BootFiles,
+        _memory_is_zero: bool,
+    ) -> Result<skep_hypervisor::aarch64::BootState, Error> {
+        let failed = load_error(&files.path);
+        check_cmdline(&files.cmdline).map_err(&failed)?;
+        let initrd = files.initrd.as_mut().map(initrd_length).transpose().map_err(&failed)?;
+        let placement = Placement::new(&files.kernel, initrd, &plan.layout).map_err(&failed)?;
+        let ram = memory.ram();
+        placement.load(&files.kernel, &mut files.file, files.initrd.as_mut(), &*ram).map_err(&failed)?;
+        let cmdline = str::from_utf8(&files.cmdline).map_err(|e| Error::Tables(format!("the command line: {e}")))?;
+        let seed = rng_seed(config)?;
+        let chosen = Chosen {
+            bootargs: Some(cmdline),
+            initrd: placement.initrd,
+            stdout_path: Some(board.uart_node().path()),
+            rng_seed: Some(seed),
+            // Not the same bytes as the generator's seed: the kernel wipes each on its own.
+            kaslr_seed: Some(u64::from_le_bytes(std::array::from_fn(|i| seed[i] ^ seed[31 - i] ^ 0x5a))),
+        };
+        let tree = match &files.dtb {
+            Some(dtb) => fdt::replace_chosen(dtb, &Chosen { stdout_path: None, ..chosen })
+                .map_err(|e| Error::Tables(format!("--dtb: {e}")))?,
+            None => board.device_tree(config, plan, chosen)?,
+        };
+        placement.write_fdt(&tree, &*ram).map_err(&failed)?;
+        Ok(placement.boot_state())
+    }
+
+    fn components(board: &Board) -> &[Named] {
+        &board.components
+    }
+
+    fn reset_interrupts(board: &Board) -> Result<(), Error> {
+        Ok(board.gic.reset()?)
+    }
+
+    fn serial(board: &Board) -> Arc<dyn SerialPort> {
+        board.uart.clone()
+    }
+}
+
+impl Board {
+    fn description(&self, number: u32) -> Result<LineDescription, Error> {
+        Ok(self.lines.line(spi::FIRST + number, Trigger::Level, Polarity::High)?.description())
+    }
+
+    fn uart_node(&self) -> nodes::Pl011 {
+        let line =
+            LineDescription { number: spi::FIRST + spi::UART, trigger: Trigger::Level, polarity: Polarity::High };
+        nodes::Pl011(nodes::PrimeCell { registers: layout::UART, line, peripheral_id: Some(pl011::PERIPHERAL_ID) })
+    }
+
+    fn device_tree(&self, config: &Config, plan: &Plan<Aarch64>, chosen: Chosen<'_>) -> Result<Vec<u8>, Error> {
+        let uart = self.uart_node();
+        let rtc = nodes::Pl031(nodes::PrimeCell {
+            registers: layout::RTC,
+            line: self.description(spi::RTC)?,
+            peripheral_id: Some(pl031::PERIPHERAL_ID),
+        });
+        let panic = nodes::Pvpanic(layout::PVPANIC);
+        let devices: [&dyn Node; 3] = [&uart, &rtc, &panic];
+        let cpus = &config.cpus;
+        let present = plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible);
+        let platform = fdt::Platform {
+            ram: &plan.ram,
+            cpus: present,
+            topology: Some(Topology::new(cpus.sockets, cpus.cores, cpus.threads)?),
+            pmu: false,
+            gic: &plan.vm.gic,
+            devices: &devices,
+            chosen,
+        };
+        fdt::build(&platform).map_err(|e| Error::Tables(e.to_string()))
+    }
+}
+
+/// The best GIC that the host offers, or the one asked for.
+fn choose_gic(config: &Config, backend: &'static str, offered: &[GicSupport]) -> Result<GicSupport, Error> {
+    let max = config.cpus.max;
+    let wanted = match config.irqchip {
+        Irqchip::Auto => None,
+        Irqchip::Gicv2 => Some(GicVersion::V2),
+        Irqchip::Gicv3 => Some(GicVersion::V3),
+    };
+    let names = || match offered.iter().map(|gic| if gic.version == GicVersion::V2 { "gicv2" } else { "gicv3" }) {
+        names if names.len() == 0 => "it offers no GIC at all".to_owned(),
+        names => format!("it offers {}: choose by --irqchip", names.collect::<Vec<_>>().join(" and ")),
+    };
+    let gic = offered.iter().find(|gic| wanted.is_none_or(|version| gic.version == version));
+    let what = || match wanted {
+        Some(GicVersion::V2) => "GICv2".to_owned(),
+        Some(GicVersion::V3) => "GICv3".to_owned(),
+        None => "an interrupt controller for guests".to_owned(),
+    };
+    let gic = *gic.ok_or_else(|| Error::Lacking { what: what(), backend, mend: names() })?;
+    if max > gic.max_vcpus {
+        let mend = match gic.version {
+            GicVersion::V2 => " with a GICv2; choose fewer by --cpus",
+            GicVersion::V3 => " with a GICv3; choose fewer by --cpus",
+        };
+        return Err(Error::Vcpus { wanted: max, backend, limit: gic.max_vcpus, mend });
+    }
+    Ok(gic)
+}
+
+/// What an aarch64 vCPU calls back into.
+struct VcpuIo(Arc<Board>);
+
+impl MemoryIo for VcpuIo {
+    fn memory_read(&mut self, gpa: u64, data: &mut [u8]) {
+        if !self.0.memory_space.read(gpa, data) {
+            tracing::debug!("the guest reads {} bytes at {gpa:#x}, where nothing is", data.len());
+        }
+    }
+
+    fn memory_write(&mut self, gpa: u64, data: &[u8]) {
+        if self.0.memory_space.write(gpa, data).is_none() {
+            tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len());
+        }
+    }
+}
+
+impl Io for VcpuIo {}

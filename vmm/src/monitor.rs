@@ -1,0 +1,126 @@
+//! Runs a machine to its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use skep_chipset::{MachineRequest, PanicEvent};
+use skep_clock::Clock;
+use skep_config::{Action, Config};
+use skep_hypervisor::{ExitCounts, Hypervisor, VcpuError};
+use skep_memory::MemoryMap;
+
+use crate::Error;
+use crate::boot::BootFiles;
+use crate::console::Console;
+use crate::machine::{Machine, Platform, Services};
+use crate::run::{Control, Gate, Request, Requests, StopReason};
+
+/// How a machine has ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The guest has powered its machine off.
+    PowerOff,
+    /// The guest has reset its machine, and the policy says exit.
+    Reset,
+    /// The guest's kernel has panicked.
+    Panic,
+    /// A vCPU has shut down.
+    TripleFault {
+        /// Which.
+        vcpu: u32,
+    },
+    /// A vCPU could not go on.
+    Failed(VcpuError),
+    /// The user or a signal has ended it.
+    Stopped(StopReason),
+}
+
+/// What a run has come to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// How often vCPUs left guest code.
+    pub exits: ExitCounts,
+    /// From the start of the program to the first guest instruction, where there was one.
+    pub until_first_instruction: Option<Duration>,
+    /// From the start of the program to the end.
+    pub elapsed: Duration,
+    /// How often the machine was restarted.
+    pub restarts: u32,
+}
+
+/// Runs the machine of `config` with the guest of `files` on `hypervisor`, until it ends. `started` is when the program began.
+///
+/// # Errors
+/// Where the machine can't be made, or the host fails. A vCPU's failure is an [`Ending`].
+pub fn run<A: Platform>(
+    config: &Config,
+    hypervisor: &dyn Hypervisor<A>,
+    mut files: BootFiles,
+    started: Instant,
+) -> Result<Outcome, Error> {
+    let gate = Arc::new(Gate::default());
+    let host = |source| Error::Thread { what: "the control thread", source };
+    let requests = Arc::new(Requests::new(gate.clone()).map_err(host)?);
+    let clock = Clock::host();
+    // Signals are the control thread's from here on, and threads started later inherit that.
+    let mut control = Control::new(&clock, requests.clone())?;
+
+    let console = Console::open(&config.serial)?;
+    let services = Services {
+        clock: clock.clone(),
+        requests: device_requests(&requests),
+        serial: console.output(),
+        memory: MemoryMap::new(),
+    };
+    let mut machine = Machine::<A>::new(config, hypervisor, gate.clone(), services)?;
+    machine.load(&mut files)?;
+    control.add(console.attach(machine.serial(), requests.clone())?);
+    let threads = |source| Error::Thread { what: "a vCPU", source };
+    machine.vcpus_mut().start(&requests).map_err(threads)?;
+
+    let mut restarts = 0;
+    let ending = loop {
+        clock.resume();
+        gate.open();
+        let request = control.next_request()?;
+        gate.close_and_wait();
+        clock.pause();
+        let policy = &config.on;
+        let (action, ending) = match request {
+            Request::PowerOff => (policy.power_off, Ending::PowerOff),
+            Request::Reset => (policy.reset, Ending::Reset),
+            Request::Panic => (policy.panic, Ending::Panic),
+            Request::TripleFault { vcpu } => (policy.triple_fault, Ending::TripleFault { vcpu }),
+            Request::Failed(error) => break Ending::Failed(error),
+            Request::Stop(reason) => break Ending::Stopped(reason),
+        };
+        if action == Action::Exit {
+            break ending;
+        }
+        tracing::info!("the guest has ended with {ending:?}: restarting it");
+        restarts += 1;
+        requests.forget();
+        machine.reset()?;
+        machine.load(&mut files)?;
+    };
+    Ok(Outcome {
+        ending,
+        exits: machine.vcpus().exits(),
+        until_first_instruction: machine.vcpus().first_run().map(|at| at.saturating_duration_since(started)),
+        elapsed: started.elapsed(),
+        restarts,
+    })
+}
+
+/// The way from the devices to the control thread.
+fn device_requests(requests: &Arc<Requests>) -> skep_chipset::Requests {
+    let requests = requests.clone();
+    skep_chipset::Requests::new(move |request| match request {
+        MachineRequest::PowerOff => requests.send(Request::PowerOff),
+        MachineRequest::Reset => requests.send(Request::Reset),
+        MachineRequest::Panic(PanicEvent::Panicked) => requests.send(Request::Panic),
+        MachineRequest::Panic(event) => tracing::info!("the guest reports: {event:?}"),
+    })
+}
