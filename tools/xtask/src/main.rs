@@ -1,8 +1,9 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
-//! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration tests there or
-//! on hardware ([`mod@test`]), show a guest booting ([`demo`]), and check the rules of the house ([`lint`]). They run on Linux machines with Debian's package tools, of either architecture;
-//! `tools/setup` installs what they call.
+//! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
+//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), and check the rules of the house ([`lint`]).
+//! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
+//! call.
 
 mod arch;
 mod cargo;

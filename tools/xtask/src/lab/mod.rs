@@ -160,22 +160,21 @@ impl Lab {
                 programs.len()
             );
         }
-        if let Some(directory) = &self.bring_back {
-            disk::bring_back(&scratch.path().join(qemu::BACK), directory)
-                .context("cannot bring the lab's files back")?;
-        }
+        self.unpack(&scratch)?;
         Ok(outcomes)
     }
 
     /// Boots the lab and gives the terminal's user a prompt in it.
     pub(crate) fn shell(&self) -> Result<()> {
         let scratch = Scratch::new()?;
-        self.boot(scratch.path(), &plan::shell(), true)?.finish()?;
-        if let Some(directory) = &self.bring_back {
-            disk::bring_back(&scratch.path().join(qemu::BACK), directory)
-                .context("cannot bring the lab's files back")?;
-        }
-        Ok(())
+        self.boot(scratch.path(), &plan::shell(self.bring_back.is_some()), true)?.finish()?;
+        self.unpack(&scratch)
+    }
+
+    /// Brings back what the lab's host has put on its second disk.
+    fn unpack(&self, scratch: &Scratch) -> Result<()> {
+        let Some(directory) = &self.bring_back else { return Ok(()) };
+        disk::bring_back(&scratch.path().join(qemu::BACK), directory).context("cannot bring the lab's files back")
     }
 
     fn boot(&self, scratch: &Path, script: &str, terminal: bool) -> Result<qemu::Qemu> {

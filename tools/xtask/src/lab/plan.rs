@@ -53,8 +53,9 @@ pub(super) fn script(word: &str, programs: &[Program], bring_back: bool) -> Stri
 }
 
 /// The script that gives a person a prompt.
-pub(super) fn shell() -> String {
-    format!("word=lab\n{}person\n", clock())
+pub(super) fn shell(bring_back: bool) -> String {
+    let give_back = if bring_back { "give_back\n" } else { "" };
+    format!("{}person\n{give_back}sync\npoweroff -f\n", clock())
 }
 
 /// Sets the clock: not every board's kernel has a driver for its real-time clock.
