@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Nothing here depends on the host. A case whose power a backend lacks asserts that the power is absent; a guest that can't do what its architecture
-//! can is a failure, with one exception that a subject must own up to ([`Subject::guest_has_simd`]).
+//! can is a failure, with few exceptions that a subject must own up to ([`Lacks`]).
 //!
 //! What it does not do: timers of the guest's, NMIs, SMM, emulated instructions other than plain loads and stores, and anything about speed.
 
@@ -38,9 +38,20 @@ pub struct Subject<A: Arch> {
     pub probe: &'static [u8],
     /// The optional powers that may be used.
     pub powers: Powers,
-    /// The guest can use SIMD registers. Only an x86_64 KVM without hardware virtualization has an excuse: it emulates the probe's
-    /// kernel-mode code, and knows no such instructions.
-    pub guest_has_simd: bool,
+    /// What the host is known to lack.
+    pub lacks: Lacks,
+}
+
+bitflags::bitflags! {
+    /// What a host may lack though its architecture has it, and what the cases then do without. Only an x86_64 KVM without hardware
+    /// virtualization has an excuse: it emulates the probe's kernel-mode code one instruction at a time.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Lacks: u32 {
+        /// The guest can't use SIMD registers: they are saved and restored, but not held by the guest.
+        const GUEST_SIMD = 1;
+        /// CPUID leaf 1 shows the guest features that the configuration does not have.
+        const EXACT_CPUID = 1 << 1;
+    }
 }
 
 /// Makes a test of each case, in the modules `all_powers` and `no_powers`. The argument is the architecture and the absolute path of a function

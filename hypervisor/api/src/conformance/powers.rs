@@ -92,7 +92,8 @@ pub fn the_dirty_log_is_exact<A: Target>(subject: &Subject<A>) {
     let page = |n: u64| gpa + n * PAGE_SIZE;
     let pauses = [rig.pause(), rig.pause(), rig.pause()];
     let write = |address, width| WriteMemory { address, value: 1, width };
-    let mut operations = vec![write(page(7), Width::Eight)];
+    // A backend may log a page that the guest reads for the first time, so it has touched all of them before.
+    let mut operations = vec![TouchPages { address: gpa, pages: 200, value: 1 }];
     operations.extend(pauses[0]);
     operations.extend([
         TouchPages { address: page(3), pages: 3, value: 9 },
@@ -139,5 +140,5 @@ pub fn the_dirty_log_is_exact<A: Target>(subject: &Subject<A>) {
     expect(subscribe("diff"), &[]);
     rig.results(list);
     assert_eq!(rig.read_word(page(3)), 1);
-    assert_eq!(rig.read_word(page(130)), 0x6666_6666_6666_6667);
+    assert_eq!(rig.read_word(page(130)), 2);
 }

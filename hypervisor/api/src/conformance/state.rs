@@ -4,7 +4,7 @@ use skep_guest_protocol::{HOLD_AREA_SIZE, Operation, RegisterSet, Status, Width,
 
 use super::bus::Space;
 use super::rig::{Rig, Stop};
-use super::{Subject, Target};
+use super::{Lacks, Subject, Target};
 use crate::{Exit, VcpuError};
 
 use Operation::{HoldRegisters, ReadMemory, SpinUntil, StartCpu, WriteMemory};
@@ -52,7 +52,7 @@ pub fn simd_registers_survive<A: Target>(subject: &Subject<A>) {
 
 /// SIMD and extended registers that the guest itself holds are the same after a restore into a fresh VM.
 pub fn what_the_guest_holds_survives<A: Target>(subject: &Subject<A>) {
-    if !subject.guest_has_simd {
+    if subject.lacks.contains(Lacks::GUEST_SIMD) {
         // `simd_registers_survive` shows what can be shown without the guest.
         return;
     }
@@ -66,7 +66,7 @@ pub fn what_the_guest_holds_survives<A: Target>(subject: &Subject<A>) {
             assert_eq!(rig.op(list, 0).outcome(), Some(Status::Unsupported), "the CPU has no such registers");
             continue;
         }
-        assert_eq!(stop, Stop::Held);
+        assert_eq!(stop, Stop::Held, "{set:?} registers");
         let saved = rig.save();
         let mut rig = rig.successor(subject);
         rig.restore(&saved);

@@ -33,6 +33,12 @@ const EXTERNAL: u32 = 7 << 8;
 const X2APIC: u64 = 1 << 10;
 const FIRST: u64 = 1 << 8;
 const BASE: u64 = 0xfee0_0000;
+/// XSAVE component 1 in its initial state: MXCSR, then XMM0 to XMM15.
+const SSE: [u8; 260] = {
+    let mut bytes = [0; 260];
+    (bytes[0], bytes[1]) = (0x80, 0x1f);
+    bytes
+};
 /// Exceptions.
 const GENERAL_PROTECTION: u64 = 13;
 
@@ -193,10 +199,10 @@ impl Model for X86_64 {
     fn simd(state: &mut VcpuState) -> &mut [u8] {
         let place = state.xsave.iter().position(|component| component.number == 1).unwrap_or_else(|| {
             let place = state.xsave.partition_point(|component| component.number < 1);
-            state.xsave.insert(place, XsaveComponent { number: 1, data: vec![0; 256] });
+            state.xsave.insert(place, XsaveComponent { number: 1, data: SSE.to_vec() });
             place
         });
-        &mut state.xsave[place].data
+        &mut state.xsave[place].data[4..]
     }
 
     fn is_on(state: &VcpuState) -> bool {
@@ -216,9 +222,9 @@ impl Model for X86_64 {
     }
 
     fn fits(config: &VcpuConfig, state: &VcpuState) -> Result<(), String> {
-        let strange = state.xsave.iter().find(|component| component.number > 1);
-        if let Some(XsaveComponent { number, .. }) = strange {
-            return Err(format!("this CPU has no XSAVE component {number}"));
+        let strange = |component: &&XsaveComponent| component.number != 1 || component.data.len() != SSE.len();
+        if let Some(XsaveComponent { number, data }) = state.xsave.iter().find(strange) {
+            return Err(format!("this CPU has no XSAVE component {number} of {} bytes", data.len()));
         }
         let found = state.apic.registers.get(ID).copied().unwrap_or_default();
         let id = if state.apic.base & X2APIC == 0 { config.apic_id << 24 } else { config.apic_id };
@@ -236,7 +242,7 @@ impl Model for X86_64 {
 
     fn save(machine: &Machine<Self>, cpu: usize, state: &mut VcpuState) {
         state.apic = machine.controller.with(cpu, |apic| apic.clone());
-        state.xsave.retain(|component| component.data.iter().any(|byte| *byte != 0));
+        state.xsave.retain(|component| component.number != 1 || component.data != SSE);
     }
 
     fn restore(machine: &Machine<Self>, cpu: usize, state: &VcpuState) {

@@ -196,7 +196,8 @@ pub struct XsaveComponent {
     /// Its bit in XCR0.
     #[n(0)]
     pub number: u8,
-    /// Its content, as CPUID leaf 0xd gives its size.
+    /// Its content, as CPUID leaf 0xd gives its size. Those of the legacy region are its bytes 0 to 23 and 32 to 159 (0, x87), and 24 to 27 and
+    /// 160 to 415 (1, SSE: MXCSR, then XMM0 to XMM15).
     #[n(1)]
     #[cbor(with = "minicbor::bytes")]
     pub data: Vec<u8>,
