@@ -100,7 +100,10 @@ impl Its {
             if offset == GITS_CTLR {
                 self.0.command(control(KVM_DEV_ARM_ITS_RESTORE_TABLES), "load its tables from guest RAM")?;
             }
-            self.0.set(at(offset), *value)?;
+            // KVM changes attributes of an address that is written, even of none.
+            if self.0.get::<u64>(at(offset))? != *value {
+                self.0.set(at(offset), *value)?;
+            }
         }
         Ok(())
     }

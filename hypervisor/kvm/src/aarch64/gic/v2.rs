@@ -13,21 +13,23 @@ use super::registers::{self, Block, Write};
 const GICD_ISPENDR: u32 = 0x0200;
 const GICD_ICFGR: u32 = 0x0c00;
 const GICC_PMR: u32 = 0x0004;
+/// KVM's SPIs are edge-triggered at power-on.
+const EDGES: u32 = 0xaaaa_aaaa;
 
-/// The distributor's registers that all CPUs share, in the order in which they are written: what an interrupt is before whether it is
-/// pending, and the control register last.
+/// The distributor's registers that all CPUs share, in the order in which they are written. KVM looks for a CPU
+/// that takes a pending interrupt only as it becomes pending, enabled or active: the whole must be on by then, and its route known.
 fn distributor(spis: u32) -> [Block; 9] {
     let (bits, pairs, bytes) = (spis / 32, spis / 16, spis / 4);
     [
         Block::new(0x008, 1, Write::Identity, 0),                         // GICD_IIDR
+        Block::new(0x000, 1, Write::Plain, 0),                            // GICD_CTLR
         Block::new(0x084, bits, Write::Plain, 0),                         // GICD_IGROUPR<n>
         Block::new(0x420, bytes, Write::Plain, 0),                        // GICD_IPRIORITYR<n>
         Block::new(0x820, bytes, Write::Plain, 0),                        // GICD_ITARGETSR<n>
-        Block::new(GICD_ICFGR + 8, pairs, Write::Plain, 0),               // GICD_ICFGR<n>
+        Block::new(GICD_ICFGR + 8, pairs, Write::Plain, EDGES),           // GICD_ICFGR<n>
         Block::new(GICD_ISPENDR + 4, bits, Write::SetAndClear(0x284), 0), // GICD_ISPENDR<n>
         Block::new(0x304, bits, Write::SetAndClear(0x384), 0),            // GICD_ISACTIVER<n>
         Block::new(0x104, bits, Write::SetAndClear(0x184), 0),            // GICD_ISENABLER<n>
-        Block::new(0x000, 1, Write::Plain, 0),                            // GICD_CTLR
     ]
 }
 

@@ -26,33 +26,40 @@ const ICC_CTLR_WRITABLE: u64 = 0b11;
 const INTERFACE: [SystemRegister; 7] =
     [ICC_SRE_EL1, ICC_CTLR_EL1, ICC_PMR_EL1, ICC_BPR0_EL1, ICC_BPR1_EL1, ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1];
 
-/// The distributor's registers of `spis` SPIs, in the order in which they are written: what an interrupt is before whether it is pending,
-/// and the control register last.
+/// The distributor's registers of `spis` SPIs, in the order in which they are written. KVM looks for a CPU
+/// that takes a pending interrupt only as it becomes pending, enabled or active: the whole must be on by then, and its route known.
 fn distributor(spis: u32) -> [Block; 9] {
     let (bits, pairs, bytes, routes) = (spis / 32, spis / 16, spis / 4, spis * 2);
     [
         Block::new(0x0008, 1, Write::Identity, 0),               // GICD_IIDR
+        Block::new(0x0000, 1, Write::Plain, 0),                  // GICD_CTLR
         Block::new(0x0084, bits, Write::Plain, u32::MAX),        // GICD_IGROUPR<n>
         Block::new(0x0420, bytes, Write::Plain, 0),              // GICD_IPRIORITYR<n>
-        Block::new(0x0c08, pairs, Write::Plain, 0),              // GICD_ICFGR<n>
+        Block::new(0x0c08, pairs, Write::Plain, EDGES),          // GICD_ICFGR<n>
         Block::new(0x6100, routes, Write::Plain, 0),             // GICD_IROUTER<n>
         Block::new(0x0204, bits, Write::Plain, 0),               // GICD_ISPENDR<n>: KVM writes zeroes as well
         Block::new(0x0304, bits, Write::SetAndClear(0x0384), 0), // GICD_ISACTIVER<n>
         Block::new(0x0104, bits, Write::SetAndClear(0x0184), 0), // GICD_ISENABLER<n>
-        Block::new(0x0000, 1, Write::Plain, 0),                  // GICD_CTLR
     ]
 }
 
+/// KVM's power-on value of a table's address register: inner shareable, cacheable.
+const TABLE_ATTRIBUTES: u32 = 0x580;
+/// KVM's SPIs are edge-triggered at power-on.
+const EDGES: u32 = 0xaaaa_aaaa;
+
 /// A redistributor's registers, in the order in which they are written. LPIs are off meanwhile: where their tables are can't be changed
 /// while they are on.
-const REDISTRIBUTOR: [Block; 9] = [
-    Block::new(0x0070, 2, Write::Plain, 0),                        // GICR_PROPBASER
-    Block::new(0x0078, 2, Write::Plain, 0),                        // GICR_PENDBASER
-    Block::new(0x1_0080, 1, Write::Plain, u32::MAX),               // GICR_IGROUPR0
-    Block::new(0x1_0400, 8, Write::Plain, 0),                      // GICR_IPRIORITYR<n>
-    Block::new(0x1_0c04, 1, Write::Plain, 0),                      // GICR_ICFGR1: what KVM's PPIs are is fixed
-    Block::new(0x1_0200, 1, Write::Plain, 0),                      // GICR_ISPENDR0
-    Block::new(0x1_0300, 1, Write::SetAndClear(0x1_0380), 0),      // GICR_ISACTIVER0
+const REDISTRIBUTOR: [Block; 11] = [
+    Block::new(0x0070, 1, Write::Plain, TABLE_ATTRIBUTES), // GICR_PROPBASER, low half
+    Block::new(0x0074, 1, Write::Plain, 0),
+    Block::new(0x0078, 1, Write::Plain, TABLE_ATTRIBUTES), // GICR_PENDBASER, low half
+    Block::new(0x007c, 1, Write::Plain, 0),
+    Block::new(0x1_0080, 1, Write::Plain, u32::MAX), // GICR_IGROUPR0
+    Block::new(0x1_0400, 8, Write::Plain, 0),        // GICR_IPRIORITYR<n>
+    Block::new(0x1_0c04, 1, Write::Plain, 0),        // GICR_ICFGR1: what KVM's PPIs are is fixed
+    Block::new(0x1_0200, 1, Write::Plain, 0),        // GICR_ISPENDR0
+    Block::new(0x1_0300, 1, Write::SetAndClear(0x1_0380), 0), // GICR_ISACTIVER0
     Block::new(0x1_0100, 1, Write::SetAndClear(0x1_0180), 0xffff), // GICR_ISENABLER0: SGIs are on
     Block::new(GICR_CTLR, 1, Write::Plain, 0),
 ];
