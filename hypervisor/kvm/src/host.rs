@@ -91,7 +91,9 @@ impl Rights {
         match &self.group {
             // The group of root is no group to join.
             Some(group) if group != "root" && self.mode & 0o060 == 0o060 => {
-                format!("sudo usermod -aG {group} $USER, then log in again (for this session only: sudo setfacl -m u:$USER:rw {path})")
+                format!(
+                    "sudo usermod -aG {group} $USER, then log in again (for this session only: sudo setfacl -m u:$USER:rw {path})"
+                )
             }
             _ => format!("sudo setfacl -m u:$USER:rw {path} (no group of users has the right to it)"),
         }

@@ -38,8 +38,14 @@ pub(crate) fn entry_failed(host: Virtualization, reason: u64) -> String {
 /// `KVM_EXIT_INTERNAL_ERROR`'s reasons but the first, which is an emulation failure.
 pub(crate) fn internal(host: Virtualization, suberror: u32) -> (&'static str, String) {
     let (reason, meaning) = match suberror {
-        2 => ("simultaneous exceptions", "an exception came while another was delivered, in a way that KVM does not know"),
-        3 => ("an exit during the delivery of an event", "the guest's descriptor tables or stacks probably lie in no RAM"),
+        2 => (
+            "simultaneous exceptions",
+            "an exception came while another was delivered, in a way that KVM does not know",
+        ),
+        3 => (
+            "an exit during the delivery of an event",
+            "the guest's descriptor tables or stacks probably lie in no RAM",
+        ),
         4 => ("an unexpected exit", "this kernel's KVM does not know what this CPU reports; a newer kernel may"),
         _ => ("an internal error", "the host's kernel log may say more (sudo dmesg | grep -i kvm)"),
     };
@@ -56,7 +62,9 @@ pub(crate) fn run_failed(errno: Option<i32>) -> &'static str {
         }
         Some(libc::ENOMEM) => "run guest code (the host is out of memory)",
         Some(libc::ENOEXEC) => "run guest code (the vCPU was never initialised, or its features are not complete)",
-        Some(libc::EIO) => "run guest code (the process that made the VM is not the one that runs it, or the VM is dead)",
+        Some(libc::EIO) => {
+            "run guest code (the process that made the VM is not the one that runs it, or the VM is dead)"
+        }
         _ => "run guest code",
     }
 }

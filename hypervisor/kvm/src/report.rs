@@ -1,8 +1,8 @@
 //! What this host's KVM can do, for a person (`skep doctor`).
 
 use kvm_bindings::{
-    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_IOEVENTFD, KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-    KVM_CAP_READONLY_MEM,
+    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_IOEVENTFD, KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_READONLY_MEM,
 };
 use skep_hypervisor::HypervisorError;
 use skep_hypervisor::report::{Finding, Verdict};

@@ -228,7 +228,16 @@ fn write_tsc(vcpu: &X86Vcpu, support: &Support, tsc: u64) -> Result<(), VcpuErro
         return msrs::write(&vcpu.core, &[(msrs::TSC, tsc)]);
     }
     let offset = tsc.wrapping_sub(vcpu.shared.standstill.moment());
-    ioctl::set_tsc_offset(&vcpu.core.fd, offset).map_err(vcpu.core.failed("set the TSC's offset"))
+    let failed = "set the TSC's offset";
+    ioctl::set_tsc_offset(&vcpu.core.fd, offset).map_err(vcpu.core.failed(failed))?;
+    // A KVM without hardware virtualization answers well and does nothing.
+    if ioctl::tsc_offset(&vcpu.core.fd).map_err(vcpu.core.failed(failed))? != offset {
+        tracing::warn!(
+            vcpu = vcpu.core.index(),
+            "the guest sees the host's TSC, which jumps: this host's KVM can't offset it"
+        );
+    }
+    Ok(())
 }
 
 fn support<'a>(shared: &'a Shared, core: &Core) -> Result<&'a Support, VcpuError> {

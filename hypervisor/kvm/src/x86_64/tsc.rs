@@ -18,7 +18,7 @@ impl Standstill {
         match self.0.load(Ordering::SeqCst) {
             0 => {
                 let now = host_tsc().max(1);
-                self.0.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|taken| taken)
+                self.0.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst).map_or_else(|taken| taken, |_| now)
             }
             taken => taken,
         }
