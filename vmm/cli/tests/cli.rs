@@ -1,5 +1,7 @@
 //! The command without a machine: what it says about wrong input, and with which exit code.
 
+mod support;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -32,7 +34,7 @@ impl Said {
 }
 
 fn skep<S: AsRef<OsStr>>(words: &[S]) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_skep")).args(words).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new(support::skep()).args(words).stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
@@ -267,11 +269,8 @@ fn doctor_tells_what_it_found() {
 #[test]
 fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one() {
     let run = |stdout: Stdio| {
-        let skep = Command::new(env!("CARGO_BIN_EXE_skep"))
-            .args(["run", "--dump-config"])
-            .stdout(stdout)
-            .stderr(Stdio::piped())
-            .output();
+        let skep =
+            Command::new(support::skep()).args(["run", "--dump-config"]).stdout(stdout).stderr(Stdio::piped()).output();
         let output = skep.unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -105,6 +105,7 @@ impl Place {
         let terminal = isatty(&input);
         let announcement = "the guest's console is this terminal: Ctrl-] q ends the machine, Ctrl-] h shows more";
         let announcement = terminal.then(|| announcement.to_owned());
+        let input = own_description(&input, OpenOptions::new().read(true)).unwrap_or(input);
         Ok(Place { sink: Some(shared_sink(output)), input: Some(input), terminal, announcement, ..Place::default() })
     }
 
@@ -192,16 +193,24 @@ fn new_pty() -> io::Result<(File, File, PathBuf)> {
     Ok((controller.into(), peer, name))
 }
 
-/// The sink for a descriptor that other processes share. Terminals and pipes are opened once more, to have one that doesn't block.
+/// The sink for a descriptor that other processes share.
 fn shared_sink(file: File) -> Sink {
     if is_regular(&file) {
         return Sink::new(file, Manner::Patient);
     }
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-    match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
-        Ok(own) => Sink::new(own, Manner::Nonblocking),
-        Err(_) => Sink::new(file, Manner::Careful),
+    match own_description(&file, OpenOptions::new().write(true)) {
+        Some(own) => Sink::new(own, Manner::Nonblocking),
+        None => Sink::new(file, Manner::Careful),
     }
+}
+
+/// A shared terminal or pipe, opened once more to have one that doesn't block: O_NONBLOCK on the shared one would surprise others.
+///
+/// There is none for a socket, for a terminal of another user (after `su`), or without /proc. A regular file would begin anew.
+fn own_description(shared: &File, options: &mut OpenOptions) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", shared.as_raw_fd());
+    let own = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    if is_regular(shared) { None } else { own.open(path).ok() }
 }
 
 fn is_regular(file: &File) -> bool {
