@@ -5,9 +5,13 @@ use skep_hypervisor::conformance::{Lacks, Subject};
 
 #[cfg(target_arch = "x86_64")]
 fn subject(powers: Powers) -> Subject<skep_hypervisor::X86_64> {
-    let flags = std::fs::read_to_string("/proc/cpuinfo").expect("/proc is there");
-    let has_hardware = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
-    let lacks = if has_hardware { Lacks::empty() } else { Lacks::all() };
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").expect("/proc is there");
+    let has_hardware = cpuinfo.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+    let lacks = match has_hardware {
+        true if cpuinfo.contains("QEMU TCG CPU") => Lacks::GUEST_XSAVE,
+        true => Lacks::empty(),
+        false => Lacks::all(),
+    };
     let hypervisor = Box::new(skep_kvm::open().expect("this host has a KVM that this user may use"));
     Subject { hypervisor, probe: skep_guests::PROBE_X86_64, powers, lacks }
 }

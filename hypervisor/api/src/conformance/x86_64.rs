@@ -348,6 +348,30 @@ pub fn cpuid_is_as_configured(subject: &Subject<X86_64>) {
     }
 }
 
+/// Each component of XSAVE's that the CPU has, given to a vCPU by a state, is in the next state that is saved.
+pub fn extended_registers_survive(subject: &Subject<X86_64>) {
+    let mut rig = Rig::new(subject, 1);
+    let mut state = rig.save_vcpu(0);
+    let cpuid = &rig.vcpu_configs[0].cpuid;
+    let all = cpuid.get(0xd, 0).map_or(0, |entry| entry.eax);
+    // AVX, the three of AVX-512, PKRU: plain data, of which any bits do, but for the upper half of PKRU's.
+    for number in [2, 5, 6, 7, 9].into_iter().filter(|number| all >> number & 1 != 0) {
+        let size = cpuid.get(0xd, number).expect("a component has a leaf").eax;
+        let mut data: Vec<_> = (0..size).map(|byte| (byte * 5 + number) as u8).collect();
+        if number == 9 {
+            data[4..].fill(0);
+        }
+        state.xsave.push(XsaveComponent { number: number as u8, data });
+        state.xcr0 |= 3 | 1 << number;
+    }
+    assert!(!state.xsave.is_empty(), "the CPU has none");
+    rig.vcpu(0).restore(&state).expect("the backend restores extended registers");
+    let mut again = rig.save_vcpu(0);
+    X86_64::still(&mut state);
+    X86_64::still(&mut again);
+    assert_eq!(again, state);
+}
+
 /// A triple fault ends the run, and after a reset the CPU boots again.
 pub fn a_triple_fault_is_told(subject: &Subject<X86_64>) {
     let mut rig = Rig::new(subject, 1);

@@ -106,9 +106,13 @@ impl Model for X86_64 {
     fn capabilities() -> Capabilities {
         let entry =
             |leaf, [eax, ebx, ecx, edx]: [u32; 4]| CpuidEntry { leaf, eax, ebx, ecx, edx, ..CpuidEntry::default() };
-        // FPU, MSR, APIC, FXSR and SSE; x2APIC.
-        let features = [0x0006_0fb1, 0, 1 << 21, 1 << 25 | 1 << 24 | 1 << 9 | 1 << 5 | 1];
-        let cpuid = Cpuid(vec![entry(0, [1, 0x656b_6166, 0x656b_6166, 0x656b_6166]), entry(1, features)]);
+        // FPU, MSR, APIC, FXSR and SSE; x2APIC, XSAVE.
+        let features = [0x0006_0fb1, 0, 1 << 26 | 1 << 21, 1 << 25 | 1 << 24 | 1 << 9 | 1 << 5 | 1];
+        // x87, SSE, AVX: 256 bytes behind the legacy region and the header.
+        let xsave = |subleaf, registers| CpuidEntry { subleaf, indexed: true, ..entry(0xd, registers) };
+        let xsave = [xsave(0, [7, 832, 832, 0]), xsave(2, [256, 576, 0, 0])];
+        let basic = [entry(0, [0xd, 0x656b_6166, 0x656b_6166, 0x656b_6166]), entry(1, features)];
+        let cpuid = Cpuid(basic.into_iter().chain(xsave).collect());
         Capabilities { cpuid, apic_ids: 4096, extended_msi_destinations: true, tsc_khz: None, tsc_scaling: false }
     }
 
@@ -222,7 +226,12 @@ impl Model for X86_64 {
     }
 
     fn fits(config: &VcpuConfig, state: &VcpuState) -> Result<(), String> {
-        let strange = |component: &&XsaveComponent| component.number != 1 || component.data.len() != SSE.len();
+        let size = |number: u8| match number {
+            0 => None,
+            1 => Some(SSE.len()),
+            _ => config.cpuid.get(0xd, number.into()).map(|entry| entry.eax as usize),
+        };
+        let strange = |component: &&XsaveComponent| size(component.number) != Some(component.data.len());
         if let Some(XsaveComponent { number, data }) = state.xsave.iter().find(strange) {
             return Err(format!("this CPU has no XSAVE component {number} of {} bytes", data.len()));
         }
