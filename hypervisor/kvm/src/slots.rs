@@ -55,6 +55,8 @@ impl Inner {
 pub(crate) struct Slots {
     vm: Arc<VmFd>,
     limit: u32,
+    /// The guest's physical address bits.
+    address_bits: u8,
     inner: Mutex<Inner>,
 }
 
@@ -73,8 +75,8 @@ fn flags(region: &Region, logging: bool) -> u32 {
 
 impl Slots {
     /// No memory yet, and at most `limit` slots.
-    pub(crate) fn new(vm: Arc<VmFd>, limit: u32) -> Self {
-        Self { vm, limit, inner: Mutex::default() }
+    pub(crate) fn new(vm: Arc<VmFd>, limit: u32, address_bits: u8) -> Self {
+        Self { vm, limit, address_bits, inner: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -101,6 +103,10 @@ impl Slots {
     }
 
     fn map(&self, inner: &mut Inner, region: &Arc<Region>) -> Result<(), String> {
+        let last = region.gpa() + (region.size() - 1);
+        if last.checked_shr(self.address_bits.into()).unwrap_or(0) != 0 {
+            return Err(format!("it ends beyond the guest's {} physical address bits", self.address_bits));
+        }
         let mut slots = Vec::new();
         let result = pieces(region.size()).try_for_each(|piece| {
             let slot = inner.take_slot(self.limit).ok_or_else(|| {

@@ -165,7 +165,7 @@ impl VmBuilder<Aarch64> for Builder {
         self.check(config, vcpus)?;
         let Self { vm, capabilities } = *self;
         let powers = capabilities.powers;
-        let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots));
+        let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots, capabilities.address_bits));
         let cores = (0u32..).zip(vcpus).map(|(index, _)| Core::new(&vm, &slots, index, index.into()));
         let cores = cores.collect::<Result<Vec<_>, _>>()?;
         let Some(first) = cores.first() else { return Err(missing("a VM without vCPUs", "")) };

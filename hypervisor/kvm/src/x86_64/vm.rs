@@ -166,7 +166,7 @@ impl Shared {
         boot_cpu: u32,
     ) -> Result<Arc<Self>, HypervisorError> {
         prepare(&vm, cpuid::is_amd(&capabilities.arch.cpuid), pins, boot_cpu)?;
-        let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots));
+        let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots, capabilities.address_bits));
         let (standstill, support, spare) = (Standstill::default(), OnceLock::new(), Mutex::new(None));
         Ok(Arc::new(Self { kvm, vm, slots, capabilities, pins, boot_cpu, standstill, support, spare }))
     }
