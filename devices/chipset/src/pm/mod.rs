@@ -102,7 +102,8 @@ pub struct PmConfig {
     pub clock: Clock,
     /// Where power-off is asked for.
     pub requests: Requests,
-    /// Where it stands at power-on: a multiple of [`BLOCK_SIZE`], or nowhere until firmware places it.
+    /// Where it stands at power-on, a multiple of [`BLOCK_SIZE`], and then it is in ACPI mode too: a machine without firmware. Or nowhere, until
+    /// firmware places it and the guest turns ACPI mode on.
     pub base: Option<u16>,
 }
 
@@ -148,7 +149,7 @@ impl Registers {
             base,
             status: 0,
             enable: 0,
-            control: 0,
+            control: if base.is_some() { control::SCI } else { 0 },
             timer: Oscillator::running_for(TIMER_HZ, 0, now),
             timer_halves: 0,
             gpe_status: 0,

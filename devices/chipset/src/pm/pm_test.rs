@@ -1,10 +1,16 @@
 use super::*;
 use crate::testing::{Log, Rig, device_properties, refuses};
 
+/// A machine with firmware, which has placed the block.
 fn rig() -> Rig<Pm> {
+    let rig = power_on(None);
+    rig.device.place(Some(0x600));
+    rig
+}
+
+fn power_on(base: Option<u16>) -> Rig<Pm> {
     let (log, clock) = (Log::default(), Clock::manual(0));
-    let device =
-        Pm::new(PmConfig { sci: log.line("sci"), clock: clock.clone(), requests: log.requests(), base: Some(0x600) });
+    let device = Pm::new(PmConfig { sci: log.line("sci"), clock: clock.clone(), requests: log.requests(), base });
     let poked = device.clone();
     let poke = Box::new(move |value: u64| match value % 3 {
         0 => {
@@ -30,6 +36,17 @@ fn read16(rig: &Rig<Pm>, offset: u64) -> u16 {
 const HALF: u64 = 2_343_484_438;
 
 device_properties!(rig);
+
+#[test]
+fn without_firmware_it_is_placed_and_in_acpi_mode() {
+    let rig = power_on(Some(0x600));
+    for _ in 0..2 {
+        assert_eq!((rig.device.range().map(|range| range.base), read16(&rig, 4)), (Some(0x600), 1));
+        rig.write(APM, 0, ACPI_DISABLE);
+        rig.device.place(None);
+        rig.device.reset();
+    }
+}
 
 #[test]
 fn acpi_mode_is_asked_for_at_the_apm_port() {
