@@ -1,4 +1,5 @@
 //! The command without a machine: what it says about wrong input, and with which exit code.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
 

@@ -6,7 +6,8 @@
 //! * **Input** is read on the control thread and handed to the port as fast as its FIFO takes it; the rest waits here, up to 1 MiB, and
 //!   beyond that in the host's own buffers, so that nothing pasted is lost.
 //! * The terminal is in raw mode, and back in its own mode at any exit ([`terminal`]); `Ctrl-]` then `h` shows what keys do.
-//! * One client of a socket at a time; others wait until it has gone. A pty's buffer holds what nobody has read yet.
+//! * One client of a socket at a time; others wait until it has gone. A pty's buffer holds what nobody has read yet, but ends with skep: a
+//!   client that wants the last of the output takes a socket.
 //!
 //! What it does not do: modem lines (they are always on), baud rates, or translation of any byte.
 

@@ -1,6 +1,6 @@
 //! A virtual machine in one line, for the integration tests: starts the `skep` command as a user would, waits for what its console or its log says, and
 //! types into it.
-#![allow(dead_code, unreachable_pub)] // Each test file uses a part.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // Each test file uses a part.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
