@@ -63,7 +63,7 @@ fn what_no_cpu_could_hold_is_refused_by_name() {
 
 proptest! {
     #[test]
-    fn hostile_records_never_panic(at in 0usize..900, byte: u8, cut in 0usize..900) {
+    fn fuzz_records(at in 0usize..900, byte: u8, cut in 0usize..900) {
         let mut record = Record::of(&state());
         if let Some(target) = record.body.get_mut(at) {
             *target = byte;

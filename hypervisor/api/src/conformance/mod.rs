@@ -30,6 +30,10 @@ use crate::{Arch, Hypervisor, Powers};
 
 pub use target::Target;
 
+#[cfg(test)]
+#[path = "mod_test.rs"]
+mod test;
+
 /// A backend to be tested.
 pub struct Subject<A: Arch> {
     /// The backend.

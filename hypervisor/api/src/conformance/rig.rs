@@ -71,8 +71,11 @@ pub(super) struct Rig<A: Target> {
 pub(super) struct Running<A: Target> {
     cpu: u32,
     pub kicker: Arc<dyn Kick>,
-    outcome: Receiver<(Box<dyn Vcpu<A>>, Result<Stop, String>)>,
+    outcome: Receiver<Outcome<A>>,
 }
+
+/// A vCPU handed back, and why it has come back, or what went wrong.
+type Outcome<A> = (Box<dyn Vcpu<A>>, Result<Stop, String>);
 
 pub(super) fn builder<A: Target>(subject: &Subject<A>, max_vcpus: u32) -> Box<dyn VmBuilder<A>> {
     let request = VmRequest { max_vcpus, highest_gpa: HIGHEST, powers: subject.powers };
