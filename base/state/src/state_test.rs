@@ -75,7 +75,7 @@ fn refusals_name_what_is_wrong() {
 
 proptest::proptest! {
     #[test]
-    fn hostile_bytes_are_refused_or_read(body: Vec<u8>, version: u16) {
+    fn fuzz_records(body: Vec<u8>, version: u16) {
         let _ = Record { id: "lamp".into(), version, body: body.clone() }.open::<Later>();
         let _ = minicbor::decode::<Record>(&body);
     }

@@ -62,7 +62,7 @@ fn ranges_are_checked() {
 
 proptest! {
     #[test]
-    fn no_access_panics(base in any::<u64>(), size in any::<u64>(), address in any::<u64>(), len in 0usize..9) {
+    fn fuzz_accesses(base in any::<u64>(), size in any::<u64>(), address in any::<u64>(), len in 0usize..9) {
         let space = AddressSpace::memory();
         let _ = space.map("x", base, size, 0, Arc::new(Echo::default()));
         for address in [address, base, base.wrapping_add(size), base.wrapping_sub(1), u64::MAX] {

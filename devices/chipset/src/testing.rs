@@ -251,8 +251,6 @@ fn walk(body: &[u8], at: usize, found: &mut Vec<Range<usize>>) -> usize {
 macro_rules! device_properties {
     ($rig:path) => {
         proptest::proptest! {
-            #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
-
             #[test]
             fn fuzz_random_accesses(steps in $crate::testing::steps(0..400)) {
                 let rig = $rig();
@@ -260,6 +258,10 @@ macro_rules! device_properties {
                     rig.step(step);
                 }
             }
+        }
+
+        proptest::proptest! {
+            #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
             #[test]
             fn saved_and_restored_behaves_the_same(

@@ -219,10 +219,9 @@ fn what_is_no_tree_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn hostile_trees_never_panic(
+    fn fuzz_trees(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
