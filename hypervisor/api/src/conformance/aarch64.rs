@@ -8,7 +8,7 @@ use skep_guest_protocol::{self as protocol, AARCH64_END, AARCH64_LOAD, Operation
 use skep_irq::{IrqError, IrqLine, LineTable, MsiMessage, MsiTarget, Polarity, RequesterId, Trigger};
 
 use super::bus::{DEADLINE, Recorder, Space};
-use super::interrupts::{HANDLED, READY, deassert_at, on_irq, wait_for};
+use super::interrupts::{HANDLED, READY, deassert_at, on_irq, take, take_after};
 use super::rig::{Rig, Stop, builder};
 use super::target::{Level, Messages};
 use super::{Subject, Target};
@@ -221,7 +221,7 @@ pub fn eventfds_are_edges_on_lines(subject: &Subject<Aarch64>) {
 fn count_edges(rig: &mut Rig<Aarch64>, edge: impl Fn()) {
     let table = rig.table();
     let setup = [enable(EDGE, protocol::Trigger::Edge)];
-    let list = rig.list(&wait_for(rig, table, &setup, EDGE.into(), 4));
+    let list = rig.list(&take_after(rig, table, &setup, EDGE.into(), 4));
     rig.boot(0, list);
     let running = rig.start(0);
     rig.bus.wait(Aarch64::DEVICE + READY, 1);
@@ -278,9 +278,9 @@ pub fn ends_of_interrupts_are_heard_of(subject: &Subject<Aarch64>) {
         };
         let setup = [enable(LEVEL, protocol::Trigger::Level)];
         let irq = u64::from(LEVEL);
-        let mut operations = wait_for(&rig, table, &setup, irq, 2);
+        let mut operations = take_after(&rig, table, &setup, irq, 2);
         operations.extend(rig.pause());
-        operations.push(WaitIrq { irq, count: 3 });
+        operations.extend(take(table, irq, 3));
         let list = rig.list(&operations);
         rig.boot(0, list);
         let running = rig.start(0);

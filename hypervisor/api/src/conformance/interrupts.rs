@@ -2,19 +2,20 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skep_guest_protocol::{Operation, Width};
+use skep_guest_protocol::{IrqSlot, Operation, Width, irq_slot};
 use skep_irq::{IrqLine, Msi, Polarity, Trigger};
 
 use super::bus::Space;
-use super::rig::{Rig, Stop};
+use super::rig::{List, Rig, Stop};
 use super::target::{Level, Messages};
 use super::{Subject, Target};
 
-use Operation::{OnIrqWrite, SendIpi, SpinUntil, StartCpu, WaitIrq, WriteMemory};
+use Operation::{OnIrqWrite, SendIpi, SetInterrupts, SpinUntil, StartCpu, WaitIrq, WriteMemory};
 
 /// From [`Target::DEVICE`]: where the guest says that it is ready, and where its handler writes.
 pub(super) const READY: u64 = 0x2000;
 pub(super) const HANDLED: u64 = 0x2008;
+const MEANWHILE: u64 = 0x2010;
 
 pub(super) fn ready<A: Target>() -> Operation {
     WriteMemory { address: A::DEVICE + READY, value: 1, width: Width::Four }
@@ -24,15 +25,25 @@ pub(super) fn on_irq<A: Target>(irq: u64) -> Operation {
     OnIrqWrite { irq, address: A::DEVICE + HANDLED, value: irq }
 }
 
-/// Lets vCPU 0 set up its interrupt controller, then `setup`, then say that it is ready and wait for `irq` to be counted `count` times.
-pub(super) fn wait_for<A: Target>(
+/// Operations that take interrupts until `irq` was counted `count` times, without a halt: a signal that comes between the guest's look at the
+/// count and its HLT would need an interrupt shadow that survives exits, and an emulated host's does not.
+pub(super) fn take(table: u64, irq: u64, count: u64) -> [Operation; 3] {
+    let slot = irq_slot(irq).expect("the table has room for it");
+    let address = table + slot * size_of::<IrqSlot>() as u64;
+    let spin = SpinUntil { address, value: count, width: Width::Eight };
+    [SetInterrupts { on: true }, spin, SetInterrupts { on: false }]
+}
+
+/// Lets a CPU set up its interrupt controller, then do `setup`, say that it is ready, and take `irq` until it was counted `count` times.
+pub(super) fn take_after<A: Target>(
     rig: &Rig<A>,
     table: u64,
     setup: &[Operation],
     irq: u64,
     count: u64,
 ) -> Vec<Operation> {
-    [&[A::init_interrupts(rig, table)], setup, &[on_irq::<A>(irq), ready::<A>(), WaitIrq { irq, count }]].concat()
+    let first = A::init_interrupts(rig, table);
+    [&[first], setup, &[on_irq::<A>(irq), ready::<A>()], &take(table, irq, count)].concat()
 }
 
 /// Each message that is signalled is one interrupt.
@@ -41,8 +52,8 @@ pub fn messages_are_counted<A: Target>(subject: &Subject<A>) {
         let table = rig.table();
         let Messages { target, requester, setup, messages } = A::messages(&mut rig, 0, 2);
         let [(message, irq), (other, other_irq)] = messages[..] else { panic!("two messages were asked for") };
-        let mut operations = wait_for(&rig, table, &setup, irq, 5);
-        operations.push(WaitIrq { irq: other_irq, count: 1 });
+        let mut operations = take_after(&rig, table, &setup, irq, 5);
+        operations.extend(take(table, other_irq, 1));
         let list = rig.list(&operations);
         rig.boot(0, list);
         let running = rig.start(0);
@@ -65,7 +76,7 @@ pub fn a_message_finds_its_cpu<A: Target>(subject: &Subject<A>) {
         let (table, stack) = (rig.table(), rig.stack());
         let Messages { target, requester, setup, messages } = A::messages(&mut rig, 1, 1);
         let (message, irq) = messages[0];
-        let other = rig.list(&wait_for(&rig, table, &setup, irq, 1));
+        let other = rig.list(&take_after(&rig, table, &setup, irq, 1));
         let list = rig.list(&[A::init_interrupts(&rig, table), StartCpu { cpu: A::cpu_id(1), list: other.gpa, stack }]);
         rig.boot(0, list);
         let running = [rig.start(0), rig.start(1)];
@@ -110,7 +121,7 @@ fn mask_and_unmask<A: Target>(subject: &Subject<A>, by_eventfd: bool) {
         operations.extend(messages.iter().map(|(_, irq)| on_irq::<A>(*irq)));
         operations.push(ready::<A>());
         let counts = [2, 2, 1];
-        operations.extend(messages.iter().zip(counts).map(|((_, irq), count)| WaitIrq { irq: *irq, count }));
+        operations.extend(messages.iter().zip(counts).flat_map(|((_, irq), count)| take(table, *irq, count)));
         let list = rig.list(&operations);
         rig.boot(0, list);
         let running = rig.start(0);
@@ -159,21 +170,20 @@ fn mask_and_unmask<A: Target>(subject: &Subject<A>, by_eventfd: bool) {
 /// Two CPUs interrupt each other.
 pub fn cpus_interrupt_each_other<A: Target>(subject: &Subject<A>) {
     Rig::for_each(subject, 2, |mut rig| {
-        let (tables, stack) = (rig.table(), rig.stack());
+        let (table, stack) = (rig.table(), rig.stack());
         let (irq, setup) = A::ipi();
-        let enable = [&[A::init_interrupts(&rig, tables)], &setup[..]].concat();
+        let enable = [&[A::init_interrupts(&rig, table)], &setup[..]].concat();
         let word = rig.allocate(8, 8);
         let tell = WriteMemory { address: word, value: 1, width: Width::Eight };
         // The table counts for both CPUs: 1 is the other's, 2 the first's.
-        let other = [&enable[..], &[tell, WaitIrq { irq, count: 1 }, SendIpi { cpu: A::cpu_id(0), irq }]].concat();
-        let other = rig.list(&other);
+        let answer = SendIpi { cpu: A::cpu_id(0), irq };
+        let other = rig.list(&[&enable[..], &[tell], &take(table, irq, 1), &[answer]].concat());
         let first = [
             StartCpu { cpu: A::cpu_id(1), list: other.gpa, stack },
             SpinUntil { address: word, value: 1, width: Width::Eight },
             SendIpi { cpu: A::cpu_id(1), irq },
-            WaitIrq { irq, count: 2 },
         ];
-        let list = rig.list(&[&enable[..], &first].concat());
+        let list = rig.list(&[&enable[..], &first, &take(table, irq, 2)].concat());
         rig.boot(0, list);
         let running = [rig.start(0), rig.start(1)];
         for running in running {
@@ -181,8 +191,55 @@ pub fn cpus_interrupt_each_other<A: Target>(subject: &Subject<A>) {
         }
         rig.results(list);
         rig.results(other);
-        assert_eq!(rig.slot(tables, irq), (2, A::cpu_id(0)));
+        assert_eq!(rig.slot(table, irq), (2, A::cpu_id(0)));
     });
+}
+
+/// A message ends the wait of a CPU that has halted.
+pub fn a_message_ends_a_halt<A: Target>(subject: &Subject<A>) {
+    Rig::for_each(subject, 2, |mut rig| {
+        let (table, stack) = (rig.table(), rig.stack());
+        let Messages { target, requester, setup, messages } = A::messages(&mut rig, 0, 1);
+        let (message, irq) = messages[0];
+        let meanwhile = Meanwhile::new(&mut rig);
+        let other = meanwhile.list;
+        let first = [A::init_interrupts(&rig, table), StartCpu { cpu: A::cpu_id(1), list: other.gpa, stack }];
+        let list = rig.list(&[&first[..], &setup, &[ready::<A>(), WaitIrq { irq, count: 1 }]].concat());
+        rig.boot(0, list);
+        let running = [rig.start(0), rig.start(1)];
+        rig.bus.wait(A::DEVICE + READY, 1);
+        meanwhile.pass(&rig);
+        target.signal(message, requester).expect("the message is delivered");
+        for running in running {
+            assert_eq!(rig.join(running), Stop::End);
+        }
+        rig.results(list);
+        assert_eq!(rig.slot(table, irq), (1, A::cpu_id(0)));
+    });
+}
+
+/// The second CPU passes the time in which the first comes to its halt: no event tells of that.
+pub(super) struct Meanwhile {
+    pub list: List,
+    word: u64,
+}
+
+impl Meanwhile {
+    const WRITES: u64 = 200;
+
+    pub(super) fn new<A: Target>(rig: &mut Rig<A>) -> Self {
+        let word = rig.allocate(8, 8);
+        let write = WriteMemory { address: A::DEVICE + MEANWHILE, value: 1, width: Width::Four };
+        let repeat = Operation::Repeat { back: 1, times: Self::WRITES - 1 };
+        let list = rig.list(&[SpinUntil { address: word, value: 1, width: Width::Eight }, write, repeat]);
+        Self { list, word }
+    }
+
+    /// Waits until the second CPU has passed the time.
+    pub(super) fn pass<A: Target>(&self, rig: &Rig<A>) {
+        rig.write_word(self.word, 1);
+        rig.bus.wait(A::DEVICE + MEANWHILE, Self::WRITES as usize);
+    }
 }
 
 /// A level line interrupts again after each end, until it is deasserted.
@@ -192,10 +249,10 @@ pub fn level_lines_interrupt_until_deasserted<A: Target>(subject: &Subject<A>) {
         let Level { lines, line, irq, setup } = A::level(&rig);
         let line = Arc::new(lines.line(line, Trigger::Level, Polarity::High).expect("the line is there"));
         deassert_at(&rig, 3, [Arc::clone(&line)]);
-        let mut operations = wait_for(&rig, table, &setup, irq, 3);
+        let mut operations = take_after(&rig, table, &setup, irq, 3);
         let pause = rig.pause();
         operations.extend(pause);
-        operations.push(WaitIrq { irq, count: 4 });
+        operations.extend(take(table, irq, 4));
         let list = rig.list(&operations);
         rig.boot(0, list);
         let running = rig.start(0);
@@ -234,7 +291,7 @@ pub fn shared_lines_are_high_while_any_is<A: Target>(subject: &Subject<A>) {
         });
         let mut operations = [&[A::init_interrupts(&rig, table)], &setup[..], &[on_irq::<A>(irq)]].concat();
         operations.extend(rig.pause());
-        operations.push(WaitIrq { irq, count: 3 });
+        operations.extend(take(table, irq, 3));
         let list = rig.list(&operations);
         rig.boot(0, list);
         assert_eq!(rig.run(0), Stop::At(0));

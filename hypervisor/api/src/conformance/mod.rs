@@ -89,7 +89,7 @@ macro_rules! conformance_suite {
             state: general_registers_survive simd_registers_survive what_the_guest_holds_survives saving_changes_nothing
                 an_access_under_way_is_finished_by_save what_does_not_fit_is_refused reset_is_the_power_on_state;
             interrupts: messages_are_counted a_message_finds_its_cpu masked_messages_wait eventfds_are_messages
-                cpus_interrupt_each_other level_lines_interrupt_until_deasserted shared_lines_are_high_while_any_is
+                cpus_interrupt_each_other a_message_ends_a_halt level_lines_interrupt_until_deasserted shared_lines_are_high_while_any_is
                 pending_interrupts_survive_a_restore;
             powers: powers_are_at_most_what_was_asked_for doorbells_take_the_place_of_callbacks
                 the_dirty_log_is_exact;

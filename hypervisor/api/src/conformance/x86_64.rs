@@ -7,7 +7,7 @@ use skep_irq::{ApicBus, LineTable, LineTarget, MsiMessage};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::{Recorder, Space};
-use super::interrupts::{HANDLED, READY, on_irq, ready};
+use super::interrupts::{HANDLED, Meanwhile, READY, on_irq, ready, take};
 use super::rig::{Rig, Stop, builder};
 use super::target::{Level, Messages};
 use super::{Lacks, Subject, Target};
@@ -384,33 +384,47 @@ pub fn a_triple_fault_is_told(subject: &Subject<X86_64>) {
     }
 }
 
-/// The PIC's interrupts are taken when the guest allows them: each is acknowledged once.
+/// The PIC's interrupts are taken when the guest allows them, and end a halt: each is acknowledged once.
 pub fn external_interrupts_are_taken(subject: &Subject<X86_64>) {
     const VECTOR: u8 = 0x30;
-    let mut rig = Rig::new(subject, 1);
-    let table = rig.table();
-    let mut operations = vec![
+    let mut rig = Rig::new(subject, 2);
+    let (table, stack) = (rig.table(), rig.stack());
+    let irq = u64::from(VECTOR);
+    let meanwhile = Meanwhile::new(&mut rig);
+    let pauses = [rig.pause(), rig.pause()];
+    let first = [
         InitLocalApic { base: APIC, table },
         // LINT0 takes external interrupts, as after power-on.
         WriteMemory { address: APIC + 0x350, value: 0x700, width: Width::Four },
-        on_irq::<X86_64>(VECTOR.into()),
+        StartCpu { cpu: 1, list: meanwhile.list.gpa, stack },
+        on_irq::<X86_64>(irq),
     ];
-    operations.extend(rig.pause());
-    operations.push(WaitIrq { irq: VECTOR.into(), count: 3 });
-    let list = rig.list(&operations);
+    let last = [ready::<X86_64>(), WaitIrq { irq, count: 3 }];
+    let list = rig.list(&[&first[..], &pauses[0], &take(table, irq, 2), &pauses[1], &last].concat());
     rig.boot(0, list);
+    let other = rig.start(1);
+    // One waits until interrupts are on, the next comes while the first is being handled.
     assert_eq!(rig.run(0), Stop::At(0));
-    // It waits while interrupts are off.
     rig.bus.set_external(Some(VECTOR));
+    let (bus, mut handled) = (Arc::downgrade(&rig.bus), 0);
+    rig.bus.on(Space::Memory, X86_64::DEVICE + HANDLED, move |_| {
+        handled += 1;
+        if let Some(bus) = bus.upgrade().filter(|_| handled == 1) {
+            bus.set_external(Some(VECTOR));
+        }
+        0
+    });
+    assert_eq!(rig.run(0), Stop::At(1));
+    assert_eq!(rig.slot(table, irq), (2, 0));
     let running = rig.start(0);
-    for count in 1..3 {
-        rig.bus.wait(X86_64::DEVICE + HANDLED, count);
-        rig.bus.set_external(Some(VECTOR));
-        running.kicker.kick();
-    }
+    rig.bus.wait(X86_64::DEVICE + READY, 1);
+    meanwhile.pass(&rig);
+    rig.bus.set_external(Some(VECTOR));
+    running.kicker.kick();
     assert_eq!(rig.join(running), Stop::End);
+    assert_eq!(rig.join(other), Stop::End);
     rig.results(list);
-    assert_eq!(rig.slot(table, VECTOR.into()), (3, 0));
+    assert_eq!(rig.slot(table, irq), (3, 0));
 }
 
 /// The end of a level interrupt is reported while a pin is routed to its vector; that of an edge, or of one without a pin, is not.
@@ -424,14 +438,9 @@ pub fn only_level_pins_report_their_end(subject: &Subject<X86_64>) {
     let apics = rig.interrupts.apics.clone();
     apics.set_pin_routes(&[None, Some(edge), Some(level), None, Some(second)]).expect("the backend takes routes");
     let pauses = [rig.pause(), rig.pause()];
-    let other = [
-        InitLocalApic { base: APIC, table },
-        WriteMemory { address: word, value: 1, width: Width::Eight },
-        WaitIrq { irq: 0x43, count: 1 },
-        // A backend may report the end as late as the next exit.
-        ready::<X86_64>(),
-    ];
-    let other = rig.list(&other);
+    let other = [InitLocalApic { base: APIC, table }, WriteMemory { address: word, value: 1, width: Width::Eight }];
+    // A backend may report the end as late as the next exit.
+    let other = rig.list(&[&other[..], &take(table, 0x43, 1), &[ready::<X86_64>()]].concat());
     let first = [
         InitLocalApic { base: APIC, table },
         StartCpu { cpu: 1, list: other.gpa, stack },
@@ -479,7 +488,9 @@ pub fn apic_ids_beyond_255(subject: &Subject<X86_64>) {
     let (table, stack) = (rig.table(), rig.stack());
     let other = [
         &[InitX2Apic { table }, on_irq::<X86_64>(0x41), ready::<X86_64>()][..],
-        &[WaitIrq { irq: 0x41, count: 1 }, WaitIrq { irq: 0x42, count: 1 }, SendIpi { cpu: 0, irq: 0x43 }],
+        &take(table, 0x41, 1),
+        &take(table, 0x42, 1),
+        &[SendIpi { cpu: 0, irq: 0x43 }],
     ];
     let other = rig.list(&other.concat());
     let first = [
@@ -487,9 +498,8 @@ pub fn apic_ids_beyond_255(subject: &Subject<X86_64>) {
         StartCpu { cpu: ID, list: other.gpa, stack },
         SpinUntil { address: table + 0x41 * 32, value: 1, width: Width::Eight },
         SendIpi { cpu: ID, irq: 0x42 },
-        WaitIrq { irq: 0x43, count: 1 },
     ];
-    let list = rig.list(&first);
+    let list = rig.list(&[&first[..], &take(table, 0x43, 1)].concat());
     rig.boot(0, list);
     let running = [rig.start(0), rig.start(1)];
     rig.bus.wait(X86_64::DEVICE + READY, 1);
