@@ -1,11 +1,12 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
-//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), and check the rules of the house ([`lint`]).
+//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`bench`]), and check the rules of the house ([`lint`]).
 //! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
 //! call.
 
 mod arch;
+mod bench;
 mod cargo;
 mod demo;
 mod images;
@@ -27,6 +28,7 @@ enum Cli {
     Lab(lab::Args),
     Test(test::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     Lint(lint::Args),
 }
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Cli::Lab(args) => lab::main(&args),
         Cli::Test(args) => test::main(&args),
         Cli::Demo(args) => demo::main(&args),
+        Cli::Bench(args) => bench::main(&args).map(|()| 0),
         Cli::Lint(args) => lint::main(&args),
     };
     end(result)

@@ -88,6 +88,22 @@ impl Archive {
         Ok(deb.file_name().unwrap_or_default().to_string_lossy().into_owned())
     }
 
+    /// Fetches `package` and all that it depends on, and unpacks them under `into`.
+    pub(crate) fn unpack_with_dependencies(&self, package: &str, into: &Path) -> Result<()> {
+        let archives = tempfile::tempdir_in(&self.dir)?;
+        fs::create_dir_all(archives.path().join("partial"))?;
+        let place = format!("-oDir::Cache::archives={}", archives.path().display());
+        let words = ["--yes", "--download-only", "--no-install-recommends", &place, "install", package];
+        process::output(self.apt("apt-get").args(words))?;
+        for entry in fs::read_dir(archives.path())? {
+            let deb = entry?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                process::output(Command::new("dpkg-deb").arg("--extract").args([&deb, into]))?;
+            }
+        }
+        Ok(())
+    }
+
     fn apt(&self, program: &str) -> Command {
         let arch = self.arch.debian();
         let dir = self.dir.display();

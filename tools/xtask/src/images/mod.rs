@@ -8,10 +8,11 @@ mod initramfs;
 mod kernel;
 mod module;
 
+pub(crate) use debian::Archive;
+
 use crate::arch::Arch;
 use crate::paths;
 use anyhow::{Context, Result, bail};
-use debian::Archive;
 use rustix::fs::{FlockOperation, flock};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,0 +1,133 @@
+//! `cargo xtask bench boot`: from the execution of the monitor to the init of Debian's cloud kernel, in labs whose clocks count instructions.
+//!
+//! A millisecond of such a lab is a million instructions of its host, guest included, so times repeat on a noisy machine. A first round, which
+//! fills the lab's page cache, is not counted.
+
+use super::figures::{Table, median};
+use super::qemu::{self, Portable};
+use super::{MEMORY, MEMORY_BYTES, release};
+use crate::arch::Arch;
+use crate::images::Images;
+use crate::lab::{Board, LAB, Lab, Program, Progress};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::time::Duration;
+use stopwatch::Reading;
+
+/// Measure the boot of Debian's cloud kernel in labs whose clocks count instructions
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this architecture
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Interleaved rounds; a first one more is not counted
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measure this skep (static, of the lab's architecture) instead of building one; again to compare several
+    #[arg(long, value_name = "PROGRAM", requires = "arch")]
+    skep: Vec<PathBuf>,
+}
+
+/// What the guest's init says first. With `quiet` it is also what the guest says first.
+const GREETING: &str = "skep: hello from Debian guest init";
+/// One boot takes minutes on a busy machine, and there are many.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+
+struct Contender {
+    name: String,
+    command: Vec<String>,
+    readings: Vec<Reading>,
+}
+
+pub(super) fn main(args: &Args) -> Result<()> {
+    for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
+        let contenders = measure(arch, args)?;
+        println!("{arch}:\n\n{}", table(&contenders)?);
+    }
+    Ok(())
+}
+
+fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
+    let portable = Portable::get(arch)?;
+    let skeps = super::skeps(arch, &args.skep)?;
+    let mut lab = Lab::new(Board::of(arch))
+        .icount(true)
+        .carry(Images::get(arch)?.guest(), "images")
+        .carry(&portable.directory, "qemu")
+        .carry(release("stopwatch", arch)?, "bin/stopwatch")
+        .limit(LIMIT);
+    for (name, program) in &skeps {
+        lab = lab.carry(program, format!("bin/{name}"));
+    }
+    let names: Vec<&str> = skeps.iter().map(|(name, _)| name.as_str()).collect();
+    let mut contenders = contenders(arch, &names, &portable);
+    let watch = [&format!("{LAB}/bin/stopwatch"), GREETING, &MEMORY_BYTES.to_string()].map(str::to_owned);
+    let all: Vec<Program> = contenders.iter().map(|one| Program::new([&watch[..], &one.command].concat())).collect();
+    let programs: Vec<Program> = (0..=args.rounds).flat_map(|_| all.clone()).collect();
+
+    let names: Vec<String> = contenders.iter().map(|one| one.name.clone()).collect();
+    let outcomes = lab.run(&programs, &mut |progress| {
+        if let Progress::End(number, outcome) = progress {
+            let output = String::from_utf8_lossy(&outcome.output);
+            eprintln!("bench: {}: {}", names[number % names.len()], output.trim_end());
+        }
+    })?;
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let (round, which) = (number / names.len(), number % names.len());
+        let Some(reading) = Reading::find(&String::from_utf8_lossy(&outcome.output)) else {
+            bail!("{} failed with code {}", names[which], outcome.code);
+        };
+        if round > 0 {
+            contenders[which].readings.push(reading);
+        }
+    }
+    Ok(contenders)
+}
+
+fn contenders(arch: Arch, skeps: &[&str], portable: &Portable) -> Vec<Contender> {
+    // File and format; name and QEMU's for it.
+    type Pairs = &'static [(&'static str, &'static str)];
+    let (kernels, machines): (Pairs, Pairs) = match arch {
+        Arch::X86_64 => {
+            (&[("vmlinux", "ELF"), ("vmlinuz", "bzImage")], &[("QEMU q35", "q35"), ("QEMU microvm", "microvm")])
+        }
+        Arch::Aarch64 => (&[("Image", "Image")], &[("QEMU virt", "virt,gic-version=3")]),
+    };
+    let append = format!("console={} quiet panic=-1 skep.action=wait", arch.console());
+    let initrd = format!("{LAB}/images/initramfs.cpio.gz");
+    let mut contenders = Vec::new();
+    for (file, format) in kernels {
+        let kernel = format!("{LAB}/images/{file}");
+        for name in skeps {
+            let program = format!("{LAB}/bin/{name}");
+            let words = [&program, "run", "--kernel", &kernel, "--initrd", &initrd, "--cmdline", &append];
+            let command = words.into_iter().chain(["--memory", MEMORY, "--cpus", "1"]).map(str::to_owned).collect();
+            contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });
+        }
+        for (name, machine) in machines {
+            let mut command = portable.command(&format!("{LAB}/qemu"));
+            command.extend(qemu::arguments(machine, &kernel, &append));
+            command.extend(["-initrd".to_owned(), initrd.clone()]);
+            contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });
+        }
+    }
+    contenders
+}
+
+fn table(contenders: &[Contender]) -> Result<Table> {
+    let mut table = Table::new(["monitor, kernel", "boot, virtual ms", "ratio", "exits", "overhead, MiB"]);
+    let mut first = None;
+    for Contender { name, readings, .. } in contenders {
+        let middle =
+            |of: fn(&Reading) -> f64| median(readings.iter().map(of)).with_context(|| format!("no reading of {name}"));
+        let ms = middle(|one| one.time.as_secs_f64() * 1e3)?;
+        table.row([
+            name.clone(),
+            format!("{ms:.0}"),
+            format!("{:.2}", ms / *first.get_or_insert(ms)),
+            format!("{:.0}", middle(|one| one.counter("exits") as f64)?),
+            format!("{:.2}", middle(|one| one.resident.overhead as f64 / 1024.0)?),
+        ]);
+    }
+    Ok(table)
+}

@@ -1,0 +1,59 @@
+//! `cargo xtask bench`: what skep takes, beside Debian's QEMU in the same run.
+//!
+//! Rounds are interleaved, and a figure is the median of its rounds. Each prints a table in Markdown, as docs/benchmarks.md holds it.
+
+mod boot;
+mod figures;
+mod qemu;
+mod size;
+mod start;
+
+use crate::arch::Arch;
+use crate::cargo;
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use std::path::PathBuf;
+
+/// Measure skep beside QEMU
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Start(start::Args),
+    Boot(boot::Args),
+    Size(size::Args),
+}
+
+/// Runs what the arguments say.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    match &args.what {
+        What::Start(args) => start::main(args),
+        What::Boot(args) => boot::main(args),
+        What::Size(args) => size::main(args),
+    }
+}
+
+/// The guests' memory, as the command lines of both monitors have it.
+const MEMORY: &str = "256M";
+/// The same in bytes.
+const MEMORY_BYTES: u64 = 256 << 20;
+
+/// Builds the static `package` of `arch` as users get it.
+fn release(package: &str, arch: Arch) -> Result<PathBuf> {
+    let words = ["build", "--release", "--package", package, "--bin", package, "--target", arch.musl_target()];
+    let built = cargo::build(&words.map(str::to_owned))?.into_iter().next();
+    Ok(built.with_context(|| format!("cargo built no {package}"))?.path)
+}
+
+/// The skeps to measure, with their names in the table: those that are given, else one that is built now.
+fn skeps(arch: Arch, given: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
+    if given.is_empty() {
+        return Ok(vec![("skep".to_owned(), release("skep", arch)?)]);
+    }
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    given.iter().map(|path| Ok((name(path).context("--skep names no file")?, path.clone()))).collect()
+}
