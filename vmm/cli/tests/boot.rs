@@ -57,28 +57,22 @@ fn what_is_typed_fast_is_not_lost() {
 
 #[test]
 fn memory_beyond_four_gib_is_there() {
-    let end = Builder::debian().args(&["--memory", "5G"]).finish();
+    let end = Builder::debian().memory("5G").finish();
+    end.expect_code(0);
     let line = end.console.lines().find(|l| l.contains("skep: memory ")).expect("the guest tells its memory");
     let kib: u64 = line.split_whitespace().rev().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
     assert!(kib > 4_800_000, "{line}");
-    end.expect_code(0);
 }
 
 #[test]
-fn the_kernels_log_is_clean() {
-    let end = Builder::debian().cmdline("skep.dmesg").args(&["--cpus", "2"]).finish();
+fn the_kernel_warns_of_nothing() {
+    // Warnings and errors come on the console, nothing else.
+    let end = Builder::debian().cmdline("loglevel=5").args(&["--cpus", "2"]).finish();
     end.expect_code(0);
-    let bad = [
-        "Call Trace",
-        "BUG:",
-        "WARNING:",
-        "ACPI Error",
-        "ACPI Warning",
-        "ACPI BIOS Error",
-        "Firmware Bug",
-        "unexpected",
-    ];
-    for word in bad {
-        assert!(!end.console.contains(word), "`{word}` in the kernel's log:\n{}", end.console);
-    }
+    let warned = |line: &&str| line.starts_with('[') && !EXPECTED.iter().any(|words| line.contains(words));
+    let warnings: Vec<_> = end.console.lines().filter(warned).collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
 }
+
+/// What a kernel says on any such machine: there is no PCI yet, and an emulated host is slow.
+const EXPECTED: [&str; 3] = ["No config space access function found", "clock", "reboot: Power down"];

@@ -40,12 +40,13 @@ pub fn usual_kernel() -> &'static str {
 pub struct Builder {
     args: Vec<OsString>,
     cmdline: Option<String>,
+    memory: Option<String>,
 }
 
 impl Builder {
     /// `skep` with these words.
     pub fn command(words: &[&str]) -> Self {
-        Self { args: words.iter().map(OsString::from).collect(), cmdline: None }
+        Self { args: words.iter().map(OsString::from).collect(), cmdline: None, memory: None }
     }
 
     /// Debian's usual kernel with the guests' initramfs, 256 MiB, one vCPU, which powers off after its greeting.
@@ -55,7 +56,8 @@ impl Builder {
 
     /// The same with another kernel file.
     pub fn kernel(name: &str) -> Self {
-        let mut builder = Self::command(&["run", "--memory", "256M", "--kernel"]);
+        let mut builder = Self::command(&["run", "--kernel"]);
+        builder.memory = Some("256M".to_owned());
         builder.args.push(image(name).into());
         builder.args.push("--initrd".into());
         builder.args.push(image("initramfs.cpio.gz").into());
@@ -70,6 +72,12 @@ impl Builder {
         self
     }
 
+    /// Other memory than the usual.
+    pub fn memory(mut self, size: &str) -> Self {
+        self.memory = Some(size.to_owned());
+        self
+    }
+
     /// More words for the kernel's command line.
     pub fn cmdline(mut self, words: &str) -> Self {
         let cmdline = self.cmdline.get_or_insert_default();
@@ -80,6 +88,9 @@ impl Builder {
 
     /// Starts it.
     pub fn start(mut self) -> Machine {
+        if let Some(size) = self.memory.take() {
+            self.args.extend(["--memory".into(), size.into()]);
+        }
         if let Some(cmdline) = self.cmdline.take() {
             self.args.extend(["--cmdline".into(), cmdline.into()]);
         }
