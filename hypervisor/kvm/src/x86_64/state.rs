@@ -23,7 +23,7 @@ pub(super) struct Support {
     xsave: Layout,
     /// XCR0's bits.
     xcr0: u64,
-    /// TSC offsets can be read and set.
+    /// TSC offsets can be read and set, and stay: on a host whose TSC is not stable KVM changes them as it likes.
     tsc_offsets: bool,
     triple_faults: bool,
 }
@@ -39,7 +39,7 @@ impl Support {
             msrs: msrs::of_host(&shared.kvm.system, vcpu)?,
             xsave: Layout::new(cpuid, size),
             xcr0: xcr0(cpuid),
-            tsc_offsets: ioctl::tsc_offset(vcpu).is_ok(),
+            tsc_offsets: matches!((ioctl::tsc_offset(vcpu), ioctl::tsc_offset(vcpu)), (Ok(a), Ok(b)) if a == b),
             triple_faults: enable(vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1).is_ok(),
         })
     }
