@@ -38,7 +38,9 @@ pub enum StateError {
         found: String,
     },
     /// The record was made by a later skep.
-    #[error("record `{id}` has version {found}, and this skep reads up to version {newest}: use the skep that made it, or a later one")]
+    #[error(
+        "record `{id}` has version {found}, and this skep reads up to version {newest}: use the skep that made it, or a later one"
+    )]
     TooNew {
         /// The record's type.
         id: String,
@@ -86,7 +88,13 @@ pub enum StateError {
 }
 
 /// Refuses a field's value: `ensure(self.irr <= 0xff, Self::ID, "irr", self.irr, "8 lines exist")?`.
-pub fn ensure(holds: bool, id: &'static str, field: &'static str, value: impl Debug, rule: &'static str) -> Result<(), StateError> {
+pub fn ensure(
+    holds: bool,
+    id: &'static str,
+    field: &'static str,
+    value: impl Debug,
+    rule: &'static str,
+) -> Result<(), StateError> {
     if holds { Ok(()) } else { Err(StateError::Invalid { id, field, value: format!("{value:?}"), rule }) }
 }
 
