@@ -58,9 +58,9 @@ pub fn no_kick_is_lost<A: Target>(subject: &Subject<A>) {
     });
     rig.join(running);
     kicking.join().expect("the other thread only kicks");
-    // Now surely in the guest: the list has called back.
-    rig.bus.wait(A::DEVICE, 1);
+    // And one more, after the guest has run: the list has called back.
     let running = rig.enter(0);
+    rig.bus.wait(A::DEVICE, 1);
     running.kicker.kick();
     assert_eq!(rig.join(running), Stop::Exit(Exit::Kicked));
     rig.write_word(word, 1);
