@@ -111,13 +111,14 @@ fn rtc(acpi: &Acpi, name: &str, kind: u8, count: u64) {
     with_isa(acpi, RTC_INTERRUPT, || {
         let control = cmos(Rtc::STATUS_B) & 0xf;
         let vector = ISA + RTC_INTERRUPT;
-        let before = irq::count(vector.into());
         set_cmos(Rtc::STATUS_A, Rtc::RATE_1024);
         cmos(Rtc::STATUS_C);
         set_cmos(Rtc::STATUS_B, control | kind);
-        let mut taken = 0;
-        while taken < count && wait(acpi, vector, before + taken + 1) && cmos(Rtc::STATUS_C) & kind != 0 {
-            taken += 1;
+        let (mut taken, mut seen) = (0, irq::count(vector.into()));
+        while taken < count && wait(acpi, vector, seen + 1) {
+            seen = irq::count(vector.into());
+            // A late one of another kind doesn't count.
+            taken += u64::from(cmos(Rtc::STATUS_C) & kind != 0);
         }
         set_cmos(Rtc::STATUS_B, control);
         cmos(Rtc::STATUS_C);
