@@ -67,9 +67,11 @@ fn apic_page(registers: &[u32]) -> kvm_lapic_state {
 }
 
 /// The whole state. No access is under way: `run` returns only after KVM has completed the last one.
-pub(super) fn save(vcpu: &X86Vcpu) -> Result<VcpuState, VcpuError> {
+pub(super) fn save(vcpu: &mut X86Vcpu) -> Result<VcpuState, VcpuError> {
+    let shared = vcpu.shared.clone();
+    let support = support(&shared, &vcpu.core)?;
+    let tsc = read_tsc(vcpu, support)?;
     let core = &vcpu.core;
-    let support = support(&vcpu.shared, core)?;
     // First: it takes in an INIT or SIPI that waits, which changes the rest.
     let mp = core.fd.get_mp_state().map_err(core.failed("read whether it runs"))?.mp_state;
     let mp =
@@ -89,7 +91,7 @@ pub(super) fn save(vcpu: &X86Vcpu) -> Result<VcpuState, VcpuError> {
         xcr0: read_xcr0(vcpu)?,
         xsave: read_xsave(vcpu, support)?,
         msrs,
-        tsc: read_tsc(vcpu, support)?,
+        tsc,
         tsc_khz: core.fd.get_tsc_khz().ok(),
         apic: LocalApic {
             registers: apic_registers(&apic),
@@ -150,12 +152,12 @@ pub(super) fn reset(vcpu: &mut X86Vcpu) -> Result<(), VcpuError> {
         let what = |error: HypervisorError| {
             vcpu.core.call_failed("make a vCPU in its power-on state", std::io::Error::other(error))
         };
-        let fresh = vcpu
+        let mut fresh = vcpu
             .shared
             .spare()
             .and_then(|spare| X86Vcpu::new(&spare, vcpu.core.index(), &vcpu.config))
             .map_err(what)?;
-        vcpu.power_on = Some(Box::new(VcpuState { tsc: 0, ..save(&fresh)? }));
+        vcpu.power_on = Some(Box::new(VcpuState { tsc: 0, ..save(&mut fresh)? }));
     }
     let power_on = vcpu.power_on.take().expect("it was just made");
     let result = restore(vcpu, &power_on);
@@ -213,27 +215,36 @@ fn read_xsave(vcpu: &X86Vcpu, support: &Support) -> Result<Vec<XsaveComponent>, 
     Ok(support.xsave.split(&area))
 }
 
-/// By its offset from the host's at one moment for all vCPUs; where that can't be had, as it reads now.
-fn read_tsc(vcpu: &X86Vcpu, support: &Support) -> Result<u64, VcpuError> {
-    if !support.tsc_offsets || vcpu.tsc_scaled {
-        return read_msr(vcpu, msrs::TSC);
-    }
-    let offset = ioctl::tsc_offset(&vcpu.core.fd).map_err(vcpu.core.failed("read the TSC's offset"))?;
-    Ok(vcpu.shared.standstill.moment().wrapping_add(offset))
+/// Once known it stands until a vCPU runs. It is known by its offset from the host's at one moment for all vCPUs, or, where that can't be had, as
+/// it reads now.
+fn read_tsc(vcpu: &mut X86Vcpu, support: &Support) -> Result<u64, VcpuError> {
+    let moment = vcpu.shared.standstill.moment();
+    let tsc = match vcpu.tsc_at_rest {
+        Some((known_at, tsc)) if known_at == moment => tsc,
+        _ if support.tsc_offsets && !vcpu.tsc_scaled => {
+            let offset = ioctl::tsc_offset(&vcpu.core.fd).map_err(vcpu.core.failed("read the TSC's offset"))?;
+            moment.wrapping_add(offset)
+        }
+        _ => read_msr(vcpu, msrs::TSC)?,
+    };
+    vcpu.tsc_at_rest = Some((moment, tsc));
+    Ok(tsc)
 }
 
-fn write_tsc(vcpu: &X86Vcpu, support: &Support, tsc: u64) -> Result<(), VcpuError> {
+fn write_tsc(vcpu: &mut X86Vcpu, support: &Support, tsc: u64) -> Result<(), VcpuError> {
+    let moment = vcpu.shared.standstill.moment();
+    vcpu.tsc_at_rest = Some((moment, tsc));
+    let core = &vcpu.core;
     if !support.tsc_offsets || vcpu.tsc_scaled {
         // KVM takes writes of several vCPUs that come close together for one, and keeps their counters in step.
-        return msrs::write(&vcpu.core, &[(msrs::TSC, tsc)]);
+        return msrs::write(core, &[(msrs::TSC, tsc)]);
     }
-    let offset = tsc.wrapping_sub(vcpu.shared.standstill.moment());
-    let failed = "set the TSC's offset";
-    ioctl::set_tsc_offset(&vcpu.core.fd, offset).map_err(vcpu.core.failed(failed))?;
+    let (what, offset) = ("set the TSC's offset", tsc.wrapping_sub(moment));
+    ioctl::set_tsc_offset(&core.fd, offset).map_err(core.failed(what))?;
     // A KVM without hardware virtualization answers well and does nothing.
-    if ioctl::tsc_offset(&vcpu.core.fd).map_err(vcpu.core.failed(failed))? != offset {
+    if ioctl::tsc_offset(&core.fd).map_err(core.failed(what))? != offset {
         tracing::warn!(
-            vcpu = vcpu.core.index(),
+            vcpu = core.index(),
             "the guest sees the host's TSC, which jumps: this host's KVM can't offset it"
         );
     }

@@ -29,6 +29,8 @@ pub(super) struct X86Vcpu {
     between_instructions: bool,
     /// The TSC runs at another frequency than the host's.
     pub(super) tsc_scaled: bool,
+    /// The TSC as it was last saved or restored, and the standstill's moment for which that holds.
+    pub(super) tsc_at_rest: Option<(u64, u64)>,
     /// What a reset restores, once it is known.
     pub(super) power_on: Option<Box<VcpuState>>,
 }
@@ -49,6 +51,7 @@ impl X86Vcpu {
             takes_external: config.apic_id == shared.boot_cpu,
             between_instructions: false,
             tsc_scaled: false,
+            tsc_at_rest: None,
             power_on: None,
         })
     }
