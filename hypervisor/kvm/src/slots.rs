@@ -65,6 +65,28 @@ fn pieces(size: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..size.div_ceil(SLOT_BYTES)).map(move |i| (i * SLOT_BYTES, (size - i * SLOT_BYTES).min(SLOT_BYTES)))
 }
 
+/// The host's page size in bytes, which is the unit of KVM's dirty log: 4, 16 or 64 KiB on arm64.
+fn host_page_size() -> u64 {
+    // SAFETY: the call has no preconditions.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(PAGE_SIZE)
+}
+
+/// Adds a log of the host's pages, each `ratio` of ours, to `into`.
+fn spread(log: &[u64], ratio: u64, into: &mut [u64]) {
+    if ratio == 1 {
+        return into.iter_mut().zip(log).for_each(|(into, log)| *into |= log);
+    }
+    for (number, word) in (0u64..).zip(log).filter(|(_, word)| **word != 0) {
+        let dirty = (0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| number * 64 + bit);
+        for page in dirty.flat_map(|page| page * ratio..(page + 1) * ratio) {
+            if let Some(word) = usize::try_from(page / 64).ok().and_then(|word| into.get_mut(word)) {
+                *word |= 1 << (page % 64);
+            }
+        }
+    }
+}
+
 fn flags(region: &Region, logging: bool) -> u32 {
     match region.kind() {
         RegionKind::ReadOnly => KVM_MEM_READONLY,
@@ -184,12 +206,10 @@ impl DirtySource for Slots {
             let length = usize::try_from(size).expect("a mapping of this process");
             let bits = self.vm.get_dirty_log(*slot, length).map_err(|e| io::Error::from(e).to_string())?;
             if manual {
-                self.forget(*slot, size / PAGE_SIZE, &bits).map_err(|e| e.to_string())?;
+                self.forget(*slot, size / host_page_size(), &bits).map_err(|e| e.to_string())?;
             }
             let first = usize::try_from(offset / PAGE_SIZE / 64).expect("a mapping of this process");
-            for (into, bits) in into.iter_mut().skip(first).zip(&bits) {
-                *into |= bits;
-            }
+            spread(&bits, host_page_size() / PAGE_SIZE, into.get_mut(first..).unwrap_or_default());
         }
         Ok(())
     }

@@ -25,6 +25,21 @@ fn a_region_is_cut_to_what_slots_take() {
 }
 
 #[test]
+fn a_dirty_page_of_the_host_is_as_many_of_ours() {
+    let mut into = vec![1, 0, 0];
+    spread(&[1 << 1 | 1 << 63, 1], 1, &mut into);
+    assert_eq!(into, [1 | 1 << 1 | 1 << 63, 1, 0]);
+    // 16 KiB, and a log longer than the memory that is looked at.
+    let mut into = vec![0; 5];
+    spread(&[1 << 1 | 1 << 63, 1 << 1 | 1 << 40], 4, &mut into);
+    assert_eq!(into, [0xf0, 0, 0, 0xf << 60, 0xf0]);
+    // 64 KiB.
+    let mut into = vec![0; 2];
+    spread(&[1 << 5], 16, &mut into);
+    assert_eq!(into, [0, 0xffff << 16]);
+}
+
+#[test]
 fn slots_are_finite_and_used_again() {
     let slots = slots(2);
     let regions = [0, 2, 4].map(|n| region(RegionKind::Ram, n * SIZE));
