@@ -2,6 +2,7 @@
 
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code)] // The guests' code is found by the addresses of its symbols.
+#![allow(clippy::unwrap_used)] // Helpers of tests may, as tests do.
 
 mod guest;
 mod interrupts;
