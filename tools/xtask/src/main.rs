@@ -1,7 +1,7 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
-//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`bench`]), and check the rules of the house ([`lint`]).
+//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), and check the rules of the house ([`lint`]).
 //! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
 //! call.
 
