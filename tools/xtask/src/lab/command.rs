@@ -24,9 +24,9 @@ pub(crate) struct Args {
     /// Make the host's clock count instructions (1 ms = 1 million), on one CPU
     #[arg(long)]
     icount: bool,
-    /// The host's CPUs
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    smp: u32,
+    /// The host's CPUs [default: as many as the board bears]
+    #[arg(long, value_name = "N")]
+    smp: Option<u32>,
     /// The host's memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 3072)]
     memory: u32,
@@ -54,9 +54,10 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> Result<i32> {
     let limit = Duration::from_secs(args.timeout);
     let images = Images::get(args.arch)?;
-    let mut lab = Lab::new(Board::chosen(args.arch, args.board)?)
+    let board = Board::chosen(args.arch, args.board)?;
+    let mut lab = Lab::new(board)
         .icount(args.icount)
-        .cpus(args.smp)
+        .cpus(args.smp.unwrap_or(board.cpus()))
         .memory_mib(args.memory)
         .limit(limit)
         .carry(images.guest(), "images");

@@ -58,12 +58,12 @@ pub(crate) enum Progress<'a> {
 }
 
 impl Lab {
-    /// A lab on `board`, with two CPUs and 3 GiB.
+    /// A lab on `board`, with as many CPUs as it bears and 3 GiB.
     pub(crate) fn new(board: Board) -> Lab {
         Lab {
             board,
             icount: false,
-            cpus: 2,
+            cpus: board.cpus(),
             memory_mib: 3072,
             carried: Vec::new(),
             bring_back: None,

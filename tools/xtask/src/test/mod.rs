@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     test: Vec<String>,
     /// Tests that run at the same time
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     test_threads: u32,
     /// Seconds that one test file may take
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
