@@ -67,7 +67,7 @@ impl<A: Platform> Machine<A> {
     /// The memory layout of the machine that a configuration gives on this backend.
     ///
     /// # Errors
-    /// As [`Machine::plan`].
+    /// What the backend lacks, or what does not fit.
     pub fn layout(config: &Config, hypervisor: &dyn Hypervisor<A>) -> Result<Vec<Row>, Error> {
         Ok(A::describe(&Self::plan(config, hypervisor)?.0.layout))
     }
