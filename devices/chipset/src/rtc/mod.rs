@@ -111,7 +111,7 @@ pub struct RtcConfig {
     pub irq: IrqLine,
     /// The machine's clock.
     pub clock: Clock,
-    /// Bytes of memory that the machine sets, by their places (the extended bank from 0x80 on), such as those of [`memory_size`]. They hold
+    /// Bytes of memory that the machine sets, by their places (the extended bank from 0x80 on), such as those of [`memory_size()`]. They hold
     /// again after each reset.
     pub memory: Vec<(u8, u8)>,
 }
