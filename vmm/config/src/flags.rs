@@ -1,4 +1,5 @@
 //! The command line's flags.
+#![allow(rustdoc::broken_intra_doc_links)] // The texts are the command's help too, where brackets enclose what may be left out.
 
 use std::path::PathBuf;
 

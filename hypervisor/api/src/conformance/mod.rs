@@ -62,7 +62,7 @@ bitflags::bitflags! {
 }
 
 /// Makes a test of each case, in the modules `all_powers` and `no_powers`. The argument is the architecture and the absolute path of a function
-/// that makes a [`Subject`](crate::conformance::Subject) with given [`Powers`](crate::Powers).
+/// that makes a [`Subject`] with given [`Powers`].
 #[macro_export]
 macro_rules! conformance_suite {
     (x86_64: $subject:path) => {
