@@ -64,7 +64,7 @@ impl Platform for Aarch64 {
         }
         let bits = Self::address_bits(config.memory.size.bytes()).min(capabilities.address_bits);
         let layout = Layout::new(config.memory.size.bytes(), bits, gic.version, max)?;
-        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::COUNT };
+        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::count(gic.version) };
         // A GIC takes no CPU once it is initialised, so those that may come later are made now, powered off.
         let possible: Vec<u64> = (0..max).map(|index| mpidr(gic.version, index)).collect();
         let vcpus = possible.iter().map(|&mpidr| VcpuConfig { mpidr, features }).collect();
@@ -78,7 +78,7 @@ impl Platform for Aarch64 {
     fn assemble(plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
         let Interrupts { gic, lines, its } = interrupts;
         let space = AddressSpace::memory();
-        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + spi::COUNT - 1);
+        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + plan.vm.spis - 1);
         let line = |number| lines.line(spi::FIRST + number, Trigger::Level, Polarity::High);
         let mut components: Vec<Named> = Vec::new();
 
