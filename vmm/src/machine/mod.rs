@@ -19,6 +19,10 @@ use crate::run::{Gate, Slot, Vcpus};
 
 pub use platform::{Named, Plan, Platform, Services};
 
+#[cfg(test)]
+#[path = "machine_test.rs"]
+mod test;
+
 /// A machine: everything but the threads that control it.
 pub struct Machine<A: Platform> {
     config: Config,
@@ -50,7 +54,7 @@ impl<A: Platform> Machine<A> {
                 offered,
             });
         }
-        let bits = A::address_bits(config.memory.size.bytes());
+        let bits = A::address_bits(config.memory.size.bytes()).min(hypervisor.address_bits()?);
         let highest_gpa = u64::MAX >> (64 - u32::from(bits));
         let request = VmRequest { max_vcpus: config.cpus.max, highest_gpa, powers: Powers::all() };
         let builder = hypervisor.builder(&request)?;

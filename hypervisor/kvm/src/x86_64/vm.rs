@@ -64,7 +64,7 @@ impl Builder {
             let (what, mend) = ("MSR accesses in user space".to_owned(), ": use Linux 5.10 or later".to_owned());
             return Err(HypervisorError::Missing { backend: NAME, what, mend });
         }
-        let cpuid = cpuid::supported(&kvm.system)?;
+        let cpuid = cpuid::supported(kvm)?.clone();
         let capabilities = Capabilities {
             powers: request.powers,
             max_vcpus: capability(&vm, Cap::MaxVcpus as u32),
