@@ -20,7 +20,7 @@ use crate::run::{Gate, Slot, Vcpus};
 pub use platform::{Named, Plan, Platform, Services};
 
 #[cfg(test)]
-#[path = "machine_test.rs"]
+#[path = "plan_test.rs"]
 mod test;
 
 /// A machine: everything but the threads that control it.

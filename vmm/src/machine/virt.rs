@@ -12,7 +12,7 @@ use skep_arch::layout::Row;
 use skep_arch::topology::Topology;
 use skep_bus::AddressSpace;
 use skep_chipset::{
-    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, pl011, pl031,
+    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, gpio, pl011, pl031,
 };
 use skep_config::{Config, Irqchip};
 use skep_hypervisor::aarch64::{Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig};
@@ -180,8 +180,16 @@ impl Board {
             line: self.description(spi::RTC)?,
             peripheral_id: Some(pl031::PERIPHERAL_ID),
         });
+        let gpio = nodes::Pl061 {
+            cell: nodes::PrimeCell {
+                registers: layout::GPIO,
+                line: self.description(spi::GPIO)?,
+                peripheral_id: Some(gpio::PERIPHERAL_ID),
+            },
+            power_button: gpio::POWER_BUTTON_PIN.into(),
+        };
         let panic = nodes::Pvpanic(layout::PVPANIC);
-        let devices: [&dyn Node; 3] = [&uart, &rtc, &panic];
+        let devices: [&dyn Node; 4] = [&uart, &rtc, &gpio, &panic];
         let cpus = &config.cpus;
         let present = plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible);
         let platform = fdt::Platform {
