@@ -252,9 +252,9 @@ impl RootPort {
     /// Interrupts when the condition begins to hold, and keeps the pin at it.
     fn update_event(&self, inner: &mut Inner) {
         let event = self.slot.event(&inner.space);
-        let begins = event && !std::mem::replace(&mut inner.event, event);
+        let held = std::mem::replace(&mut inner.event, event);
         self.interrupts.set_pin(event);
-        if begins {
+        if event && !held {
             self.interrupts.signal(0);
         }
     }
