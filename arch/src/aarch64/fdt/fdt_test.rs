@@ -143,10 +143,7 @@ fn a_tree_with_pci() {
     // Device 1: INTA# is on the second line, INTD# on the first.
     assert!(map.contains("0x800 0x00 0x00 0x01 0x01 0x00 0x00 0x00 0x04 0x04"), "{map}");
     assert!(map.contains("0x800 0x00 0x00 0x04 0x01 0x00 0x00 0x00 0x03 0x04"), "{map}");
-    assert_eq!(
-        map.split_whitespace().filter(|cell| cell.ends_with("0x00") || cell.starts_with("0x")).count(),
-        16 * 10 - 1
-    );
+    assert_eq!(map.matches("0x").count(), 16 * 10);
     let none = dtc(&Machine { its: false, ..MACHINE }.build());
     assert!(!none.contains("msi-map"));
 }
