@@ -86,7 +86,7 @@ impl Platform for X86_64 {
         layout.describe()
     }
 
-    fn assemble(_plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
+    fn assemble(plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
         let Services { clock, requests, serial, memory: _ } = services;
         let external = Arc::new(ExternalInterrupt::default());
         let wire = LineDescription { number: 0, trigger: Trigger::Level, polarity: Polarity::High };
@@ -106,7 +106,10 @@ impl Platform for X86_64 {
         ports.add("i8259", &i8259::PORTS, pic.clone())?;
         let pit = I8254::new(I8254Config { irq: edge(gsi::TIMER)?, clock: clock.clone() });
         ports.add("i8254", &i8254::PORTS, pit)?;
-        let rtc = Rtc::new(RtcConfig { irq: edge(gsi::RTC)?, clock: clock.clone(), memory: Vec::new() });
+        let (low, high): (Vec<_>, Vec<_>) = plan.ram.iter().partition(|part| part.base < layout::HIGH_RAM_BASE);
+        let size = |parts: Vec<&AddressRange>| parts.into_iter().map(|part| part.size).sum();
+        let memory = rtc::memory_size(size(low), size(high));
+        let rtc = Rtc::new(RtcConfig { irq: edge(gsi::RTC)?, clock: clock.clone(), memory });
         ports.add("rtc", &rtc::PORTS, rtc)?;
         let keyboard_controller = I8042::new(I8042Config {
             keyboard_irq: edge(gsi::KEYBOARD)?,
