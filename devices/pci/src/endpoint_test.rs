@@ -143,7 +143,8 @@ fn a_window_reaches_the_bars() {
     set(0, 0x102, 2);
     assert_eq!(endpoint.config_read(window + 16), 0x0302);
     let _ = endpoint.config_write(window + 16, u32::MAX, 0xddcc_bbaa);
-    assert_eq!(sink.log.take(), ["it BAR 0 102=[aa, bb]"]);
+    let _ = endpoint.config_write(window + 16, 0xff, 0xdd);
+    assert_eq!(sink.log.take(), ["it BAR 0 102=[aa, bb]"], "and half an access is none");
     for (bar, offset, length) in
         [(0, 0x101, 2), (0, 0x4000, 4), (1, 0, 4), (9, 0, 4), (0, 0, 3), (0, 0, 0), (0, u32::MAX, 1)]
     {
@@ -194,4 +195,16 @@ fn a_window_of_a_capability_is_placed_with_it() {
     let (_, endpoint, _) = alone(&config(), PciPlace::Root(4));
     assert!(endpoint.window(find(&endpoint, 9).unwrap() + u16::from(data)).is_some());
     assert!(endpoint.window(0x40).is_none());
+}
+
+#[test]
+fn there_are_no_extended_capabilities() {
+    // SR-IOV, above all: what is not there can't be set to anything.
+    let (_, endpoint, _) = alone(&config(), PciPlace::Port(0));
+    let fresh = endpoint.save();
+    for offset in (0x100..0x1000).step_by(4) {
+        let _ = endpoint.config_write(offset, u32::MAX, u32::MAX);
+        assert_eq!(endpoint.config_read(offset), 0);
+    }
+    assert_eq!(endpoint.save(), fresh);
 }
