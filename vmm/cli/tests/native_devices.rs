@@ -43,3 +43,10 @@ fn memory_that_is_shared_and_taken_beforehand_is_a_guests_like_any() {
     let kib: u32 = memory.and_then(|kib| kib.parse().ok()).unwrap_or_default();
     assert!(((255 << 10)..=(256 << 10)).contains(&kib), "{}", end.console);
 }
+
+#[test]
+fn the_machine_of_the_other_architecture_is_refused_and_this_ones_named() {
+    let (ours, other) = if is_x86_64() { ("q35-1", "virt-1") } else { ("virt-1", "q35-1") };
+    let end = Builder::command(&["hello", "first", "--machine", other]).finish();
+    end.expect_code(1).expect_log(&format!("error: {other} is a")).expect_log(&format!("\n  try: --machine {ours}\n"));
+}

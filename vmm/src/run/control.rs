@@ -11,7 +11,6 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::signals::Signals;
 use super::{Request, Requests};
-use crate::emergency;
 
 #[cfg(test)]
 #[path = "control_test.rs"]
@@ -63,7 +62,6 @@ impl Control {
         let mut manager = EventManager::new().map_err(wait)?;
         manager.add_subscriber(Box::new(TimerDriver::new(clock.clone())?) as Subscriber);
         manager.add_subscriber(Box::new(RequestWatch(requests.clone())) as Subscriber);
-        emergency::handle_signals();
         Ok(Self { manager, requests })
     }
 

@@ -22,6 +22,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn new(requests: Arc<Requests>) -> io::Result<Self> {
+        emergency::handle_signals();
         let signals: Vec<i32> = emergency::handled().collect();
         let set = create_sigset(&signals).map_err(io::Error::from)?;
         // SAFETY: the set is initialised, and no old mask is asked for.
