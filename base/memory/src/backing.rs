@@ -69,9 +69,10 @@ impl Backing {
         let alignment = usize::try_from(page).unwrap_or(LARGE_PAGE).max(LARGE_PAGE);
         let start = map_aligned(length, alignment, file.as_ref(), options).map_err(host)?;
         let backing = Self { start, size: length, file };
-        if options.huge_pages.is_none() {
-            // What it is aligned for. A host without such pages refuses, and small ones serve.
-            let _ = backing.advise(0..length, libc::MADV_HUGEPAGE);
+        if options.huge_pages.is_none() && length > LARGE_PAGE {
+            // What it is aligned for. A host without such pages refuses, and small ones serve. The first is left out: it holds what a machine
+            // writes before its guest runs, and a guest of a few pages should not wait for 2 MiB to be cleared.
+            let _ = backing.advise(LARGE_PAGE..length, libc::MADV_HUGEPAGE);
         }
         if options.prefault {
             backing.populate(usize::try_from(page).unwrap_or(LARGE_PAGE)).map_err(host)?;
