@@ -86,7 +86,7 @@ impl Controller {
         locked(&self.resizes).retain(|(of, _)| *of != id);
         if removed {
             self.worker.send(AdminOrder::Changed(id));
-            self.shared.doorbells.all_completion().for_each(|doorbell| doorbell.force());
+            self.shared.doorbells.pass_rounds();
         }
         removed
     }
@@ -264,7 +264,9 @@ impl Persist for Controller {
             *registers = Registers::default();
             self.shared.end_epoch();
         }
-        self.shared.bus.set_pin(false);
+        self.shared.doorbells.pass_rounds();
+        drop(self.shared.wake.round());
         self.shared.wake.force();
+        self.shared.bus.set_pin(false);
     }
 }

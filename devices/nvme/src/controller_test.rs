@@ -242,8 +242,6 @@ fn hostile_state_is_refused_by_name() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
     /// Whatever is written to the registers, the controller lives, and can be reset and used.
     #[test]
     fn fuzz_registers(writes in proptest::collection::vec((0u64..0x1040, any::<u64>(), 0usize..4), 0..200)) {

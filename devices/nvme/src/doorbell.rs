@@ -1,7 +1,7 @@
 //! Doorbells (Base 3.1.3.18) and their shadows in guest memory (Base 5.8, annex B.5).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use skep_memory::RamView;
@@ -12,12 +12,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub(crate) struct Wake {
     asleep: AtomicBool,
     event: Arc<EventFd>,
+    /// Held by the worker in each of its rounds.
+    round: Mutex<()>,
 }
 
 impl Wake {
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        Ok(Arc::new(Self { asleep: AtomicBool::new(false), event }))
+        Ok(Arc::new(Self { asleep: AtomicBool::new(false), event, round: Mutex::new(()) }))
     }
 
     /// Wakes the worker if it sleeps. What it is to find is there before this is called.
@@ -31,6 +33,11 @@ impl Wake {
     pub(crate) fn force(&self) {
         // A full counter has woken it already.
         let _ = self.event.write(1);
+    }
+
+    /// A round of the worker: it looks at what is shared after it has begun. No round waits for a disk.
+    pub(crate) fn round(&self) -> MutexGuard<'_, ()> {
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The worker is about to sleep, and looks once more after this.
@@ -129,13 +136,6 @@ impl Doorbell {
         self.wake.load().as_ref().map(|wake| wake.event().clone())
     }
 
-    /// Wakes the queue's worker, if there is one.
-    pub(crate) fn force(&self) {
-        if let Some(wake) = &*self.wake.load() {
-            wake.force();
-        }
-    }
-
     /// The vector of a completion queue that has entries which the host has not taken, and that interrupts.
     pub(crate) fn interrupts(&self) -> Option<u32> {
         let vector = self.vector.load(Ordering::SeqCst);
@@ -174,6 +174,18 @@ impl Doorbells {
 
     pub(crate) fn all_completion(&self) -> impl Iterator<Item = &Arc<Doorbell>> {
         self.completion.iter()
+    }
+
+    /// Waits until each worker that is in a round has ended it, and wakes them all: what was changed before is known to every round from
+    /// now on.
+    pub(crate) fn pass_rounds(&self) {
+        for doorbell in &self.completion {
+            let wake = doorbell.wake.load_full();
+            if let Some(wake) = wake {
+                drop(wake.round());
+                wake.force();
+            }
+        }
     }
 
     /// All I/O queues' doorbells that exist: index and eventfd.

@@ -12,6 +12,9 @@ use skep_state::Persist;
 use crate::admin::VENDOR;
 use crate::{Bus, Controller, ControllerConfig, NvmeError};
 
+#[cfg(test)]
+#[path = "pci_test.rs"]
+mod test;
 
 /// Non-volatile memory controller with the NVMe programming interface.
 const CLASS: u32 = 0x01_08_02;

@@ -11,7 +11,6 @@ use crate::spec::command::{COMPLETION, ENTRY};
 use crate::spec::{Command, CompletionEntry};
 use crate::state::{CompletionQueueState, SubmissionQueueState};
 
-
 /// The controller can't reach a queue: it is not RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unreachable;

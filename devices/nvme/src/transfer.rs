@@ -8,6 +8,9 @@ use skep_memory::vm_memory::{Bytes, GuestAddress};
 
 use crate::spec::{Command, Status};
 
+#[cfg(test)]
+#[path = "transfer_test.rs"]
+mod test;
 
 /// Entries of a PRP list that are read at once.
 const BATCH: usize = 512;

@@ -271,12 +271,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         range().prop_map(|(at, len)| Act::Read(at, len)),
         Just(Act::Flush),
     ];
-    proptest::collection::vec(act, 1..24)
+    proptest::collection::vec(act, 1..10)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
     /// Both engines do what a vector does.
     #[test]
     fn fuzz_engines_against_a_vector(acts in acts()) {

@@ -27,6 +27,10 @@ mod identify;
 mod logs;
 mod task;
 
+#[cfg(test)]
+#[path = "admin_test.rs"]
+mod test;
+
 pub(crate) use events::Events;
 pub(crate) use identify::VENDOR;
 use task::{Purpose, Task};
@@ -624,6 +628,8 @@ impl Job for Admin {
     fn ready(&mut self, _token: u64, _events: EventSet) {}
 
     fn work(&mut self) -> bool {
+        let shared = self.shared.clone();
+        let round = shared.wake.round();
         let mut any = self.hear();
         any |= self.run_tasks();
         // A reset ends a pause's rest; the queues of a paused controller are left alone otherwise.
@@ -640,6 +646,8 @@ impl Job for Admin {
         if std::mem::take(&mut self.posted) {
             self.shared.interrupt(0);
         }
+        // Whoever is told of a pause may reset the controller.
+        drop(round);
         self.look_at_pause();
         any
     }

@@ -19,6 +19,13 @@ use crate::state::{SubmissionQueueState, UnitState};
 
 mod command;
 
+#[cfg(test)]
+#[path = "fault_test.rs"]
+mod fault_test;
+#[cfg(test)]
+#[path = "unit_test.rs"]
+mod test;
+
 pub(crate) use command::MAX_TRANSFER_SHIFT;
 
 /// Commands that one submission queue is served at most before others are.
@@ -389,9 +396,7 @@ impl Unit {
     fn count_time(&mut self) {
         match (self.active() > 0, self.busy_since) {
             (true, None) => {
-                let now = self.shared.nanos();
-                self.busy_since = Some(now);
-                self.counters.last.store(now, Ordering::Relaxed);
+                self.busy_since = Some(self.shared.nanos());
             }
             (false, Some(since)) => {
                 let now = self.shared.nanos();
@@ -468,6 +473,8 @@ impl Job for Unit {
     fn ready(&mut self, _token: u64, _events: EventSet) {}
 
     fn work(&mut self) -> bool {
+        let wake = self.wake.clone();
+        let _round = wake.round();
         if std::mem::take(&mut self.armed) {
             self.wake.is_up();
         }
@@ -479,6 +486,9 @@ impl Job for Unit {
         let mut any = false;
         if let (Some(ram), Mode::Running) = (&ram, self.mode) {
             any = self.fetch(ram);
+            if any {
+                self.counters.last.store(self.shared.nanos(), Ordering::Relaxed);
+            }
         }
         any |= self.run(ram.as_ref());
         self.count_time();
