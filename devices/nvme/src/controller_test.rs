@@ -251,7 +251,7 @@ proptest! {
             guest.controller.read(offset, &mut data[..1 << width]);
             let value = if value % 3 == 0 { value >> 40 } else { value };
             // The registers that matter are the first few.
-            let offset = if value % 5 == 0 { offset } else { offset % 0x40 & !3 };
+            let offset = if value % 5 == 0 { offset } else { (offset % 0x40) & !3 };
             guest.controller.write(offset, &value.to_le_bytes()[..1 << width]);
         }
         guest.controller.reset();

@@ -163,7 +163,7 @@ proptest! {
         let memory = map();
         for (index, words) in lists.iter().enumerate() {
             // Addresses near RAM, lengths near a page, and kinds that there are, more often than chance has them.
-            let address = if words[0] % 4 == 0 { words[0] } else { words[0] % (2 * RAM) & !0xf };
+            let address = if words[0] % 4 == 0 { words[0] } else { (words[0] % (2 * RAM)) & !0xf };
             let low = words[1] & if words[1] % 3 == 0 { u64::MAX } else { 0x30ff_ffff_0000_1ff0 };
             let at = 0x1000 + index as u64 * 16;
             memory.ram().write_slice(&address.to_le_bytes(), GuestAddress(at)).unwrap();

@@ -113,7 +113,7 @@ impl Admin {
         // One format; its number is 0. Deallocated blocks read as zeroes, and Write Zeroes may deallocate.
         page.put8(33, if info.discard { 1 | 1 << 3 } else { 0 });
         page.put8(99, u8::from(found.is_read_only()));
-        let granularity = (info.preferred_size >> found.shift).max(1).min(0x1_0000) as u16;
+        let granularity = (info.preferred_size >> found.shift).clamp(1, 0xffff) as u16;
         for offset in [64, 66, 68, 70, 72] {
             page.put16(offset, granularity - 1);
         }

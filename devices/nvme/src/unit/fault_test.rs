@@ -245,7 +245,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
             (dwords[6], dwords[7]) = (first as u32, (first >> 32) as u32);
             (dwords[8], dwords[9]) = (second as u32, (second >> 32) as u32);
             (dwords[10], dwords[11]) = if sane { (block % 2100, 0) } else { (block, count % 8) };
-            dwords[12] = if sane { count % 64 | flags & 1 << 30 } else { count };
+            dwords[12] = if sane { (count % 64) | (flags & 1 << 30) } else { count };
             Box::new(dwords)
         },
     );

@@ -10,13 +10,13 @@ use crate::{ControllerConfig, NamespaceConfig};
 const FUA: u32 = 1 << 30;
 
 fn fua(opcode: u8, first: u64, blocks: u32) -> Command {
-    command(opcode, 1, DATA, [first as u32, 0, blocks - 1 | FUA, 0, 0, 0])
+    command(opcode, 1, DATA, [first as u32, 0, (blocks - 1) | FUA, 0, 0, 0])
 }
 
 #[test]
 fn reads_give_what_was_written() {
     let (guest, mut pair) = Guest::ready();
-    let data: Vec<u8> = (0..8192u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..8192u32).map(|n| ((n * 7) >> 3) as u8).collect();
     guest.poke(DATA, &data);
     assert_eq!(guest.io(&mut pair, &transfer(io::WRITE, 5, 16, DATA)), Status::SUCCESS);
     guest.poke(DATA, &[0; 8192]);
