@@ -1,5 +1,6 @@
 //! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
 
+mod pci;
 mod platform;
 mod q35;
 mod virt;
@@ -12,6 +13,7 @@ use skep_clock::Clock;
 use skep_config::Config;
 use skep_hypervisor::{Hypervisor, Powers, Vm, VmBuilder, VmRequest};
 use skep_memory::{Backing, HugePages, MemoryMap, RamOptions, Region, RegionKind};
+use skep_pci::RootComplex;
 
 use crate::Error;
 use crate::boot::BootFiles;
@@ -87,7 +89,7 @@ impl<A: Platform> Machine<A> {
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
         add_ram(config, &plan, &memory)?;
         memory.listen(parts.vm.memory())?;
-        let board = A::assemble(&plan, parts.interrupts, services)?;
+        let board = A::assemble(&plan, &parts.vm, parts.interrupts, services)?;
         if let Some(first) = parts.vcpus.first() {
             A::connect_kick(&board, first.kicker());
         }
@@ -102,6 +104,7 @@ impl<A: Platform> Machine<A> {
     /// What does not fit, or the backend refuses.
     pub fn load(&mut self, files: &mut BootFiles) -> Result<(), Error> {
         let fresh = !std::mem::replace(&mut self.loaded_once, true);
+        A::place(&self.plan, &self.board)?;
         let state = A::load(&self.config, &self.plan, &self.board, &self.memory, files, fresh)?;
         if let Some(mut first) = self.vcpus.paused().next() {
             first.vcpu.boot(&state)?;
@@ -117,6 +120,7 @@ impl<A: Platform> Machine<A> {
         for (_, component) in A::components(&self.board) {
             component.reset_component();
         }
+        A::relocate(&self.board);
         for mut slot in self.vcpus.paused() {
             slot.vcpu.reset()?;
         }
@@ -153,6 +157,16 @@ impl<A: Platform> Machine<A> {
         &self.clock
     }
 
+    /// The PCI hierarchy: devices are put into it before the first [`load`](Self::load), and plugged later.
+    pub fn pci(&self) -> &Arc<RootComplex> {
+        A::pci(&self.board)
+    }
+
+    /// Maps what the devices' registers say, after something outside the guest has changed them.
+    pub fn relocate(&self) {
+        A::relocate(&self.board);
+    }
+
     /// The first serial port.
     pub fn serial(&self) -> Arc<dyn SerialPort> {
         A::serial(&self.board)
@@ -174,3 +188,7 @@ fn add_ram<A: Platform>(config: &Config, plan: &Plan<A>, memory: &MemoryMap) -> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "machine_test.rs"]
+mod test;

@@ -14,8 +14,10 @@ use crate::topology::Topology;
 
 pub mod devices;
 mod patch;
+mod pci;
 
 pub use patch::{BrokenFdt, replace_chosen};
+pub use pci::PciHost;
 
 /// Handles by which nodes name each other.
 pub mod phandle {

@@ -319,6 +319,7 @@ impl Inner {
                 let break_begins = value as u8 & !r.lcr & lcr::BREAK != 0;
                 if (value as u8 ^ r.lcr) & lcr::FIFO_ENABLE != 0 {
                     r.received.clear();
+                    r.ris &= !(int::RECEIVE | int::RECEIVE_TIMEOUT);
                     r.timeout = None;
                 }
                 r.lcr = value as u8;
