@@ -1,0 +1,17 @@
+//! virtio devices and their PCI transport.
+#![forbid(unsafe_code)]
+
+mod device;
+mod engine;
+pub mod feature;
+mod queue;
+pub mod rng;
+
+#[cfg(test)]
+mod testing;
+
+pub use device::{DeviceType, Notifier, Stopped, VirtioDevice};
+pub use queue::{
+    ActiveQueue, Buffer, Buffers, Chain, MAX_QUEUE_SIZE, Queue, QueueConfig, QueueError, QueueStart, QueueState,
+};
+pub use rng::Rng;
