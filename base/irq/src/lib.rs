@@ -17,7 +17,9 @@ mod line;
 mod msi;
 
 pub use line::{EoiListener, EoiSubscription, IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
-pub use msi::{ApicBus, Msi, MsiMessage, MsiRoutes, MsiTarget, RequesterId, Route, RouteChange, VectorState};
+pub use msi::{
+    ApicBus, Msi, MsiMessage, MsiRoutes, MsiTarget, Requester, RequesterId, Route, RouteChange, VectorState,
+};
 
 /// Why a line or an MSI can't be had or delivered.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! Message-signalled interrupts.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use minicbor::{Decode, Encode};
@@ -27,6 +28,30 @@ pub struct MsiMessage {
 /// Who sends: the PCI requester id (segment in bits 31:16, bus, device and function below), which an ITS and an IOMMU translate by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequesterId(pub u32);
+
+/// The requester id of a function whose place may change (a guest numbers its buses as it likes): shared by all that name the function. What
+/// routes there are learn of a change when their vectors are configured next.
+#[derive(Debug, Clone)]
+pub struct Requester(Arc<AtomicU32>);
+
+impl From<RequesterId> for Requester {
+    fn from(id: RequesterId) -> Self {
+        Self(Arc::new(AtomicU32::new(id.0)))
+    }
+}
+
+impl Requester {
+    /// The id now.
+    #[must_use]
+    pub fn id(&self) -> RequesterId {
+        RequesterId(self.0.load(Ordering::Acquire))
+    }
+
+    /// Sets it for all who share it.
+    pub fn set(&self, id: RequesterId) {
+        self.0.store(id.0, Ordering::Release);
+    }
+}
 
 /// What takes MSIs: local APICs, an ITS, a v2m frame.
 pub trait MsiTarget: Send + Sync {
@@ -115,14 +140,23 @@ struct Inner {
 /// One vector of a device function. It starts masked.
 pub struct Msi {
     target: Arc<dyn MsiTarget>,
-    requester: Option<RequesterId>,
+    requester: Option<Requester>,
     inner: Mutex<Inner>,
 }
 
 impl Msi {
     /// A vector of `requester` to `target`.
     pub fn new(target: Arc<dyn MsiTarget>, requester: Option<RequesterId>) -> Self {
+        Self::of(target, requester.map(Requester::from))
+    }
+
+    /// A vector of a function whose place may change.
+    pub fn of(target: Arc<dyn MsiTarget>, requester: Option<Requester>) -> Self {
         Self { target, requester, inner: Mutex::new(Inner { vector: VectorState::default(), route: None }) }
+    }
+
+    fn requester(&self) -> Option<RequesterId> {
+        self.requester.as_ref().map(Requester::id)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -142,7 +176,7 @@ impl Msi {
             }
             inner.vector.message
         };
-        self.target.signal(message, self.requester)
+        self.target.signal(message, self.requester())
     }
 
     /// The vector as the guest sees it. What an eventfd was signalled with while masked counts as pending.
@@ -181,7 +215,7 @@ impl Msi {
             inner.vector.masked = *masked;
             if let Some((route, _)) = &inner.route {
                 let message = (!masked).then_some(*message);
-                changes.push(RouteChange { route: *route, message, requester: msi.requester });
+                changes.push(RouteChange { route: *route, message, requester: msi.requester() });
             }
         }
         let mut result = Ok(());
@@ -193,7 +227,7 @@ impl Msi {
         for (msi, message, masked) in vectors {
             let deliver = !masked && std::mem::take(&mut msi.lock().vector.pending);
             if deliver {
-                result = result.and(msi.target.signal(*message, msi.requester));
+                result = result.and(msi.target.signal(*message, msi.requester()));
             }
         }
         result
@@ -224,7 +258,7 @@ impl Msi {
         let copy = fd.try_clone().map_err(cloning)?;
         let message = (!inner.vector.masked).then_some(inner.vector.message);
         inner.route = Some((route, fd));
-        routes.update(&[RouteChange { route, message, requester: self.requester }])?;
+        routes.update(&[RouteChange { route, message, requester: self.requester() }])?;
         Ok(Some(copy))
     }
 }
@@ -250,6 +284,9 @@ impl Drop for Msi {
 
 impl fmt::Debug for Msi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Msi").field("requester", &self.requester).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Msi")
+            .field("requester", &self.requester())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }

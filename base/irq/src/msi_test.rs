@@ -114,3 +114,19 @@ fn a_restored_vector_keeps_pending_and_makes_no_edge() {
     msi.configure(MESSAGE, false).unwrap();
     assert!(target.delivered.lock().unwrap().is_empty());
 }
+
+#[test]
+fn a_function_that_moves_is_named_by_its_new_place() {
+    let target = Arc::new(Recorder { with_routes: true, ..Recorder::default() });
+    let requester = Requester::from(RequesterId(0x0100));
+    let msi = Msi::of(target.clone(), Some(requester.clone()));
+    msi.configure(MESSAGE, false).unwrap();
+    let fd = msi.eventfd().unwrap().unwrap();
+    requester.set(RequesterId(0x0200));
+    msi.signal().unwrap();
+    msi.configure(MESSAGE, false).unwrap();
+    fd.write(1).unwrap();
+    target.pump();
+    let moved = (MESSAGE, Some(RequesterId(0x0200)));
+    assert_eq!(*target.delivered.lock().unwrap(), [moved, moved]);
+}

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard};
 
+use skep_irq::Requester;
+
 use crate::{RamView, RequesterId};
 
 /// Why a device can't reach memory.
@@ -58,19 +60,19 @@ pub type DmaGuard = GuestMemoryLoadGuard<RamView>;
 #[derive(Debug, Clone)]
 pub struct Dma {
     ram: GuestMemoryAtomic<RamView>,
-    requester: RequesterId,
+    requester: Requester,
     bus_master: BusMaster,
 }
 
 impl Dma {
-    pub(crate) fn new(ram: GuestMemoryAtomic<RamView>, requester: RequesterId, bus_master: BusMaster) -> Self {
+    pub(crate) fn new(ram: GuestMemoryAtomic<RamView>, requester: Requester, bus_master: BusMaster) -> Self {
         Self { ram, requester, bus_master }
     }
 
-    /// Who the device is on the bus.
+    /// Who the device is on the bus now.
     #[must_use]
     pub fn requester(&self) -> RequesterId {
-        self.requester
+        self.requester.id()
     }
 
     /// The RAM, for one access or one batch of them: what a queue or a scatter list is walked by. It is not kept across a wait.
@@ -81,12 +83,12 @@ impl Dma {
         if self.bus_master.is_enabled() {
             Ok(self.ram.memory())
         } else {
-            Err(DmaError::NotBusMaster { requester: self.requester.0 })
+            Err(DmaError::NotBusMaster { requester: self.requester.id().0 })
         }
     }
 
     fn not_ram(&self, gpa: u64, len: usize) -> DmaError {
-        DmaError::NotRam { requester: self.requester.0, gpa, len }
+        DmaError::NotRam { requester: self.requester.id().0, gpa, len }
     }
 
     /// Reads bytes at `gpa`.

@@ -22,7 +22,7 @@ pub use dirty::{Consumer, DirtyLog, DirtySource, PAGE_SIZE};
 pub use dma::{BusMaster, Dma, DmaError, DmaGuard};
 pub use map::{Listener, MemoryMap, RamView};
 pub use region::{DirtyBits, DirtySlice, Region, RegionKind};
-pub use skep_irq::RequesterId;
+pub use skep_irq::{Requester, RequesterId};
 pub use vm_memory;
 
 /// Why memory can't be had or mapped.

@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use skep_irq::Requester;
 use vm_memory::{GuestMemoryAtomic, GuestRegionCollection};
 
-use crate::{BusMaster, Dma, MemoryError, Region, RegionKind, RequesterId};
+use crate::{BusMaster, Dma, MemoryError, Region, RegionKind};
 
 #[cfg(test)]
 #[path = "map_test.rs"]
@@ -146,8 +147,8 @@ impl MemoryMap {
 
     /// The view that a device has of RAM.
     #[must_use]
-    pub fn dma(&self, requester: RequesterId, bus_master: BusMaster) -> Dma {
-        Dma::new(self.ram.clone(), requester, bus_master)
+    pub fn dma(&self, requester: impl Into<Requester>, bus_master: BusMaster) -> Dma {
+        Dma::new(self.ram.clone(), requester.into(), bus_master)
     }
 }
 

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
+use crate::RequesterId;
 use crate::{Backing, DmaError, RamOptions};
 
 fn region(name: &str, kind: RegionKind, gpa: u64, size: u64) -> Region {

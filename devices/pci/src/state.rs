@@ -1,0 +1,86 @@
+//! Saved states of PCI functions.
+
+use minicbor::{Decode, Encode};
+use skep_irq::VectorState;
+use skep_state::{State, StateError, ensure};
+
+use crate::interrupts::MAX_VECTORS;
+
+pub(crate) const ENDPOINT_ID: &str = "pci-endpoint";
+
+/// A register of configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RegisterState {
+    /// Its offset, a multiple of 4.
+    #[n(0)]
+    pub offset: u16,
+    /// Its value: the bits that a guest or the function may change.
+    #[n(1)]
+    pub value: u32,
+}
+
+/// Configuration space. What is fixed is not saved: it follows from the machine's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct ConfigState {
+    /// The registers that may change, by ascending offset.
+    #[n(0)]
+    pub registers: Vec<RegisterState>,
+}
+
+impl ConfigState {
+    pub(crate) fn check(&self, id: &'static str) -> Result<(), StateError> {
+        let field = "registers";
+        let count = self.registers.len();
+        ensure(count <= 64, id, field, count, "conventional configuration space has 64")?;
+        let sound = |register: &&RegisterState| register.offset >= 0x100 || !register.offset.is_multiple_of(4);
+        let bad = self.registers.iter().find(sound);
+        ensure(bad.is_none(), id, field, bad, "offsets are multiples of 4 below 256")?;
+        let ascending = self.registers.windows(2).all(|pair| matches!(pair, [a, b] if a.offset < b.offset));
+        ensure(ascending, id, field, count, "they are in ascending order")
+    }
+}
+
+/// A function's interrupts; what is on is said by configuration space.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct InterruptsState {
+    /// The MSI-X table and the pending bits. Without MSI-X, only the pending bits are meant.
+    #[n(0)]
+    pub vectors: Vec<VectorState>,
+    /// The level that the function gives to its pin.
+    #[n(1)]
+    pub pin: bool,
+}
+
+impl InterruptsState {
+    pub(crate) fn check(&self, id: &'static str) -> Result<(), StateError> {
+        let count = self.vectors.len();
+        ensure(count <= usize::from(MAX_VECTORS), id, "vectors", count, "there are 2048 at the most")?;
+        let bad = self.vectors.iter().find(|vector| vector.message.address & 3 != 0);
+        ensure(bad.is_none(), id, "vectors", bad, "messages go to multiples of 4")
+    }
+}
+
+/// An endpoint's configuration space and interrupts. What is behind its BARs is the device's.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct EndpointState {
+    /// Configuration space.
+    #[n(0)]
+    pub config: ConfigState,
+    /// Interrupts.
+    #[n(1)]
+    pub interrupts: InterruptsState,
+}
+
+impl State for EndpointState {
+    const ID: &'static str = ENDPOINT_ID;
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        self.config.check(Self::ID)?;
+        self.interrupts.check(Self::ID)
+    }
+}
