@@ -6,6 +6,7 @@ mod engine;
 pub mod feature;
 mod queue;
 pub mod rng;
+mod transport;
 
 #[cfg(test)]
 mod testing;
@@ -15,3 +16,4 @@ pub use queue::{
     ActiveQueue, Buffer, Buffers, Chain, MAX_QUEUE_SIZE, Queue, QueueConfig, QueueError, QueueStart, QueueState,
 };
 pub use rng::Rng;
+pub use transport::{Interrupt, PciDevice, Transport, TransportQueueState, TransportState};

@@ -1,5 +1,6 @@
 //! What the tests share: guest memory, the driver's side of a ring, and a transport that notes what it is told.
 
+mod puppet;
 mod ring;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,6 +10,7 @@ use skep_memory::vm_memory::{Bytes, GuestAddress};
 use skep_memory::{Backing, BusMaster, Dma, MemoryMap, RamOptions, RamView, Region, RegionKind, RequesterId};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub(crate) use puppet::{Log, Puppet, Wires};
 pub(crate) use ring::{Piece, Ring, Used};
 
 use crate::{Notifier, QueueStart, QueueState, VirtioDevice};
