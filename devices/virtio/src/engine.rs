@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use skep_worker::{EventSet, Job, Sources, Worker};
 
-use crate::{ActiveQueue, QueueStart, Stopped};
+use crate::{ActiveQueue, QueueError, QueueStart, Stopped};
 
 /// Tokens of doorbells: this and the queue's number. An engine's own are below.
 const DOORBELL: u64 = 1 << 32;
@@ -39,14 +39,22 @@ pub(crate) trait Engine: Send + 'static {
 
     /// Before the thread sleeps: asks to be woken, and says whether something has come meanwhile.
     fn arm(&mut self, queues: &mut Queues) -> bool {
-        queues.iter().fold(false, |any, queue| queue.arm() || any)
+        queues.iter().map(ActiveQueue::arm).filter(|arrived| *arrived).count() > 0
+    }
+
+    /// A queue has been started; here a backend's own queue may be opened.
+    ///
+    /// # Errors
+    /// Why the queue can't be worked. It stands still then, and the device asks to be reset.
+    fn started(&mut self, _queue: &mut ActiveQueue, _sources: &Sources) -> Result<(), QueueError> {
+        Ok(())
     }
 
     /// A queue has been closed: chains that are only held go back, what is in flight is hastened.
     fn closing(&mut self, _queue: &mut ActiveQueue) {}
 
     /// A queue has stopped.
-    fn stopped(&mut self, _index: u16) {}
+    fn stopped(&mut self, _index: u16, _sources: &Sources) {}
 }
 
 /// The queues of one thread that run.
@@ -104,11 +112,14 @@ struct QueueJob<E> {
 
 impl<E: Engine> QueueJob<E> {
     fn start(&mut self, start: QueueStart) {
-        let queue = ActiveQueue::new(start);
-        if let Some(sources) = &self.sources
-            && let Err(error) = sources.add(&**queue.doorbell(), DOORBELL | u64::from(queue.index()), EventSet::IN)
-        {
-            tracing::error!("virtio queue {} can't be woken by its doorbell: {error}", queue.index());
+        let mut queue = ActiveQueue::new(start);
+        if let Some(sources) = &self.sources {
+            if let Err(error) = sources.add(&**queue.doorbell(), DOORBELL | u64::from(queue.index()), EventSet::IN) {
+                tracing::error!("virtio queue {} can't be woken by its doorbell: {error}", queue.index());
+            }
+            if let Err(error) = self.engine.started(&mut queue, sources) {
+                queue.fail(&error);
+            }
         }
         self.queues.list.push((queue, None));
     }
@@ -136,8 +147,8 @@ impl<E: Engine> QueueJob<E> {
             let (queue, waiting) = self.queues.list.swap_remove(place);
             if let Some(sources) = &self.sources {
                 sources.remove(&**queue.doorbell());
+                self.engine.stopped(queue.index(), sources);
             }
-            self.engine.stopped(queue.index());
             // What holds guest memory has gone before anybody hears of it.
             drop(queue);
             if let Some(stopped) = waiting {

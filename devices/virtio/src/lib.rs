@@ -1,6 +1,8 @@
 //! virtio devices and their PCI transport.
 #![forbid(unsafe_code)]
 
+pub mod blk;
+mod config;
 mod device;
 mod engine;
 pub mod feature;
@@ -11,6 +13,7 @@ mod transport;
 #[cfg(test)]
 mod testing;
 
+pub use blk::{Blk, BlkConfig};
 pub use device::{DeviceType, Notifier, Stopped, VirtioDevice};
 pub use queue::{
     ActiveQueue, Buffer, Buffers, Chain, MAX_QUEUE_SIZE, Queue, QueueConfig, QueueError, QueueStart, QueueState,

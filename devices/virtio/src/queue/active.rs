@@ -51,6 +51,12 @@ impl ActiveQueue {
         self.start.index
     }
 
+    /// How many descriptors: no more than so many chains are ever in flight. Of a driver's nonsense it is what can be.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.start.config.size.clamp(1, self.start.max_size)
+    }
+
     /// What tells of new chains.
     #[must_use]
     pub fn doorbell(&self) -> &Arc<EventFd> {

@@ -62,4 +62,10 @@ pub enum QueueError {
     /// An indirect table breaks section 2.7.5.3.
     #[error("an indirect descriptor {0}")]
     Indirect(&'static str),
+    /// A request lacks what the device type says that each has.
+    #[error("a request has no {0}")]
+    Request(&'static str),
+    /// The host has no resources left to work the queue.
+    #[error("the host can't work the queue: {0}")]
+    Host(String),
 }

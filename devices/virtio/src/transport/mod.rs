@@ -23,13 +23,13 @@ use skep_memory::Dma;
 use skep_state::{Persist, StateError, ensure};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use notifications::Notifications;
 pub use notifications::Interrupt;
+use notifications::Notifications;
 pub use pci::PciDevice;
 use registers::{QueueRegisters, Registers, field, status};
 pub use state::{TransportQueueState, TransportState};
 
-use crate::{Notifier, QueueStart, QueueState, VirtioDevice, feature};
+use crate::{QueueStart, QueueState, VirtioDevice, feature};
 
 /// Where the structures are in the BAR.
 pub(crate) mod layout {
@@ -276,11 +276,9 @@ impl Transport {
     pub fn write(&self, offset: u64, data: &[u8]) {
         match offset {
             layout::COMMON..layout::ISR => self.write_common(offset - layout::COMMON, data),
-            layout::DEVICE..layout::NOTIFY => {
-                // Before it knows the features, the device can't say what a write means (section 2.5.1).
-                if self.lock().registers.has(status::FEATURES_OK) {
-                    self.device.write_config(offset - layout::DEVICE, data);
-                }
+            // Before the features are known, a write means nothing (section 2.5.1).
+            layout::DEVICE..layout::NOTIFY if self.lock().registers.has(status::FEATURES_OK) => {
+                self.device.write_config(offset - layout::DEVICE, data);
             }
             layout::NOTIFY..layout::SIZE => {
                 let queue = (offset - layout::NOTIFY) / layout::NOTIFY_STEP;
@@ -341,8 +339,8 @@ impl Transport {
         }
         let registers = &mut inner.registers;
         let mut new = (registers.status | value) & status::DRIVERS;
-        let accepted = registers.driver_features & !self.features == 0
-            && registers.driver_features & feature::VERSION_1 != 0;
+        let accepted =
+            registers.driver_features & !self.features == 0 && registers.driver_features & feature::VERSION_1 != 0;
         if !registers.has(status::FEATURES_OK) && !accepted {
             new &= !status::FEATURES_OK;
         }

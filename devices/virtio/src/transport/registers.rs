@@ -153,7 +153,8 @@ impl Registers {
         let address = match offset & !7 {
             field::DESCRIPTORS => &mut queue.descriptors,
             field::AVAILABLE => &mut queue.available,
-            _ => &mut queue.used,
+            field::USED => &mut queue.used,
+            _ => return,
         };
         match (offset % 8, width) {
             (0, 8) => *address = value,

@@ -50,8 +50,8 @@ impl Rig {
         self.write(field::QUEUE_VECTOR, 2, queue + 1);
         let ring = RAM + queue * 0x4000;
         self.write(field::DESCRIPTORS, 8, ring);
-        self.write(field::AVAILABLE, 4, ring + 0x2000 & 0xffff_ffff);
-        self.write(field::AVAILABLE + 4, 4, ring + 0x2000 >> 32);
+        self.write(field::AVAILABLE, 4, (ring + 0x2000) & 0xffff_ffff);
+        self.write(field::AVAILABLE + 4, 4, (ring + 0x2000) >> 32);
         self.write(field::USED, 8, ring + 0x3000);
         self.write(field::QUEUE_ENABLE, 2, 1);
     }
@@ -300,7 +300,7 @@ fn what_does_not_fit_is_refused_by_name() {
     refused(|s| s.driver_features = 0x41, "driver_features");
     refused(|s| s.driver_features |= 2, "driver_features");
     refused(|s| s.isr = 4, "isr");
-    refused(|s| drop(s.queues.pop()), "queues");
+    refused(|s| s.queues.truncate(1), "queues");
     refused(|s| s.queues[0].open = true, "open");
     refused(|s| s.queues[0].enabled = false, "queue");
     let running = self::rig(true);
@@ -362,7 +362,9 @@ impl Rig {
 
     fn stop(&self) {
         self.transport.begin_stop(|| ());
-        (0..2).for_each(|queue| drop(self.device.let_stop(queue, 100 + queue)));
+        for queue in 0..2 {
+            self.device.let_stop(queue, 100 + queue);
+        }
         self.log.take();
     }
 }
