@@ -21,10 +21,13 @@ fn length(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// `readv` into guest memory.
+/// `readv` into guest memory. What the kernel has more than room for shows by a length that is larger.
 pub(crate) fn read(fd: BorrowedFd<'_>, into: &[GuestSlice<'_>]) -> io::Result<usize> {
-    let iovecs = iovecs(into);
-    // SAFETY: the pieces are guest memory that the slices keep mapped during the call, which skep accesses by volatile copies only.
+    let mut more = 0u8;
+    let mut iovecs = iovecs(into.get(..MOST - 1).unwrap_or(into));
+    iovecs.push(libc::iovec { iov_base: (&raw mut more).cast(), iov_len: 1 });
+    // SAFETY: the pieces are guest memory that the slices keep mapped during the call, which skep accesses by volatile copies only; the last
+    // is a byte of this function's own.
     let read = length(unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) })?;
     let mut left = read;
     for slice in into {
@@ -47,9 +50,8 @@ pub(crate) fn len(slices: &[GuestSlice<'_>]) -> usize {
     slices.iter().map(|slice| slice.len()).sum()
 }
 
-/// Copies bytes, which are in parts, into guest memory as far as there is room, and says how many.
+/// Copies bytes, which are in parts, into guest memory as far as there is room, and says how many there are.
 pub(crate) fn copy_in(parts: &[&[u8]], into: &[GuestSlice<'_>]) -> usize {
-    let mut done = 0;
     let mut pieces = into.iter();
     let mut room = pieces.next().cloned();
     for part in parts {
@@ -57,14 +59,14 @@ pub(crate) fn copy_in(parts: &[&[u8]], into: &[GuestSlice<'_>]) -> usize {
         while let (Some(piece), false) = (&room, from.is_empty()) {
             let (here, rest) = from.split_at(from.len().min(piece.len()));
             piece.copy_from(here);
-            (from, done) = (rest, done + here.len());
+            from = rest;
             room = match piece.offset(here.len()) {
                 Ok(left) if !left.is_empty() => Some(left),
                 _ => pieces.next().cloned(),
             };
         }
     }
-    done
+    parts.iter().map(|part| part.len()).sum()
 }
 
 /// Appends what guest memory holds from byte `skip` on.

