@@ -11,6 +11,10 @@ use skep_pci::{
 use super::{Interrupt, Transport, layout, registers};
 use crate::{DeviceType, VirtioDevice};
 
+#[cfg(test)]
+#[path = "pci_test.rs"]
+mod test;
+
 /// Vendor id of virtio, and what is added to a device type's number to be the device id (section 4.1.2).
 const VENDOR: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
