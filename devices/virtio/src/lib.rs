@@ -3,6 +3,7 @@
 
 pub mod blk;
 mod config;
+pub mod console;
 mod device;
 mod engine;
 pub mod feature;
@@ -15,6 +16,7 @@ mod transport;
 mod testing;
 
 pub use blk::{Blk, BlkConfig};
+pub use console::{Console, PortConfig, PortIo};
 pub use device::{DeviceType, Notifier, Stopped, VirtioDevice};
 pub use net::{Net, NetConfig};
 pub use queue::{
