@@ -1,6 +1,7 @@
 //! virtio devices and their PCI transport.
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod blk;
 mod config;
 pub mod console;
@@ -15,6 +16,7 @@ mod transport;
 #[cfg(test)]
 mod testing;
 
+pub use balloon::Balloon;
 pub use blk::{Blk, BlkConfig};
 pub use console::{Console, PortConfig, PortIo};
 pub use device::{DeviceType, Notifier, Stopped, VirtioDevice};
