@@ -108,6 +108,9 @@ pub enum Error {
     /// Two devices in one place, or one outside its address space: a mistake in the machine itself.
     #[error("the machine can't be put together")]
     Bus(#[from] skep_bus::BusError),
+    /// A PCI device has no place.
+    #[error(transparent)]
+    Pci(#[from] skep_pci::PciError),
     /// The tables that describe the machine can't be written.
     #[error("the tables that describe the machine can't be made: {0}")]
     Tables(String),

@@ -2,9 +2,9 @@ use skep_hypervisor::aarch64::{GicVersion, RedistributorRegion};
 use skep_irq::{LineDescription, Polarity, Trigger};
 
 use super::*;
-use crate::aarch64::layout::{FLASH_CODE, FLASH_VARS, FW_CFG, Layout, PVPANIC, UART};
+use crate::aarch64::layout::{FLASH_CODE, FLASH_VARS, FW_CFG, Layout, PCI_IO, PCI_MMIO32, PVPANIC, UART};
 use crate::acpi::devices::{EventPowerButton, Flash, FwCfg, Pvpanic, Registers, Serial};
-use crate::acpi::{SerialKind, iasl, link};
+use crate::acpi::{PciHost, SerialKind, iasl, link};
 use crate::layout::GIB;
 
 fn line(spi: u32, trigger: Trigger) -> LineDescription {
@@ -15,7 +15,16 @@ fn console() -> SerialConsole {
     SerialConsole { kind: SerialKind::Pl011, registers: UART, line: line(spi::UART, Trigger::Level) }
 }
 
-fn dsdt() -> Dsdt {
+fn dsdt(layout: &Layout) -> Dsdt {
+    let lines: Vec<_> = (spi::PCI_FIRST..spi::PCI_FIRST + 4).map(|spi| line(spi, Trigger::Level)).collect();
+    let pci = PciHost {
+        ecam: layout.ecam,
+        io: AddressRange::new(0, PCI_IO.size),
+        io_offset: PCI_IO.base,
+        memory32: PCI_MMIO32,
+        memory64: layout.pci_mmio64,
+        lines: &lines,
+    };
     let SerialConsole { kind, registers, line: uart } = console();
     let mut dsdt = Dsdt::new();
     dsdt.device(&Serial { kind, number: 1, registers, line: uart })
@@ -23,7 +32,8 @@ fn dsdt() -> Dsdt {
         .device(&Flash { number: 1, memory: FLASH_VARS })
         .device(&FwCfg(Registers::Memory(FW_CFG)))
         .device(&Pvpanic(Registers::Memory(PVPANIC)))
-        .device(&EventPowerButton { line: line(spi::GED_POWER, Trigger::Edge) });
+        .device(&EventPowerButton { line: line(spi::GED_POWER, Trigger::Edge) })
+        .device(&pci);
     dsdt
 }
 
@@ -38,7 +48,7 @@ fn check(version: GicVersion, cpus: u32, its: bool, ecam: bool) -> Vec<Table> {
         console: Some(console()),
         ecam: if ecam { &segments } else { &[] },
     };
-    let tables = tables(&platform, dsdt());
+    let tables = tables(&platform, dsdt(&layout));
     iasl::check(&link(tables.clone()));
     tables
 }

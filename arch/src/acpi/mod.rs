@@ -18,8 +18,10 @@ pub use acpi_tables::{Aml, AmlSink, aml};
 use zerocopy::IntoBytes;
 
 pub mod devices;
+mod pci;
 mod shared;
 
+pub use pci::PciHost;
 pub use shared::{Ecam, SerialConsole, SerialKind, mcfg, spcr};
 pub(crate) use shared::{FADT_X_DSDT, finish_fadt, new_fadt};
 

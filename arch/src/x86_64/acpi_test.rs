@@ -2,8 +2,9 @@ use skep_irq::LineDescription;
 
 use super::*;
 use crate::acpi::devices::{CmosRtc, FwCfg, I8042, Pvpanic, Registers, Serial};
-use crate::acpi::{SerialKind, iasl, link};
-use crate::x86_64::layout::ECAM;
+use crate::acpi::{PciHost, SerialKind, iasl, link};
+use crate::layout::GIB;
+use crate::x86_64::layout::{ECAM, Layout, PCI_MMIO32};
 
 fn edge(number: u32) -> LineDescription {
     LineDescription { number, trigger: Trigger::Edge, polarity: Polarity::High }
@@ -11,8 +12,19 @@ fn edge(number: u32) -> LineDescription {
 
 fn dsdt() -> Dsdt {
     let mut dsdt = Dsdt::new();
+    let intx = |number| LineDescription { number, trigger: Trigger::Level, polarity: Polarity::Low };
+    let lines: Vec<_> = (gsi::PCI_FIRST..gsi::COUNT).map(intx).collect();
+    let pci = PciHost {
+        ecam: ECAM,
+        io: port::PCI_IO,
+        io_offset: 0,
+        memory32: PCI_MMIO32,
+        memory64: Layout::new(GIB, 40).unwrap().pci_mmio64,
+        lines: &lines,
+    };
     let com1 = Serial { kind: SerialKind::Ns16550, number: 1, registers: port::COM1, line: edge(gsi::COM1) };
     dsdt.device(&com1)
+        .device(&pci)
         .device(&CmosRtc { ports: port::RTC, line: edge(gsi::RTC) })
         .device(&I8042 { data_port: 0x60, keyboard: edge(gsi::KEYBOARD), mouse: Some(edge(gsi::MOUSE)) })
         .device(&Pvpanic(Registers::Ports(port::PVPANIC)))

@@ -11,7 +11,7 @@ const LOW_RAM_MAX: u64 = 0xb000_0000;
 /// End of low RAM where there is high RAM as well.
 const LOW_RAM_SPLIT: u64 = 0x8000_0000;
 /// High RAM begins here.
-const HIGH_RAM_BASE: u64 = 4 * GIB;
+pub const HIGH_RAM_BASE: u64 = 4 * GIB;
 
 /// Kept for HyperTransport by AMD hosts, whose IOMMU lets no device reach guest memory there. RAM leaves it out on
 /// every host, so that a guest's layout does not depend on one.

@@ -6,7 +6,7 @@ fn addresses_are_requesters() {
     assert_eq!(address, Address { bus: 0x12, device: 31, function: 5 });
     assert_eq!((address.requester(), address.to_string()), (RequesterId(0x12fd), "12:1f.5".to_owned()));
     for bits in 0..=u16::MAX {
-        assert_eq!(Address::from_bits(bits).requester().0, bits.into());
+        assert_eq!(Address::from_bits(bits).requester().0, u32::from(bits));
     }
 }
 

@@ -148,11 +148,6 @@ pub(crate) fn define(space: &mut ConfigSpace, bars: &Bars) {
     }
 }
 
-/// Whether a doubleword is a BAR's.
-pub(crate) fn contains(offset: u16) -> bool {
-    (header::BAR..header::BAR + 4 * BARS as u16).contains(&offset)
-}
-
 /// What an endpoint's BARs decode, as its command register allows.
 pub(crate) fn decoded(space: &ConfigSpace, bars: &Bars) -> Vec<Decoded> {
     let enabled = space.register(header::COMMAND);

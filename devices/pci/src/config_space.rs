@@ -11,7 +11,6 @@ pub(crate) mod header {
     pub(crate) const VENDOR: u16 = 0x00;
     pub(crate) const DEVICE: u16 = 0x02;
     pub(crate) const COMMAND: u16 = 0x04;
-    pub(crate) const STATUS: u16 = 0x06;
     pub(crate) const REVISION: u16 = 0x08;
     pub(crate) const CACHE_LINE: u16 = 0x0c;
     pub(crate) const HEADER_TYPE: u16 = 0x0e;

@@ -309,6 +309,10 @@ impl ConfigFunction for Endpoint {
     fn config_write(&self, offset: u16, lanes: u32, value: u32) -> Action {
         if let Some(window) = self.window(offset) {
             let Some(access) = self.window_access(window) else { return Action::None };
+            let wanted = u32::MAX >> (32 - 8 * access.length);
+            if lanes & wanted != wanted {
+                return Action::None;
+            }
             let bytes = value.to_le_bytes();
             let (data, _) = bytes.split_at(access.length);
             return Device::write(self, access.bar.into(), access.offset, data);

@@ -18,8 +18,8 @@ pub trait Function: Send + Sync {
     /// Takes `data`, as [`Self::read`].
     fn write(&self, bar: u8, offset: u64, data: &[u8]);
 
-    /// The power-on state: function-level reset, bus reset, machine reset, return from D3hot. The bus masters nothing and is deaf to the
-    /// function's interrupts when it returns.
+    /// The power-on state: function-level reset, bus reset, machine reset, return from D3hot, loss of power. What is in flight may end later: the
+    /// function then masters the bus no more, and its interrupts are off.
     fn reset(&self);
 
     /// Where a guest's write may signal an eventfd in place of [`Self::write`]. They are attached wherever the BAR is. When they become others, the function

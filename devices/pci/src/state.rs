@@ -2,11 +2,14 @@
 
 use minicbor::{Decode, Encode};
 use skep_irq::VectorState;
-use skep_state::{State, StateError, ensure};
+use skep_state::{Record, State, StateError, ensure};
 
 use crate::interrupts::MAX_VECTORS;
 
 pub(crate) const ENDPOINT_ID: &str = "pci-endpoint";
+pub(crate) const ROOT_PORT_ID: &str = "pci-root-port";
+pub(crate) const CHIPSET_ID: &str = "pci-chipset";
+pub(crate) const ROOT_COMPLEX_ID: &str = "pci-root-complex";
 
 /// A register of configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -82,5 +85,91 @@ impl State for EndpointState {
     fn check(&self) -> Result<(), StateError> {
         self.config.check(Self::ID)?;
         self.interrupts.check(Self::ID)
+    }
+}
+
+/// A root port's configuration space and interrupts. What is in its slot follows from the machine's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RootPortState {
+    /// Configuration space.
+    #[n(0)]
+    pub config: ConfigState,
+    /// Interrupts.
+    #[n(1)]
+    pub interrupts: InterruptsState,
+    /// The guest has been asked to let the device in the slot go.
+    #[n(2)]
+    pub removal_asked: bool,
+}
+
+impl State for RootPortState {
+    const ID: &'static str = ROOT_PORT_ID;
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        self.config.check(Self::ID)?;
+        self.interrupts.check(Self::ID)
+    }
+}
+
+/// The configuration space of a host bridge or of the LPC bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ChipsetState {
+    /// Configuration space.
+    #[n(0)]
+    pub config: ConfigState,
+}
+
+impl State for ChipsetState {
+    const ID: &'static str = CHIPSET_ID;
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        self.config.check(Self::ID)
+    }
+}
+
+/// A function's state, and where the function is.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct FunctionState {
+    /// The device number on bus 0: of the function, or of the root port that it is behind.
+    #[n(0)]
+    pub device: u8,
+    /// Whether it is behind the root port.
+    #[n(1)]
+    pub behind: bool,
+    /// Its state.
+    #[n(2)]
+    pub record: Record,
+}
+
+/// The whole hierarchy: all functions, and the root complex's own register.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RootComplexState {
+    /// CONFIG_ADDRESS.
+    #[n(0)]
+    pub config_address: u32,
+    /// The functions: bus 0 by device numbers, then those behind the root ports.
+    #[n(1)]
+    pub functions: Vec<FunctionState>,
+}
+
+impl State for RootComplexState {
+    const ID: &'static str = ROOT_COMPLEX_ID;
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        let count = self.functions.len();
+        ensure(count <= 64, Self::ID, "functions", count, "there are 32 on bus 0, and one behind each")?;
+        let order = |pair: &[FunctionState]| match pair {
+            [a, b] => (a.behind, a.device) < (b.behind, b.device),
+            _ => true,
+        };
+        let ordered = self.functions.windows(2).all(order);
+        ensure(ordered, Self::ID, "functions", count, "they are in order of their places")
     }
 }

@@ -8,6 +8,17 @@ use std::path::Path;
 #[path = "host_test.rs"]
 mod test;
 
+/// The memory that the host could give without swapping, in bytes; nothing where it does not tell.
+pub(crate) fn available_memory() -> Option<u64> {
+    available_in(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// By the text of a /proc/meminfo.
+fn available_in(text: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// How this host's CPUs can run a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Virtualization {

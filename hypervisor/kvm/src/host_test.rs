@@ -25,3 +25,15 @@ fn the_mend_names_the_group_only_if_it_has_the_right() {
     assert!(mend(0o20660, "root").starts_with("sudo setfacl"));
     assert!(Rights { mode: 0o20660, group: None }.mend(path).starts_with("sudo setfacl"));
 }
+
+#[test]
+fn available_memory_is_read() {
+    assert_eq!(
+        available_in("MemTotal:  24683724 kB\nMemAvailable:   23712000 kB\nBuffers: 1 kB\n"),
+        Some(23_712_000 << 10)
+    );
+    for text in ["", "MemAvailable:", "MemAvailable: many kB", "MemAvailable: 18446744073709551615 kB"] {
+        assert_eq!(available_in(text), None, "{text:?}");
+    }
+    assert!(available_memory().is_some_and(|bytes| bytes > 0));
+}

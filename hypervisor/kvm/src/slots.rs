@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use skep_memory::{DirtySource, Listener, PAGE_SIZE, Region, RegionKind};
 
-use crate::{NAME, ioctl};
+use crate::{NAME, host, ioctl};
 
 #[cfg(test)]
 #[path = "slots_test.rs"]
@@ -20,6 +20,10 @@ mod test;
 
 /// The most bytes of one slot: KVM's limit is 2^31 - 1 pages; half of that and a multiple of every page size there is.
 const SLOT_BYTES: u64 = 4 << 40;
+/// KVM on x86_64 takes memory of the host's own for each page of a slot as it is made, touched or not: its reverse map and what it tracks.
+const BYTES_PER_PAGE: u64 = 12;
+/// Smaller regions are not weighed against the host's memory: any host has room for what they cost.
+const WEIGHED: u64 = 64 << 30;
 /// Pages of the dirty log that are forgotten by one call: KVM holds its MMU lock meanwhile.
 const CLEAR_PAGES: usize = 1 << 16;
 
@@ -87,6 +91,19 @@ fn spread(log: &[u64], ratio: u64, into: &mut [u64]) {
     }
 }
 
+/// Whether KVM can map `size` bytes on a host with `available` bytes of memory: it would take all of them, and have the host kill processes.
+fn affordable(size: u64, available: Option<u64>) -> Result<(), String> {
+    let cost = size / PAGE_SIZE * BYTES_PER_PAGE;
+    match available {
+        Some(available) if cfg!(target_arch = "x86_64") && cost > available / 2 => Err(format!(
+            "KVM takes about {} MiB of the host's own memory to map it, and the host has {} MiB available: choose less by --memory",
+            cost >> 20,
+            available >> 20
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn flags(region: &Region, logging: bool) -> u32 {
     match region.kind() {
         RegionKind::ReadOnly => KVM_MEM_READONLY,
@@ -128,6 +145,9 @@ impl Slots {
         let last = region.gpa() + (region.size() - 1);
         if last.checked_shr(self.address_bits.into()).unwrap_or(0) != 0 {
             return Err(format!("it ends beyond the guest's {} physical address bits", self.address_bits));
+        }
+        if region.size() >= WEIGHED {
+            affordable(region.size(), host::available_memory())?;
         }
         let mut slots = Vec::new();
         let result = pieces(region.size()).try_for_each(|piece| {

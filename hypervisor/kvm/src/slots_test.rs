@@ -88,3 +88,12 @@ fn only_ram_is_logged_and_what_comes_later_is_as_well() {
     slots.set_logging(false).unwrap();
     assert!(slots.take(&ram, &mut bits).is_err());
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn what_would_exhaust_the_host_is_refused() {
+    assert_eq!(affordable(1 << 40, Some(24 << 30)), Ok(()));
+    assert_eq!(affordable(15 << 40, None), Ok(()));
+    let refusal = affordable(15 << 40, Some(24 << 30)).unwrap_err();
+    assert!(refusal.contains("about 46080 MiB") && refusal.contains("has 24576 MiB available"), "{refusal}");
+}

@@ -42,10 +42,6 @@ fn a_reboot_ends_the_machine_where_the_policy_says_so() {
 
 #[test]
 fn what_is_typed_fast_is_not_lost() {
-    if !is_x86_64() {
-        // A known fault, told in the README: Linux's PL011 input stops in the middle of a long paste. Short input must work.
-        return what_is_typed_is_answered();
-    }
     let mut machine = Builder::debian().cmdline("skep.action=echo").start();
     machine.wait_for("skep: echo ready");
     // Far more than the port's FIFO and the guest's own buffer between two of its reads.
@@ -56,16 +52,6 @@ fn what_is_typed_fast_is_not_lost() {
     }
     machine.send("bye\n");
     machine.wait_for("skep: bye");
-    machine.finish().expect_code(0);
-}
-
-fn what_is_typed_is_answered() {
-    let mut machine = Builder::debian().cmdline("skep.action=echo").start();
-    machine.wait_for("skep: echo ready");
-    for line in ["one", "two", "bye"] {
-        machine.send(&format!("{line}\n"));
-        machine.wait_for(if line == "bye" { "skep: bye" } else { line });
-    }
     machine.finish().expect_code(0);
 }
 

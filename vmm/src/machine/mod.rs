@@ -1,5 +1,6 @@
 //! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
 
+mod pci;
 mod platform;
 mod q35;
 mod virt;
@@ -12,12 +13,19 @@ use skep_clock::Clock;
 use skep_config::Config;
 use skep_hypervisor::{Hypervisor, Powers, Vm, VmBuilder, VmRequest};
 use skep_memory::{Backing, HugePages, MemoryMap, RamOptions, Region, RegionKind};
+use skep_pci::RootComplex;
 
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::run::{Gate, Slot, Vcpus};
 
 pub use platform::{Named, Plan, Platform, Services};
+
+#[cfg(test)]
+mod machine_test;
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod test;
 
 /// A machine: everything but the threads that control it.
 pub struct Machine<A: Platform> {
@@ -50,7 +58,7 @@ impl<A: Platform> Machine<A> {
                 offered,
             });
         }
-        let bits = A::address_bits(config.memory.size.bytes());
+        let bits = A::address_bits(config.memory.size.bytes()).min(hypervisor.address_bits()?);
         let highest_gpa = u64::MAX >> (64 - u32::from(bits));
         let request = VmRequest { max_vcpus: config.cpus.max, highest_gpa, powers: Powers::all() };
         let builder = hypervisor.builder(&request)?;
@@ -87,7 +95,7 @@ impl<A: Platform> Machine<A> {
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
         add_ram(config, &plan, &memory)?;
         memory.listen(parts.vm.memory())?;
-        let board = A::assemble(&plan, parts.interrupts, services)?;
+        let board = A::assemble(&plan, &parts.vm, parts.interrupts, services)?;
         if let Some(first) = parts.vcpus.first() {
             A::connect_kick(&board, first.kicker());
         }
@@ -102,6 +110,7 @@ impl<A: Platform> Machine<A> {
     /// What does not fit, or the backend refuses.
     pub fn load(&mut self, files: &mut BootFiles) -> Result<(), Error> {
         let fresh = !std::mem::replace(&mut self.loaded_once, true);
+        A::place(&self.plan, &self.board)?;
         let state = A::load(&self.config, &self.plan, &self.board, &self.memory, files, fresh)?;
         if let Some(mut first) = self.vcpus.paused().next() {
             first.vcpu.boot(&state)?;
@@ -117,6 +126,7 @@ impl<A: Platform> Machine<A> {
         for (_, component) in A::components(&self.board) {
             component.reset_component();
         }
+        A::relocate(&self.board);
         for mut slot in self.vcpus.paused() {
             slot.vcpu.reset()?;
         }
@@ -151,6 +161,16 @@ impl<A: Platform> Machine<A> {
     /// Guest time.
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The PCI hierarchy: devices are put into it before the first [`load`](Self::load), and plugged later.
+    pub fn pci(&self) -> &Arc<RootComplex> {
+        A::pci(&self.board)
+    }
+
+    /// Maps what the devices' registers say, after something outside the guest has changed them.
+    pub fn relocate(&self) {
+        A::relocate(&self.board);
     }
 
     /// The first serial port.

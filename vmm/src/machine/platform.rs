@@ -10,8 +10,9 @@ use skep_arch::layout::{AddressRange, Row};
 use skep_chipset::{Requests, SerialOut, SerialPort};
 use skep_clock::Clock;
 use skep_config::Config;
-use skep_hypervisor::{Arch, Capabilities};
+use skep_hypervisor::{Arch, Capabilities, Vm};
 use skep_memory::MemoryMap;
+use skep_pci::RootComplex;
 use skep_state::Component;
 
 use crate::Error;
@@ -72,8 +73,24 @@ pub trait Platform: Arch {
     ///
     /// # Errors
     /// Where the backend refuses a line or an address.
-    fn assemble(plan: &Plan<Self>, interrupts: Self::Interrupts, services: Services)
-    -> Result<Arc<Self::Board>, Error>;
+    fn assemble(
+        plan: &Plan<Self>,
+        vm: &Arc<dyn Vm<Self>>,
+        interrupts: Self::Interrupts,
+        services: Services,
+    ) -> Result<Arc<Self::Board>, Error>;
+
+    /// Maps what the devices' registers say: after an access that moved something, a reset or a restore.
+    fn relocate(board: &Self::Board);
+
+    /// The PCI hierarchy: devices are put into it, and plugged.
+    fn pci(board: &Self::Board) -> &Arc<RootComplex>;
+
+    /// Gives PCI's functions their places, as firmware does in a machine that has one.
+    ///
+    /// # Errors
+    /// What does not fit, by its place.
+    fn place(plan: &Plan<Self>, board: &Self::Board) -> Result<(), Error>;
 
     /// What vCPU `index` calls back into.
     fn io(board: &Arc<Self::Board>, index: u32) -> BoxedIo<Self>;
@@ -107,7 +124,7 @@ pub trait Platform: Arch {
     fn connect_kick(_board: &Self::Board, _first: Arc<dyn skep_hypervisor::Kick>) {}
 }
 
-/// Guest physical address bits that machines are given: what all hosts have, then what larger machines need.
+/// Guest physical address bits that machines are given: what nearly all hosts have, then what larger machines need.
 const ADDRESS_BITS: [u8; 4] = [40, 44, 48, 52];
 
 /// The first of [`ADDRESS_BITS`] with room for `ram` bytes.

@@ -3,27 +3,29 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use skep_arch::acpi::{self, Dsdt, SerialConsole, SerialKind, devices};
+use skep_arch::acpi::{self, Dsdt, Ecam, PciHost, SerialConsole, SerialKind, devices};
 use skep_arch::layout::{AddressRange, Row};
 use skep_arch::topology::Topology;
 use skep_arch::x86_64::acpi::{Cpu, Legacy, OVERRIDES, PowerManagement};
 use skep_arch::x86_64::boot::{self, Setup};
 use skep_arch::x86_64::cpuid::{Identity, Options};
 use skep_arch::x86_64::layout::{self, Layout, gsi};
-use skep_bus::{AddressSpace, Device};
+use skep_bus::{Action, AddressSpace, Device};
 use skep_chipset::{
     DebugCon, GsiLines, I8042, I8042Config, I8254, I8254Config, I8259, I8259Config, IoApic, IoApicConfig, Pm, PmConfig,
     Port92, PortRange, PvPanic, ResetControl, Rtc, RtcConfig, SerialPort, Uart16550, Uart16550Config, debugcon, i8042,
-    i8254, i8259, ioapic, pm, port92, pvpanic, reset_control, rtc, uart16550,
+    i8254, i8259, ioapic, pm, port92, pvpanic, rtc, uart16550,
 };
 use skep_config::Config;
 use skep_hypervisor::x86_64::{BootState, Interrupts, Io, VmConfig};
-use skep_hypervisor::{Capabilities, Kick, MemoryIo, X86_64};
-use skep_irq::{ApicBus, IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
+use skep_hypervisor::{Capabilities, Kick, MemoryIo, Vm, X86_64};
+use skep_irq::{IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
 use skep_memory::MemoryMap;
 use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_pci::{ECAM_REGION, IoSpace, LpcBridge, Mapping, Mch, PORTS_REGION, RootComplex, Space, Windows};
 use skep_state::Component;
 
+use super::pci::{Pci, window};
 use super::platform::{Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
 use crate::boot::BootFiles;
@@ -31,6 +33,10 @@ use crate::run::BoxedIo;
 
 /// The I/O APIC's id. Local APIC ids may be the same: they are different buses.
 const IOAPIC_ID: u8 = 0;
+
+/// Device numbers on bus 0.
+const MCH: u8 = 0;
+const LPC: u8 = 31;
 
 /// The devices of a Q35 machine.
 pub struct Board {
@@ -41,9 +47,39 @@ pub struct Board {
     uart: Arc<Uart16550>,
     external: Arc<ExternalInterrupt>,
     components: Vec<Named>,
-    /// The lines that devices come by, and where MSIs go: for PCI.
     lines: LineTable,
-    _apics: Arc<dyn ApicBus>,
+    pci: Pci<X86_64>,
+    mch: Arc<Mch>,
+    lpc: Arc<LpcBridge>,
+    pm: Arc<Pm>,
+}
+
+/// The eight ports of PCI configuration mechanism 1, in which the reset control register has one.
+struct ConfigPorts {
+    root: Arc<RootComplex>,
+    reset_control: Arc<ResetControl>,
+}
+
+impl ConfigPorts {
+    fn is_reset_control(offset: u64, data: &[u8]) -> bool {
+        offset == u64::from(layout::port::RESET_CONTROL) - layout::port::PCI_CONFIG.base && data.len() == 1
+    }
+}
+
+impl Device for ConfigPorts {
+    fn read(&self, region: u32, offset: u64, data: &mut [u8]) {
+        if Self::is_reset_control(offset, data) {
+            return self.reset_control.read(region, offset, data);
+        }
+        self.root.read(PORTS_REGION, offset, data);
+    }
+
+    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Action {
+        if Self::is_reset_control(offset, data) {
+            return self.reset_control.write(region, offset, data);
+        }
+        self.root.write(PORTS_REGION, offset, data)
+    }
 }
 
 /// The PIC's INTR wire to the first vCPU.
@@ -86,8 +122,13 @@ impl Platform for X86_64 {
         layout.describe()
     }
 
-    fn assemble(_plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
-        let Services { clock, requests, serial, memory: _ } = services;
+    fn assemble(
+        plan: &Plan<Self>,
+        vm: &Arc<dyn Vm<Self>>,
+        interrupts: Interrupts,
+        services: Services,
+    ) -> Result<Arc<Board>, Error> {
+        let Services { clock, requests, serial, memory: ram } = services;
         let external = Arc::new(ExternalInterrupt::default());
         let wire = LineDescription { number: 0, trigger: Trigger::Level, polarity: Polarity::High };
         let pic = Arc::new(I8259::new(I8259Config { intr: IrqLine::to(external.clone(), wire) }));
@@ -106,7 +147,10 @@ impl Platform for X86_64 {
         ports.add("i8259", &i8259::PORTS, pic.clone())?;
         let pit = I8254::new(I8254Config { irq: edge(gsi::TIMER)?, clock: clock.clone() });
         ports.add("i8254", &i8254::PORTS, pit)?;
-        let rtc = Rtc::new(RtcConfig { irq: edge(gsi::RTC)?, clock: clock.clone(), memory: Vec::new() });
+        let (low, high): (Vec<_>, Vec<_>) = plan.ram.iter().partition(|part| part.base < layout::HIGH_RAM_BASE);
+        let size = |parts: Vec<&AddressRange>| parts.into_iter().map(|part| part.size).sum();
+        let memory = rtc::memory_size(size(low), size(high));
+        let rtc = Rtc::new(RtcConfig { irq: edge(gsi::RTC)?, clock: clock.clone(), memory });
         ports.add("rtc", &rtc::PORTS, rtc)?;
         let keyboard_controller = I8042::new(I8042Config {
             keyboard_irq: edge(gsi::KEYBOARD)?,
@@ -115,12 +159,12 @@ impl Platform for X86_64 {
         });
         ports.add("i8042", &i8042::PORTS, Arc::new(keyboard_controller))?;
         ports.add("port92", &[port92::PORTS], Arc::new(Port92::new(requests.clone())))?;
-        ports.add("reset-control", &[reset_control::PORTS], Arc::new(ResetControl::new(requests.clone())))?;
+        let reset_control = Arc::new(ResetControl::new(requests.clone()));
+        ports.components.push(("reset-control".to_owned(), reset_control.clone()));
         let base = Some(layout::port::PM.base as u16);
         let config = PmConfig { sci: level(gsi::SCI)?, clock: clock.clone(), requests: requests.clone(), base };
         let pm = Pm::new(config);
-        let block = pm.range().into_iter().chain([pm::APM_PORTS]).collect::<Vec<_>>();
-        ports.add("pm", &block, pm)?;
+        ports.add("pm", &[pm::APM_PORTS], pm.clone())?;
         let uart = Uart16550::new(Uart16550Config { irq: edge(gsi::COM1)?, clock, out: serial });
         let com1 = layout::port::COM1;
         let com1 = PortRange { base: com1.base as u16, size: uart16550::PORT_COUNT as u16, region: 0 };
@@ -129,10 +173,62 @@ impl Platform for X86_64 {
         ports.map("pvpanic", &[pvpanic::PORTS], Arc::new(PvPanic::new(requests)))?;
         ports.map("debugcon", &[debugcon::PORTS], Arc::new(DebugCon::new()))?;
 
-        let Ports { space, components } = ports;
+        let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&lines)).collect::<Result<_, _>>()?;
+        let pci = Pci::new(vm.clone(), ram, apics, intx)?;
+        let (mch, lpc) = (Arc::new(Mch::default()), Arc::new(LpcBridge::new(base)));
+        pci.root.add_chipset(MCH, mch.clone())?;
+        pci.root.add_chipset(LPC, lpc.clone())?;
+        let config_ports = Arc::new(ConfigPorts { root: pci.root.clone(), reset_control });
+        let range = layout::port::PCI_CONFIG;
+        ports.space.map("pci-config", range.base, range.size, 0, config_ports)?;
+        ports.components.push(("pci".to_owned(), pci.root.clone()));
+
+        let Ports { space: port_space, components } = ports;
         let board =
-            Board { memory_space, port_space: space, pic, ioapic, uart, external, components, lines, _apics: apics };
+            Board { memory_space, port_space, pic, ioapic, uart, external, components, lines, pci, mch, lpc, pm };
+        Self::relocate(&board);
         Ok(Arc::new(board))
+    }
+
+    fn relocate(board: &Board) {
+        let fixed = || {
+            board.pm.place(board.lpc.pm_base());
+            let ecam = board.mch.ecam().map(|(base, size)| Mapping {
+                name: "ECAM".to_owned(),
+                space: Space::Memory,
+                base,
+                size,
+                region: ECAM_REGION,
+                device: board.pci.root.clone(),
+                doorbells: Vec::new(),
+            });
+            let pm = board.pm.range().map(|range| Mapping {
+                name: "pm".to_owned(),
+                space: Space::Io,
+                base: range.base.into(),
+                size: range.size.into(),
+                region: range.region,
+                device: board.pm.clone(),
+                doorbells: Vec::new(),
+            });
+            ecam.into_iter().chain(pm).collect()
+        };
+        board.pci.update(&board.memory_space, IoSpace::Ports(&board.port_space), fixed);
+    }
+
+    fn pci(board: &Board) -> &Arc<RootComplex> {
+        &board.pci.root
+    }
+
+    fn place(plan: &Plan<Self>, board: &Board) -> Result<(), Error> {
+        board.mch.set_ecam(layout::ECAM.base);
+        board.pci.root.place(&Windows {
+            io: window(layout::port::PCI_IO),
+            memory32: window(layout::PCI_MMIO32),
+            memory64: window(plan.layout.pci_mmio64),
+        })?;
+        Self::relocate(board);
+        Ok(())
     }
 
     fn io(board: &Arc<Board>, index: u32) -> BoxedIo<Self> {
@@ -188,6 +284,11 @@ impl Platform for X86_64 {
     }
 }
 
+/// The lines of PCI's interrupt pins, by global system interrupt.
+fn intx_of(lines: &LineTable) -> impl Fn(u32) -> Result<IrqLine, skep_irq::IrqError> {
+    |number| lines.line(number, Trigger::Level, Polarity::Low)
+}
+
 /// The port space while it is filled.
 struct Ports {
     space: AddressSpace,
@@ -226,6 +327,16 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
     dsdt.device(&devices::Serial { kind: com1.kind, number: 1, registers: com1.registers, line: com1.line });
     dsdt.device(&devices::CmosRtc { ports: layout::port::RTC, line: line(gsi::RTC, Trigger::Edge)? });
     dsdt.device(&devices::Pvpanic(devices::Registers::Ports(AddressRange::new(pvpanic::PORTS.base.into(), 1))));
+    let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&board.lines)).map(|line| Ok(line?.description()));
+    let intx = intx.collect::<Result<Vec<_>, Error>>()?;
+    dsdt.device(&PciHost {
+        ecam: layout::ECAM,
+        io: layout::port::PCI_IO,
+        io_offset: 0,
+        memory32: layout::PCI_MMIO32,
+        memory64: plan.layout.pci_mmio64,
+        lines: &intx,
+    });
     let present = plan.vcpus.len();
     let cpu = |(index, apic_id): (usize, &u64)| Cpu { apic_id: *apic_id as u32, present: index < present };
     let cpus: Vec<_> = plan.possible.iter().enumerate().map(cpu).collect();
@@ -236,7 +347,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
         power: PowerManagement::default(),
         legacy: Legacy { i8042: false, vga: false, cmos_rtc: true, aspm: false },
         console: Some(com1),
-        ecam: &[],
+        ecam: &[Ecam { segment: 0, region: layout::ECAM }],
     };
     Ok(acpi::link(skep_arch::x86_64::acpi::tables(&platform, dsdt)))
 }
@@ -255,8 +366,10 @@ impl MemoryIo for VcpuIo {
     }
 
     fn memory_write(&mut self, gpa: u64, data: &[u8]) {
-        if self.board.memory_space.write(gpa, data).is_none() {
-            tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len());
+        match self.board.memory_space.write(gpa, data) {
+            Some(Action::None) => {}
+            Some(Action::Relocate) => X86_64::relocate(&self.board),
+            None => tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len()),
         }
     }
 }
@@ -269,8 +382,10 @@ impl Io for VcpuIo {
     }
 
     fn port_write(&mut self, port: u16, data: &[u8]) {
-        if self.board.port_space.write(port.into(), data).is_none() {
-            tracing::debug!("the guest writes {data:02x?} to port {port:#x}, where nothing is");
+        match self.board.port_space.write(port.into(), data) {
+            Some(Action::None) => {}
+            Some(Action::Relocate) => X86_64::relocate(&self.board),
+            None => tracing::debug!("the guest writes {data:02x?} to port {port:#x}, where nothing is"),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The aarch64 machine: QEMU's `virt` contract.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use skep_arch::aarch64::boot::{Placement, check_cmdline};
@@ -10,17 +11,19 @@ use skep_arch::aarch64::mpidr;
 use skep_arch::kernel::initrd_length;
 use skep_arch::layout::Row;
 use skep_arch::topology::Topology;
-use skep_bus::AddressSpace;
+use skep_bus::{Action, AddressSpace};
 use skep_chipset::{
-    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, pl011, pl031,
+    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, gpio, pl011, pl031,
 };
 use skep_config::{Config, Irqchip};
 use skep_hypervisor::aarch64::{Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig};
-use skep_hypervisor::{Aarch64, Capabilities, MemoryIo};
+use skep_hypervisor::{Aarch64, Capabilities, MemoryIo, Vm};
 use skep_irq::{IrqLine, LineDescription, LineTable, MsiTarget, Polarity, Trigger};
 use skep_memory::MemoryMap;
+use skep_pci::{ECAM_REGION, GenericHostBridge, IoSpace, NoMessages, RootComplex, Window, Windows};
 use skep_state::Component;
 
+use super::pci::{Pci, window};
 use super::platform::{Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
 use crate::boot::BootFiles;
@@ -32,10 +35,16 @@ pub struct Board {
     gic: Arc<dyn Gic>,
     uart: Arc<Pl011>,
     components: Vec<Named>,
-    /// The lines that devices come by, and where MSIs go: for PCI.
     lines: LineTable,
-    _msi: Option<Arc<dyn MsiTarget>>,
+    pci: Pci<Aarch64>,
+    /// Something takes message-signalled interrupts.
+    has_messages: bool,
 }
+
+/// Lines that PCI's interrupt pins share.
+const INTX: Range<u32> = spi::PCI_FIRST..spi::PCI_FIRST + 4;
+/// PCI's I/O space, less the ports that are ISA's.
+const PCI_IO: Window = Window { base: 0x1000, size: layout::PCI_IO.size - 0x1000 };
 
 impl Platform for Aarch64 {
     type Layout = Layout;
@@ -64,7 +73,7 @@ impl Platform for Aarch64 {
         }
         let bits = Self::address_bits(config.memory.size.bytes()).min(capabilities.address_bits);
         let layout = Layout::new(config.memory.size.bytes(), bits, gic.version, max)?;
-        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::COUNT };
+        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::count(gic.version) };
         // A GIC takes no CPU once it is initialised, so those that may come later are made now, powered off.
         let possible: Vec<u64> = (0..max).map(|index| mpidr(gic.version, index)).collect();
         let vcpus = possible.iter().map(|&mpidr| VcpuConfig { mpidr, features }).collect();
@@ -75,10 +84,15 @@ impl Platform for Aarch64 {
         layout.describe()
     }
 
-    fn assemble(plan: &Plan<Self>, interrupts: Interrupts, services: Services) -> Result<Arc<Board>, Error> {
+    fn assemble(
+        plan: &Plan<Self>,
+        vm: &Arc<dyn Vm<Self>>,
+        interrupts: Interrupts,
+        services: Services,
+    ) -> Result<Arc<Board>, Error> {
         let Interrupts { gic, lines, its } = interrupts;
         let space = AddressSpace::memory();
-        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + spi::COUNT - 1);
+        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + plan.vm.spis - 1);
         let line = |number| lines.line(spi::FIRST + number, Trigger::Level, Polarity::High);
         let mut components: Vec<Named> = Vec::new();
 
@@ -109,7 +123,33 @@ impl Platform for Aarch64 {
                 Some(frame as Arc<dyn MsiTarget>)
             }
         };
-        Ok(Arc::new(Board { memory_space: space, gic, uart, components, lines, _msi: msi }))
+        let has_messages = msi.is_some();
+        let intx = INTX.map(line).collect::<Result<_, _>>()?;
+        let pci = Pci::new(vm.clone(), services.memory, msi.unwrap_or_else(|| Arc::new(NoMessages)), intx)?;
+        pci.root.add_chipset(0, Arc::new(GenericHostBridge::default()))?;
+        let ecam = plan.layout.ecam;
+        space.map("ECAM", ecam.base, ecam.size, ECAM_REGION, pci.root.clone())?;
+        components.push(("pci".to_owned(), pci.root.clone()));
+        Ok(Arc::new(Board { memory_space: space, gic, uart, components, lines, pci, has_messages }))
+    }
+
+    fn relocate(board: &Board) {
+        let io = IoSpace::Window { base: layout::PCI_IO.base, size: layout::PCI_IO.size };
+        board.pci.update(&board.memory_space, io, Vec::new);
+    }
+
+    fn pci(board: &Board) -> &Arc<RootComplex> {
+        &board.pci.root
+    }
+
+    fn place(plan: &Plan<Self>, board: &Board) -> Result<(), Error> {
+        board.pci.root.place(&Windows {
+            io: PCI_IO,
+            memory32: window(layout::PCI_MMIO32),
+            memory64: window(plan.layout.pci_mmio64),
+        })?;
+        Self::relocate(board);
+        Ok(())
     }
 
     fn io(board: &Arc<Board>, _index: u32) -> BoxedIo<Self> {
@@ -180,8 +220,25 @@ impl Board {
             line: self.description(spi::RTC)?,
             peripheral_id: Some(pl031::PERIPHERAL_ID),
         });
+        let gpio = nodes::Pl061 {
+            cell: nodes::PrimeCell {
+                registers: layout::GPIO,
+                line: self.description(spi::GPIO)?,
+                peripheral_id: Some(gpio::PERIPHERAL_ID),
+            },
+            power_button: gpio::POWER_BUTTON_PIN.into(),
+        };
         let panic = nodes::Pvpanic(layout::PVPANIC);
-        let devices: [&dyn Node; 3] = [&uart, &rtc, &panic];
+        let intx = INTX.map(|number| self.description(number)).collect::<Result<Vec<_>, _>>()?;
+        let pci = fdt::PciHost {
+            ecam: plan.layout.ecam,
+            io: layout::PCI_IO,
+            memory32: layout::PCI_MMIO32,
+            memory64: plan.layout.pci_mmio64,
+            lines: &intx,
+            messages: self.has_messages,
+        };
+        let devices: [&dyn Node; 5] = [&uart, &rtc, &gpio, &panic, &pci];
         let cpus = &config.cpus;
         let present = plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible);
         let platform = fdt::Platform {
@@ -237,8 +294,10 @@ impl MemoryIo for VcpuIo {
     }
 
     fn memory_write(&mut self, gpa: u64, data: &[u8]) {
-        if self.0.memory_space.write(gpa, data).is_none() {
-            tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len());
+        match self.0.memory_space.write(gpa, data) {
+            Some(Action::None) => {}
+            Some(Action::Relocate) => Aarch64::relocate(&self.0),
+            None => tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len()),
         }
     }
 }

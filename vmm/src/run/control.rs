@@ -142,9 +142,10 @@ impl MutEventSubscriber for TimerDriver {
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        match events.data() {
-            TIMER => drop(self.timer.wait()),
-            _ => drop(self.woken.read()),
+        // The timer is not read: setting it anew makes it unready. To read it would block when both events come at once, and the other one
+        // has set it anew already.
+        if events.data() == WOKEN {
+            let _ = self.woken.read();
         }
         self.clock.run_due();
         self.rearm();

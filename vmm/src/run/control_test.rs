@@ -43,6 +43,32 @@ fn timers_run_on_the_loop() {
 }
 
 #[test]
+fn a_timer_that_moves_as_it_fires_does_not_block_the_loop() {
+    let clock = Clock::host();
+    let (mut control, requests) = control(&clock);
+    let timers = [(); 3].map(|()| {
+        let requests = requests.clone();
+        clock.timer(move || requests.send(Request::Reset))
+    });
+    clock.resume();
+    let deadline = clock.now() + 2_000_000;
+    timers[0].arm(deadline);
+    timers[1].arm(clock.now());
+    assert!(matches!(control.next_request(), Ok(Request::Reset)));
+    // The loop is told of an earlier timer first, and of its own timer's end second, both before it looks.
+    timers[2].arm(clock.now());
+    while clock.now() < deadline + 2_000_000 {
+        std::hint::spin_loop();
+    }
+    for _ in 0..2 {
+        assert!(matches!(control.next_request(), Ok(Request::Reset)));
+    }
+    // One more round, in which a loop that reads what is no longer there would stay.
+    timers[1].arm(clock.now());
+    assert!(matches!(control.next_request(), Ok(Request::Reset)));
+}
+
+#[test]
 #[allow(unsafe_code)]
 fn a_signal_is_a_request_to_stop() {
     let (mut control, _requests) = control(&Clock::host());

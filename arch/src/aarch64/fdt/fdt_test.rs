@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 use skep_hypervisor::aarch64::GicVersion;
 
-use super::devices::{Flash, FwCfg, Pl011, Pl031, PrimeCell, Pvpanic};
+use super::devices::{Flash, FwCfg, Pl011, Pl031, Pl061, PrimeCell, Pvpanic};
 use super::*;
 use crate::aarch64::layout::{self, Layout};
 use crate::aarch64::mpidr;
@@ -49,15 +49,26 @@ impl Machine {
         let layout = Layout::new(GIB, 40, self.gic, self.cpus).unwrap();
         let cpus: Vec<_> = (0..self.cpus).map(|index| mpidr(self.gic, index)).collect();
         let rtc = Pl031(PrimeCell { registers: layout::RTC, line: line(spi::RTC), peripheral_id: None });
+        let cell = PrimeCell { registers: layout::GPIO, line: line(spi::GPIO), peripheral_id: None };
+        let gpio = Pl061 { cell, power_button: 3 };
         let (fw_cfg, pvpanic) = (FwCfg(layout::FW_CFG), Pvpanic(layout::PVPANIC));
         let flash = Flash(&[layout::FLASH_CODE, layout::FLASH_VARS]);
+        let lines: Vec<_> = (spi::PCI_FIRST..spi::PCI_FIRST + 4).map(line).collect();
+        let pci = PciHost {
+            ecam: layout.ecam,
+            io: layout::PCI_IO,
+            memory32: layout::PCI_MMIO32,
+            memory64: layout.pci_mmio64,
+            lines: &lines,
+            messages: self.its || self.gic == GicVersion::V2,
+        };
         let platform = Platform {
             ram: &layout.ram,
             cpus: &cpus,
             topology: self.topology,
             pmu: self.pmu,
             gic: &layout.gic_config(self.its),
-            devices: &[&uart(), &rtc, &fw_cfg, &flash, &pvpanic],
+            devices: &[&uart(), &rtc, &gpio, &fw_cfg, &flash, &pvpanic, &pci],
             chosen: Chosen {
                 bootargs: Some("quiet"),
                 initrd: Some(AddressRange::new(GIB + MIB, 0x1234)),
@@ -112,8 +123,33 @@ fn a_tree_with_gicv3() {
     has(&dts, "pl011@9000000", "interrupts = <0x00 0x01 0x04>;");
     has(&dts, "pl011@9000000", "clock-names = \"uartclk\\0apb_pclk\";");
     has(&dts, "pl011@9000000", "arm,primecell-periphid = <0x341011>;");
+    has(&dts, "pl061@9030000", "#gpio-cells = <0x02>;");
+    has(&dts, "poweroff", "gpios = <0x04 0x03 0x00>;");
     has(&dts, "flash@0", "reg = <0x00 0x00 0x00 0x4000000 0x00 0x4000000 0x00 0x4000000>;");
     assert!(!dts.contains("pmu {") && !dts.contains("cpu-map"));
+}
+
+#[test]
+fn a_tree_with_pci() {
+    let dts = dtc(&MACHINE.build());
+    let pci = "pcie@4010000000";
+    has(&dts, pci, "reg = <0x40 0x10000000 0x00 0x10000000>;");
+    has(&dts, pci, "bus-range = <0x00 0xff>;");
+    has(
+        &dts,
+        pci,
+        "ranges = <0x1000000 0x00 0x00 0x00 0x3eff0000 0x00 0x10000 0x2000000 0x00 0x10000000 0x00 0x10000000 0x00 \
+         0x2eff0000 0x3000000 0x80 0x00 0x80 0x00 0x80 0x00>;",
+    );
+    has(&dts, pci, "interrupt-map-mask = <0x1800 0x00 0x00 0x07>;");
+    has(&dts, pci, "msi-map = <0x00 0x02 0x00 0x10000>;");
+    let map = node(&dts, pci).into_iter().find(|line| line.starts_with("interrupt-map =")).unwrap();
+    // Device 1: INTA# is on the second line, INTD# on the first.
+    assert!(map.contains("0x800 0x00 0x00 0x01 0x01 0x00 0x00 0x00 0x04 0x04"), "{map}");
+    assert!(map.contains("0x800 0x00 0x00 0x04 0x01 0x00 0x00 0x00 0x03 0x04"), "{map}");
+    assert_eq!(map.matches("0x").count(), 16 * 10);
+    let none = dtc(&Machine { its: false, ..MACHINE }.build());
+    assert!(!none.contains("msi-map"));
 }
 
 #[test]

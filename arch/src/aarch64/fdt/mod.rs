@@ -14,8 +14,10 @@ use crate::topology::Topology;
 
 pub mod devices;
 mod patch;
+mod pci;
 
 pub use patch::{BrokenFdt, replace_chosen};
+pub use pci::PciHost;
 
 /// Handles by which nodes name each other.
 pub mod phandle {
@@ -25,6 +27,8 @@ pub mod phandle {
     pub const MSI_CONTROLLER: u32 = 2;
     /// The clock of PrimeCells, 24 MHz.
     pub const CLOCK: u32 = 3;
+    /// The PL061, whose pins other nodes name.
+    pub const GPIO: u32 = 4;
     /// CPU 0; the others follow.
     pub const CPUS: u32 = 0x1_0000;
 }

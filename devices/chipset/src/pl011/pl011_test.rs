@@ -90,6 +90,17 @@ fn the_trigger_level_raises_the_receive_interrupt() {
 }
 
 #[test]
+fn switching_the_fifo_flushes_it_and_its_interrupts() {
+    let rig = set_up(int::RECEIVE | int::RECEIVE_TIMEOUT);
+    rig.device.receive(&[1; 20]);
+    assert_eq!(rig.log.take(), ["irq+"]);
+    rig.write32(register::LCR_H, 0x60);
+    assert_eq!(rig.log.take(), ["irq-"], "nothing is left that the guest could read");
+    rig.clock.advance(TIMEOUT);
+    assert!(rig.log.take().is_empty());
+}
+
+#[test]
 fn fewer_characters_come_by_the_timeout() {
     let rig = set_up(int::RECEIVE | int::RECEIVE_TIMEOUT);
     rig.device.receive(b"ab");

@@ -156,6 +156,8 @@ pub(super) fn name(register: SystemRegister) -> String {
         (3, 0, 0, 7, 0) => "ID_AA64MMFR0_EL1",
         (3, 0, 0, 7, 1) => "ID_AA64MMFR1_EL1",
         (3, 0, 0, 7, 2) => "ID_AA64MMFR2_EL1",
+        (3, 0, 12, 12, 4) => "ICC_CTLR_EL1",
+        (3, 0, 12, 12, 5) => "ICC_SRE_EL1",
         (3, 1, 0, 0, 1) => "CLIDR_EL1",
         (3, 1, 0, 0, 7) => "AIDR_EL1",
         (3, 3, 0, 0, 1) => "CTR_EL0",

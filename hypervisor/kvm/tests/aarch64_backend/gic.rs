@@ -1,10 +1,10 @@
 //! The GIC's state: a rich one comes back the same, and what does not fit is refused by name.
 
 use skep_guest_protocol::{Operation, Trigger};
-use skep_hypervisor::aarch64::{GicState, GicVersion, ItsState};
+use skep_hypervisor::aarch64::{GicState, GicVersion, ItsState, SystemRegister};
 use skep_irq::{MsiMessage, RequesterId};
 
-use crate::machine::{DEVICE, ITS, ITS_TABLES, Machine, PAUSE, Plan};
+use crate::machine::{DEVICE, ITS, ITS_TABLES, Machine, PAUSE, Plan, Random};
 
 const EDGE: u32 = 40;
 const LEVEL: u32 = 70;
@@ -102,7 +102,10 @@ fn it_can_be_restored_in_place_again_and_again() {
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     type Spoil = fn(&mut GicState);
-    let both: [(&str, Spoil); 7] = [
+    let both: [(&str, Spoil); 8] = [
+        ("(distributor): the register at 0x8 is 0x0, and", |state| {
+            state.distributor.iter_mut().filter(|(offset, _)| *offset == 8).for_each(|(_, value)| *value = 0);
+        }),
         ("(version): it is of a GICv", |state| state.version ^= 1),
         ("(spis): it has 32 SPIs, and this GIC 64", |state| state.spis = 32),
         ("(cpus): its 1 CPUs are not the 2 of this GIC", |state| state.cpus.truncate(1)),
@@ -118,12 +121,18 @@ fn what_does_not_fit_is_refused_by_name() {
         ("(CPU 0x0): the register at 0x0 is missing", |state| state.cpus[0].memory_interface.clear()),
         ("(its): it has an ITS, and this GIC has none", |state| state.its = Some(ItsState::default())),
     ];
-    let v3: [(&str, Spoil); 6] = [
+    let v3: [(&str, Spoil); 7] = [
         ("(CPU 0x1): the register at 0x0 is missing", |state| {
             state.cpus[1].redistributor.registers.pop();
         }),
         ("(CPU 0x0): its interface has other registers", |state| {
             state.cpus[0].interface.pop();
+        }),
+        ("(CPU 0x1): its ICC_CTLR_EL1 is ", |state| {
+            // One priority bit fewer in ICC_CTLR_EL1.
+            let ctlr = SystemRegister::new(3, 0, 12, 12, 4);
+            let interface = &mut state.cpus[1].interface;
+            interface.iter_mut().filter(|(register, _)| *register == ctlr).for_each(|(_, value)| *value -= 1 << 8);
         }),
         ("(its): it has no ITS, and this GIC has one", |state| state.its = None),
         ("(ITS): its tables in guest RAM have the form `other-1`", |state| {
@@ -148,4 +157,34 @@ fn what_does_not_fit_is_refused_by_name() {
         assert!(refusal.contains(text), "{text}: {refusal}");
         assert_eq!(gic.save().unwrap(), good, "{text}");
     }
+}
+
+#[test]
+fn hostile_values_are_refused_or_mended_by_a_good_state() {
+    let machine = busy();
+    let gic = &machine.parts.interrupts.gic;
+    let good = gic.save().unwrap();
+    let mut random = Random(0x1234_5678);
+    let mut refused = 0;
+    for _ in 0..100 {
+        let mut state = good.clone();
+        for _ in 0..4 {
+            let cpu = &mut state.cpus[random.below(2)];
+            let value = random.next();
+            match random.below(5) {
+                0 => random.pick(&mut state.distributor).1 ^= value as u32,
+                1 => random.pick(&mut cpu.redistributor.registers).1 ^= value as u32,
+                2 if !cpu.interface.is_empty() => random.pick(&mut cpu.interface).1 ^= value,
+                3 if !cpu.memory_interface.is_empty() => random.pick(&mut cpu.memory_interface).1 ^= value as u32,
+                _ => match &mut state.its {
+                    Some(its) => random.pick(&mut its.registers).1 ^= value,
+                    None => *random.pick(&mut state.levels) ^= value as u32,
+                },
+            }
+        }
+        refused += u32::from(gic.restore(&state).is_err());
+        gic.restore(&good).unwrap();
+        assert_eq!(gic.save().unwrap(), good);
+    }
+    assert!(refused > 0, "GICD_IIDR among others can't be any value");
 }

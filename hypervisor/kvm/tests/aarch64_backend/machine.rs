@@ -190,3 +190,23 @@ impl MemoryIo for Device {
 }
 
 impl Io for Device {}
+
+/// A generator of values that are the same in every run (xorshift).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, among: &'a mut [T]) -> &'a mut T {
+        &mut among[self.below(among.len())]
+    }
+}

@@ -4,7 +4,7 @@ use skep_guest_protocol::Operation;
 use skep_hypervisor::aarch64::{BootState, PowerState, SystemRegister, VcpuState, registers};
 use skep_hypervisor::{Exit, VcpuError};
 
-use crate::machine::{DEVICE, Device, Machine, PAUSE, Plan, RAM};
+use crate::machine::{DEVICE, Device, Machine, PAUSE, Plan, RAM, Random};
 
 const ID_AA64ISAR0_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 6, 0);
 const CNTVCT_EL0: SystemRegister = SystemRegister::new(3, 3, 14, 0, 2);
@@ -155,4 +155,31 @@ fn an_access_that_the_cpu_does_not_describe_is_named() {
     assert!(matches!(error, VcpuError::Emulation { vcpu: 0, rip: RAM, .. }), "{error}");
     assert!(error.to_string().contains("accesses 0xa000000, where no RAM is"), "{error}");
     assert!(error.registers().is_some_and(|text| text.contains("X0 000000000a000000")), "{error:?}");
+}
+
+#[test]
+fn hostile_values_are_refused_or_mended_by_a_good_state() {
+    let mut machine = Plan::new(1).machine();
+    let good = machine.save_vcpu(0);
+    let mut random = Random(0x8765_4321);
+    let mut refused = 0;
+    for _ in 0..100 {
+        let mut state = good.clone();
+        state.x = std::array::from_fn(|_| random.next());
+        state.spsr = std::array::from_fn(|_| random.next());
+        for _ in 0..4 {
+            let value = random.next();
+            match random.below(6) {
+                0 => state.pstate = value,
+                1 => state.firmware[0].1 = value,
+                2 => state.serror = Some(value),
+                3 => (state.simd.fpcr, state.simd.fpsr) = (value as u32, value as u32),
+                _ => random.pick(&mut state.registers).1 ^= value,
+            }
+        }
+        refused += u32::from(machine.parts.vcpus[0].restore(&state).is_err());
+        machine.parts.vcpus[0].restore(&good).unwrap();
+        assert!(same(&machine.save_vcpu(0), &good));
+    }
+    assert!(refused > 0, "identity among others can't be any value");
 }

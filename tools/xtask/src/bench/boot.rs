@@ -85,18 +85,20 @@ fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
 }
 
 fn contenders(arch: Arch, skeps: &[&str], portable: &Portable) -> Vec<Contender> {
-    // File and format; name and QEMU's for it.
-    type Pairs = &'static [(&'static str, &'static str)];
-    let (kernels, machines): (Pairs, Pairs) = match arch {
-        Arch::X86_64 => {
-            (&[("vmlinux", "ELF"), ("vmlinuz", "bzImage")], &[("QEMU q35", "q35"), ("QEMU microvm", "microvm")])
-        }
-        Arch::Aarch64 => (&[("Image", "Image")], &[("QEMU virt", "virt,gic-version=3")]),
+    // The kernel's file, its format, and the machines of QEMU's that start it here: their names in the table, and QEMU's for them.
+    type Row = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+    let kernels: &[Row] = match arch {
+        Arch::X86_64 => &[
+            ("vmlinux", "ELF", &[("QEMU q35", "q35"), ("QEMU microvm", "microvm")]),
+            // A microvm's firmware does not come to a bzImage's kernel in this lab.
+            ("vmlinuz", "bzImage", &[("QEMU q35", "q35")]),
+        ],
+        Arch::Aarch64 => &[("Image", "Image", &[("QEMU virt", "virt,gic-version=3")])],
     };
     let append = format!("console={} quiet panic=-1 skep.action=wait", arch.console());
     let initrd = format!("{LAB}/images/initramfs.cpio.gz");
     let mut contenders = Vec::new();
-    for (file, format) in kernels {
+    for (file, format, machines) in kernels {
         let kernel = format!("{LAB}/images/{file}");
         for name in skeps {
             let program = format!("{LAB}/bin/{name}");
@@ -104,7 +106,7 @@ fn contenders(arch: Arch, skeps: &[&str], portable: &Portable) -> Vec<Contender>
             let command = words.into_iter().chain(["--memory", MEMORY, "--cpus", "1"]).map(str::to_owned).collect();
             contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });
         }
-        for (name, machine) in machines {
+        for (name, machine) in *machines {
             let mut command = portable.command(&format!("{LAB}/qemu"));
             command.extend(qemu::arguments(machine, &kernel, &append));
             command.extend(["-initrd".to_owned(), initrd.clone()]);

@@ -29,11 +29,34 @@ pub(super) fn stage(source: &Path, staging: &Path, name: &str) -> Result<()> {
         }
         return Ok(());
     }
+    if fs::symlink_metadata(&target).is_ok() {
+        bail!("cannot carry {} into the lab: there is a {name} already; choose another name", source.display());
+    }
     // A link fails across file systems, and for a file of another user.
     if fs::hard_link(source, &target).is_err() {
         fs::copy(source, &target).with_context(|| format!("cannot carry {} into the lab", source.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod test {
+    use super::stage;
+    use std::fs;
+
+    #[test]
+    fn no_file_is_carried_over_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, staging) = (dir.path().join("source"), dir.path().join("staging"));
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("kernel"), "other").unwrap();
+        let first = dir.path().join("first");
+        fs::write(&first, "first").unwrap();
+        stage(&first, &staging, "images/kernel").unwrap();
+        let error = stage(&source, &staging, "images").unwrap_err().to_string();
+        assert!(error.contains("there is a kernel already"), "{error}");
+        assert_eq!(fs::read_to_string(&first).unwrap(), "first");
+    }
 }
 
 /// Makes a file system with the content of `staging`.

@@ -20,6 +20,8 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-arch", ON_HYPERVISOR),
     ("skep-kvm", ON_HYPERVISOR),
     ("skep-chipset", DEVICES),
+    // Doorbells are a backend's optional power.
+    ("skep-pci", PCI),
     ("skep-guests", &["skep-guest-protocol"]),
     ("skep-config", CONFIG),
     ("skep-vmm", VMM),
@@ -32,6 +34,7 @@ const BASE: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory"];
 const ON_HYPERVISOR: &[&str] =
     &["skep-guest-protocol", "skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor"];
 const DEVICES: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus"];
+const PCI: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus", "skep-hypervisor"];
 const CONFIG: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor", "skep-arch"];
 // Not skep-kvm: the machine knows no backend.
 const VMM: &[&str] = &[
@@ -43,11 +46,12 @@ const VMM: &[&str] = &[
     "skep-bus",
     "skep-arch",
     "skep-chipset",
+    "skep-pci",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
 ];
-const ALL: [&str; 13] = [
+const ALL: [&str; 14] = [
     "skep-state",
     "skep-clock",
     "skep-irq",
@@ -56,6 +60,7 @@ const ALL: [&str; 13] = [
     "skep-bus",
     "skep-arch",
     "skep-chipset",
+    "skep-pci",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",

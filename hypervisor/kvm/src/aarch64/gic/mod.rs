@@ -86,12 +86,9 @@ impl KvmGic {
 
     /// Checks that `state` fits, before anything is touched.
     fn check(&self, state: &GicState) -> Result<(), HypervisorError> {
-        if state.gic_version() != self.version {
-            let is = |version| if version == GicVersion::V2 { 2 } else { 3 };
-            return Err(unfit(
-                "version",
-                format!("it is of a GICv{}, and this is a GICv{}", state.version, is(self.version)),
-            ));
+        let here = if self.version == GicVersion::V2 { 2 } else { 3 };
+        if state.version != here {
+            return Err(unfit("version", format!("it is of a GICv{}, and this is a GICv{here}", state.version)));
         }
         if state.spis != self.spis {
             return Err(unfit("spis", format!("it has {} SPIs, and this GIC {}", state.spis, self.spis)));
@@ -107,7 +104,7 @@ impl KvmGic {
             (None, Some(_)) => return Err(unfit("its", "it has an ITS, and this GIC has none".to_owned())),
         }
         match self.version {
-            GicVersion::V2 => v2::check(state),
+            GicVersion::V2 => v2::check(&self.device, state),
             GicVersion::V3 => v3::check(&self.device, state),
         }
     }

@@ -25,8 +25,8 @@ pub(super) enum Write {
     Plain,
     /// Ones set bits here, and clear them in the register at this offset.
     SetAndClear(u32),
-    /// Never: it tells what the GIC is, and a state with another value does not fit. But KVM wants to be told that its value is
-    /// known, in the first write of all.
+    /// Only with the value that it has here: it tells what the GIC is. KVM wants it written before all others, to see that the writer
+    /// knows this GIC.
     Identity,
 }
 
@@ -51,15 +51,24 @@ pub(super) fn save(
     blocks.iter().flat_map(Block::offsets).map(|offset| Ok((offset, read(offset)?))).collect()
 }
 
-/// Checks that `saved` has each register of `blocks` once, and no other.
-pub(super) fn check(what: &str, blocks: &[Block], saved: &[(u32, u32)]) -> Result<(), HypervisorError> {
+/// Checks that `saved` has each register of `blocks` once and no other, and that the identity is the one that `read` finds here.
+pub(super) fn check(
+    what: &str,
+    blocks: &[Block],
+    saved: &[(u32, u32)],
+    read: impl Fn(u32) -> Result<u32, HypervisorError>,
+) -> Result<(), HypervisorError> {
     let mut values: BTreeMap<u32, u32> = saved.iter().copied().collect();
     if values.len() != saved.len() {
         return Err(unfit(what, "a register is there twice".to_owned()));
     }
-    for offset in blocks.iter().flat_map(Block::offsets) {
-        if values.remove(&offset).is_none() {
+    for (block, offset) in blocks.iter().flat_map(|block| block.offsets().map(move |offset| (block, offset))) {
+        let Some(value) = values.remove(&offset) else {
             return Err(unfit(what, format!("the register at {offset:#x} is missing")));
+        };
+        let here = if matches!(block.write, Write::Identity) { read(offset)? } else { value };
+        if here != value {
+            return Err(unfit(what, format!("the register at {offset:#x} is {value:#x}, and {here:#x} on this host")));
         }
     }
     match values.first_key_value() {

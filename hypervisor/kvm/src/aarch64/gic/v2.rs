@@ -10,26 +10,27 @@ use skep_hypervisor::aarch64::{GicCpuState, GicState, Redistributor};
 use super::device::{Attribute, Device};
 use super::registers::{self, Block, Write};
 
+const GICD_IIDR: u32 = 0x0008;
 const GICD_ISPENDR: u32 = 0x0200;
 const GICD_ICFGR: u32 = 0x0c00;
 const GICC_PMR: u32 = 0x0004;
 /// KVM's SPIs are edge-triggered at power-on.
 const EDGES: u32 = 0xaaaa_aaaa;
 
-/// The distributor's registers that all CPUs share, in the order in which they are written. KVM looks for a CPU
-/// that takes a pending interrupt only as it becomes pending, enabled or active: the whole must be on by then, and its route known.
+/// The distributor's registers that all CPUs share, in the order in which they are written. KVM looks for a CPU that takes a pending
+/// interrupt only as it becomes pending, active or enabled: by then the distributor must be on, and the interrupt's targets known.
 fn distributor(spis: u32) -> [Block; 9] {
     let (bits, pairs, bytes) = (spis / 32, spis / 16, spis / 4);
     [
-        Block::new(0x008, 1, Write::Identity, 0),                         // GICD_IIDR
-        Block::new(0x000, 1, Write::Plain, 0),                            // GICD_CTLR
-        Block::new(0x084, bits, Write::Plain, 0),                         // GICD_IGROUPR<n>
-        Block::new(0x420, bytes, Write::Plain, 0),                        // GICD_IPRIORITYR<n>
-        Block::new(0x820, bytes, Write::Plain, 0),                        // GICD_ITARGETSR<n>
-        Block::new(GICD_ICFGR + 8, pairs, Write::Plain, EDGES),           // GICD_ICFGR<n>
+        Block::new(GICD_IIDR, 1, Write::Identity, 0),           // GICD_IIDR
+        Block::new(0x000, 1, Write::Plain, 0),                  // GICD_CTLR
+        Block::new(0x084, bits, Write::Plain, 0),               // GICD_IGROUPR<n>
+        Block::new(0x420, bytes, Write::Plain, 0),              // GICD_IPRIORITYR<n>
+        Block::new(0x820, bytes, Write::Plain, 0),              // GICD_ITARGETSR<n>
+        Block::new(GICD_ICFGR + 8, pairs, Write::Plain, EDGES), // GICD_ICFGR<n>
         Block::new(GICD_ISPENDR + 4, bits, Write::SetAndClear(0x284), 0), // GICD_ISPENDR<n>
-        Block::new(0x304, bits, Write::SetAndClear(0x384), 0),            // GICD_ISACTIVER<n>
-        Block::new(0x104, bits, Write::SetAndClear(0x184), 0),            // GICD_ISENABLER<n>
+        Block::new(0x304, bits, Write::SetAndClear(0x384), 0),  // GICD_ISACTIVER<n>
+        Block::new(0x104, bits, Write::SetAndClear(0x184), 0),  // GICD_ISENABLER<n>
     ]
 }
 
@@ -88,12 +89,13 @@ pub(super) fn save(device: &Device, spis: u32, mpidrs: &[u64], levels: Vec<u32>)
 }
 
 /// Checks that `state`, which is of as many SPIs and of the same CPUs, fits.
-pub(super) fn check(state: &GicState) -> Result<(), HypervisorError> {
-    registers::check("distributor", &distributor(state.spis), &state.distributor)?;
+pub(super) fn check(device: &Device, state: &GicState) -> Result<(), HypervisorError> {
+    let read = |offset| device.get(in_distributor(0, offset));
+    registers::check("distributor", &distributor(state.spis), &state.distributor, read)?;
     for cpu in &state.cpus {
         let what = format!("CPU {:#x}", cpu.mpidr);
-        registers::check(&what, &BANKED, &cpu.redistributor.registers)?;
-        registers::check(&what, &INTERFACE, &cpu.memory_interface)?;
+        registers::check(&what, &BANKED, &cpu.redistributor.registers, read)?;
+        registers::check(&what, &INTERFACE, &cpu.memory_interface, read)?;
     }
     Ok(())
 }
@@ -130,8 +132,7 @@ fn edges_only(saved: &[(u32, u32)]) -> registers::Values {
 
 /// Writes the power-on state. Levels are inputs: they stay what the devices make them.
 pub(super) fn reset(device: &Device, spis: u32, cpus: usize) -> Result<(), HypervisorError> {
-    // KVM takes groups only from one who has shown to know which GIC it is.
-    const GICD_IIDR: u32 = 0x008;
+    // KVM takes groups only from one who has shown that it knows this GIC.
     device.set(in_distributor(0, GICD_IIDR), device.get::<u32>(in_distributor(0, GICD_IIDR))?)?;
     registers::reset(&distributor(spis), |o, v| device.set(in_distributor(0, o), v))?;
     for cpu in 0..cpus {

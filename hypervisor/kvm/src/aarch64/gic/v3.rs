@@ -9,6 +9,7 @@ use skep_hypervisor::aarch64::{GicCpuState, GicState, Redistributor, SystemRegis
 
 use super::device::{Attribute, Device};
 use super::registers::{self, Block, Write, unfit};
+use crate::aarch64::register::name;
 
 const GICR_CTLR: u32 = 0x0000;
 
@@ -26,8 +27,13 @@ const ICC_CTLR_WRITABLE: u64 = 0b11;
 const INTERFACE: [SystemRegister; 7] =
     [ICC_SRE_EL1, ICC_CTLR_EL1, ICC_PMR_EL1, ICC_BPR0_EL1, ICC_BPR1_EL1, ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1];
 
-/// The distributor's registers of `spis` SPIs, in the order in which they are written. KVM looks for a CPU
-/// that takes a pending interrupt only as it becomes pending, enabled or active: the whole must be on by then, and its route known.
+/// KVM's power-on value of a table's address register: inner shareable, cacheable.
+const TABLE_ATTRIBUTES: u32 = 0x580;
+/// KVM's SPIs are edge-triggered at power-on.
+const EDGES: u32 = 0xaaaa_aaaa;
+
+/// The distributor's registers of `spis` SPIs, in the order in which they are written. KVM looks for a CPU that takes a pending interrupt
+/// only as it becomes pending, active or enabled: by then the distributor must be on, and the interrupt's route known.
 fn distributor(spis: u32) -> [Block; 9] {
     let (bits, pairs, bytes, routes) = (spis / 32, spis / 16, spis / 4, spis * 2);
     [
@@ -42,11 +48,6 @@ fn distributor(spis: u32) -> [Block; 9] {
         Block::new(0x0104, bits, Write::SetAndClear(0x0184), 0), // GICD_ISENABLER<n>
     ]
 }
-
-/// KVM's power-on value of a table's address register: inner shareable, cacheable.
-const TABLE_ATTRIBUTES: u32 = 0x580;
-/// KVM's SPIs are edge-triggered at power-on.
-const EDGES: u32 = 0xaaaa_aaaa;
 
 /// A redistributor's registers, in the order in which they are written. LPIs are off meanwhile: where their tables are can't be changed
 /// while they are on.
@@ -137,15 +138,29 @@ fn save_cpu(device: &Device, mpidr: u64) -> Result<GicCpuState, HypervisorError>
 
 /// Checks that `state`, which is of as many SPIs and of the same CPUs, fits.
 pub(super) fn check(device: &Device, state: &GicState) -> Result<(), HypervisorError> {
-    registers::check("distributor", &distributor(state.spis), &state.distributor)?;
+    let read = |offset| device.get(in_distributor(offset));
+    registers::check("distributor", &distributor(state.spis), &state.distributor, read)?;
     for cpu in &state.cpus {
         let what = format!("CPU {:#x}", cpu.mpidr);
-        registers::check(&what, &REDISTRIBUTOR, &cpu.redistributor.registers)?;
+        let read = |offset| device.get(in_redistributor(cpu.mpidr, offset));
+        registers::check(&what, &REDISTRIBUTOR, &cpu.redistributor.registers, read)?;
         let expected = interface(device, cpu.mpidr)?;
         let fits = cpu.interface.len() == expected.len()
             && expected.iter().all(|register| cpu.interface.iter().any(|(saved, _)| saved == register));
         if !fits {
             return Err(unfit(&what, "its interface has other registers (ICC_*) than this host's".to_owned()));
+        }
+        for (register, value) in &cpu.interface {
+            let identity = match *register {
+                ICC_SRE_EL1 => u64::MAX,
+                // KVM takes fewer priority bits for good: a state that has them would be the last that fits.
+                ICC_CTLR_EL1 => !ICC_CTLR_WRITABLE,
+                _ => continue,
+            };
+            let here: u64 = device.get(in_interface(cpu.mpidr, *register))?;
+            if (value ^ here) & identity != 0 {
+                return Err(unfit(&what, format!("its {} is {value:#x}, and {here:#x} on this host", name(*register))));
+            }
         }
     }
     Ok(())

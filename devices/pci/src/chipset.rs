@@ -1,0 +1,241 @@
+//! The functions of the chipset itself: host bridges, and the LPC bridge of ICH9. They hold registers; what those do is the machine's.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use skep_bus::Action;
+use skep_state::{Persist, StateError};
+
+use crate::config_space::{Bits, ConfigSpace, command, header};
+use crate::endpoint::Identity;
+use crate::node::ConfigFunction;
+use crate::state::{CHIPSET_ID, ChipsetState};
+
+#[cfg(test)]
+#[path = "chipset_test.rs"]
+mod test;
+
+/// QEMU's subsystem ids, which some firmware and guests look for.
+const QEMU: (u16, u16) = (0x1af4, 0x1100);
+const HOST_BRIDGE: u32 = 0x06_0000;
+const ISA_BRIDGE: u32 = 0x06_0100;
+
+/// Registers, some of which move something when they are written.
+#[derive(Debug)]
+struct Registers {
+    space: Mutex<ConfigSpace>,
+    /// Offsets of the doublewords that move something.
+    moving: &'static [u16],
+}
+
+/// The header of a function of the chipset. It answers always, whatever is written to its command register.
+fn header_of(vendor: u16, device: u16, class: u32, revision: u8) -> ConfigSpace {
+    let mut space = ConfigSpace::new();
+    let (subsystem_vendor, subsystem) = QEMU;
+    Identity { vendor, device, subsystem_vendor, subsystem, class, revision }.define(&mut space);
+    space.define(header::SUBSYSTEM, Bits::fixed(u32::from(subsystem_vendor) | u32::from(subsystem) << 16));
+    let enabled = command::IO | command::MEMORY | command::BUS_MASTER;
+    space.define(header::COMMAND, Bits::fixed(enabled).writable(command::PARITY | command::SERR));
+    space
+}
+
+impl Registers {
+    fn new(space: ConfigSpace, moving: &'static [u16]) -> Self {
+        Self { space: Mutex::new(space), moving }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, offset: u16, lanes: u32, value: u32, correct: impl FnOnce(&mut ConfigSpace, u32)) -> Action {
+        let mut space = self.lock();
+        let before = space.write(offset, lanes, value).before;
+        correct(&mut space, before);
+        let moved = self.moving.contains(&offset) && before != space.register(offset);
+        if moved { Action::Relocate } else { Action::None }
+    }
+}
+
+/// Implements what all of them share over their field `registers`.
+macro_rules! chipset_function {
+    ($name:ident, $correct:expr) => {
+        impl ConfigFunction for $name {
+            fn config_read(&self, offset: u16) -> u32 {
+                self.registers.lock().register(offset)
+            }
+
+            fn config_write(&self, offset: u16, lanes: u32, value: u32) -> Action {
+                let correct: fn(u16, &mut ConfigSpace, u32) = $correct;
+                self.registers.write(offset, lanes, value, |space, before| correct(offset, space, before))
+            }
+
+            fn bus_reset(&self) {
+                self.reset();
+            }
+        }
+
+        impl Persist for $name {
+            type State = ChipsetState;
+
+            fn save(&self) -> ChipsetState {
+                ChipsetState { config: self.registers.lock().save() }
+            }
+
+            fn restore(&self, state: &ChipsetState) -> Result<(), StateError> {
+                self.registers.lock().restore(&state.config, CHIPSET_ID)
+            }
+
+            fn reset(&self) {
+                self.registers.lock().reset(0..0);
+            }
+        }
+    };
+}
+
+/// The host bridge of a generic ECAM host (1b36:0008): it does nothing but be there.
+#[derive(Debug)]
+pub struct GenericHostBridge {
+    registers: Registers,
+}
+
+impl Default for GenericHostBridge {
+    fn default() -> Self {
+        Self { registers: Registers::new(header_of(0x1b36, 0x0008, HOST_BRIDGE, 0), &[]) }
+    }
+}
+
+chipset_function!(GenericHostBridge, |_, _, _| {});
+
+/// Registers of the MCH (Intel 316966, section 5.1).
+mod mch {
+    pub(super) const PCIEXBAR: u16 = 0x60;
+    pub(super) const PAM: u16 = 0x90;
+    /// The doubleword of PAM4 to PAM6 ends with it; SMRAM and ESMRAMC follow PAM.
+    pub(super) const SMRAM: u16 = 0x9d;
+    pub(super) const ESMRAMC: u16 = 0x9e;
+    /// PCIEXBAR: enable; length in bits 2:1; base in bits 35:26.
+    pub(super) const ENABLE: u64 = 1 << 0;
+    pub(super) const BASE: u64 = 0xf_fc00_0000;
+    /// SMRAM: closed for access outside SMM, and locked so.
+    pub(super) const SMRAM_OPEN: u32 = 1 << 6;
+    pub(super) const SMRAM_LOCK: u32 = 1 << 4;
+}
+
+/// The memory controller hub of Q35 (8086:29c0): PCIEXBAR says where ECAM is; PAM, SMRAM and ESMRAMC are there for firmware.
+#[derive(Debug)]
+pub struct Mch {
+    registers: Registers,
+}
+
+impl Default for Mch {
+    fn default() -> Self {
+        let mut space = header_of(0x8086, 0x29c0, HOST_BRIDGE, 2);
+        let writable = mch::ENABLE | 0b11 << 1 | mch::BASE;
+        space.define(mch::PCIEXBAR, Bits::fixed(0xb000_0000).writable(writable as u32));
+        space.define(mch::PCIEXBAR + 4, Bits::fixed(0).writable((writable >> 32) as u32));
+        // PAM0 has its upper half only: what is below is ordinary memory.
+        space.define(mch::PAM, Bits::fixed(0).writable(0x3333_3330));
+        space.define(mch::PAM + 4, Bits::fixed(0).writable(0x0033_3333));
+        space.define(mch::SMRAM, Bits::fixed(0x02).writable(0x78));
+        space.define(mch::ESMRAMC, Bits::fixed(0x38).writable(0x87));
+        let moving = &[mch::PCIEXBAR, mch::PCIEXBAR + 4, mch::PAM, mch::PAM + 4];
+        Self { registers: Registers::new(space, moving) }
+    }
+}
+
+impl Mch {
+    /// Where ECAM is: its first address and its size, if it is enabled.
+    #[must_use]
+    pub fn ecam(&self) -> Option<(u64, u64)> {
+        let space = self.registers.lock();
+        let value = u64::from(space.register(mch::PCIEXBAR + 4)) << 32 | u64::from(space.register(mch::PCIEXBAR));
+        // 256, 128 or 64 MiB: for as many buses.
+        let size = match value >> 1 & 0b11 {
+            0 => 256 << 20,
+            1 => 128 << 20,
+            2 => 64 << 20,
+            _ => return None,
+        };
+        (value & mch::ENABLE != 0).then_some((value & mch::BASE & !(size - 1), size))
+    }
+
+    /// Puts ECAM, for 256 buses, where a machine without firmware wants it: at a multiple of 256 MiB below 64 GiB.
+    pub fn set_ecam(&self, base: u64) {
+        let mut space = self.registers.lock();
+        let value = base & mch::BASE | mch::ENABLE;
+        space.set(mch::PCIEXBAR, u32::MAX, value as u32);
+        space.set(mch::PCIEXBAR + 4, u32::MAX, (value >> 32) as u32);
+    }
+
+    /// Once SMRAM is locked, nothing of it changes until the machine is reset.
+    fn correct(offset: u16, space: &mut ConfigSpace, before: u32) {
+        let shift = 8 * u32::from(mch::SMRAM & 3);
+        let both = 0xffff << shift;
+        if offset != mch::SMRAM & !3 {
+            return;
+        }
+        if before & mch::SMRAM_LOCK << shift != 0 {
+            space.set(offset, both, before);
+        } else if space.register(offset) & mch::SMRAM_LOCK << shift != 0 {
+            space.set(offset, mch::SMRAM_OPEN << shift, 0);
+        }
+    }
+}
+
+chipset_function!(Mch, Mch::correct);
+
+/// Registers of the LPC bridge (Intel 316972, section 13.1).
+mod lpc {
+    pub(super) const PMBASE: u16 = 0x40;
+    pub(super) const ACPI_CNTL: u16 = 0x44;
+    pub(super) const PIRQ_A_TO_D: u16 = 0x60;
+    pub(super) const SERIAL_IRQ: u16 = 0x64;
+    pub(super) const PIRQ_E_TO_H: u16 = 0x68;
+    pub(super) const DECODE: u16 = 0x80;
+    pub(super) const GENERIC_DECODE: u16 = 0x84;
+    pub(super) const GEN_PMCON: u16 = 0xa0;
+    pub(super) const RCBA: u16 = 0xf0;
+    /// ACPI_CNTL: the PM block is decoded.
+    pub(super) const ACPI_ENABLE: u32 = 1 << 7;
+    /// A PIRQ that goes to no interrupt of the PIC.
+    pub(super) const NOT_ROUTED: u32 = 0x8080_8080;
+}
+
+/// The LPC bridge of ICH9 (8086:2918): PMBASE says where the power management block is; the others hold what firmware writes.
+#[derive(Debug)]
+pub struct LpcBridge {
+    registers: Registers,
+}
+
+impl LpcBridge {
+    /// `pm_base` is where the power management block is at power-on, in a machine without firmware.
+    #[must_use]
+    pub fn new(pm_base: Option<u16>) -> Self {
+        let mut space = header_of(0x8086, 0x2918, ISA_BRIDGE, 2);
+        let base = u32::from(pm_base.unwrap_or(0) & 0xff80);
+        space.define(lpc::PMBASE, Bits::fixed(base | 1).writable(0xff80));
+        let enabled = if pm_base.is_some() { lpc::ACPI_ENABLE } else { 0 };
+        space.define(lpc::ACPI_CNTL, Bits::fixed(enabled).writable(0x87));
+        space.define(lpc::PIRQ_A_TO_D, Bits::fixed(lpc::NOT_ROUTED).writable(0x8f8f_8f8f));
+        space.define(lpc::SERIAL_IRQ, Bits::fixed(0x10).writable(0xff));
+        space.define(lpc::PIRQ_E_TO_H, Bits::fixed(lpc::NOT_ROUTED).writable(0x8f8f_8f8f));
+        space.define(lpc::DECODE, Bits::fixed(0).writable(0x3fff_0377));
+        for decode in 0..3 {
+            space.define(lpc::GENERIC_DECODE + 4 * decode, Bits::fixed(0).writable(0x00fc_fffd));
+        }
+        space.define(lpc::GEN_PMCON, Bits::fixed(0).writable(0x1f00_ffff));
+        space.define(lpc::RCBA, Bits::fixed(0).writable(0xffff_c001));
+        Self { registers: Registers::new(space, &[lpc::PMBASE, lpc::ACPI_CNTL]) }
+    }
+
+    /// Where the power management block is, if it is decoded.
+    #[must_use]
+    pub fn pm_base(&self) -> Option<u16> {
+        let space = self.registers.lock();
+        let base = space.word(lpc::PMBASE) & 0xff80;
+        let decoded = space.register(lpc::ACPI_CNTL) & lpc::ACPI_ENABLE != 0;
+        (decoded && base != 0).then_some(base)
+    }
+}
+
+chipset_function!(LpcBridge, |_, _, _| {});

@@ -1,0 +1,72 @@
+use super::*;
+
+fn read(function: &dyn ConfigFunction, offset: u16) -> u32 {
+    function.config_read(offset)
+}
+
+fn write(function: &dyn ConfigFunction, offset: u16, lanes: u32, value: u32) -> Action {
+    function.config_write(offset, lanes, value)
+}
+
+#[test]
+fn ecam_is_where_pciexbar_says() {
+    let mch = Mch::default();
+    assert_eq!((mch.ecam(), read(&mch, 0x60)), (None, 0xb000_0000));
+    assert_eq!(write(&mch, 0x60, u32::MAX, 0xe000_0001), Action::Relocate);
+    assert_eq!(mch.ecam(), Some((0xe000_0000, 256 << 20)));
+    assert_eq!(write(&mch, 0x64, u32::MAX, 0xffff_ffff), Action::Relocate);
+    assert_eq!(mch.ecam(), Some((0xf_e000_0000, 256 << 20)));
+    let _ = write(&mch, 0x64, u32::MAX, 0);
+    let _ = write(&mch, 0x60, u32::MAX, 0xe800_0003);
+    assert_eq!(mch.ecam(), Some((0xe800_0000, 128 << 20)));
+    let _ = write(&mch, 0x60, u32::MAX, 0xec00_0005);
+    assert_eq!(mch.ecam(), Some((0xec00_0000, 64 << 20)));
+    let _ = write(&mch, 0x60, u32::MAX, 0xec00_0007);
+    assert_eq!(mch.ecam(), None);
+    mch.set_ecam(0xb000_0000);
+    assert_eq!(mch.ecam(), Some((0xb000_0000, 256 << 20)));
+    assert_eq!(write(&mch, 0x3c, u32::MAX, 1), Action::None);
+    let state = mch.save();
+    mch.reset();
+    assert_eq!(mch.ecam(), None);
+    mch.restore(&state).unwrap();
+    assert_eq!(mch.ecam(), Some((0xb000_0000, 256 << 20)));
+}
+
+#[test]
+fn smram_stays_locked_until_reset() {
+    let mch = Mch::default();
+    let smram = |mch: &Mch| read(mch, 0x9c) >> 8 & 0xffff;
+    assert_eq!(smram(&mch), 0x3802);
+    let _ = write(&mch, 0x9c, 0x0000_ff00, 0x4a00);
+    assert_eq!(smram(&mch), 0x384a, "open");
+    let _ = write(&mch, 0x9c, 0x0000_ff00, 0x5a00);
+    assert_eq!(smram(&mch), 0x381a, "locking closes it");
+    let _ = write(&mch, 0x9c, 0x00ff_ff00, 0x0087_4200);
+    assert_eq!(smram(&mch), 0x381a);
+    mch.reset();
+    assert_eq!(smram(&mch), 0x3802);
+}
+
+#[test]
+fn the_power_management_block_is_where_the_lpc_bridge_says() {
+    let lpc = LpcBridge::new(Some(0x600));
+    assert_eq!((read(&lpc, 0x40), lpc.pm_base()), (0x601, Some(0x600)));
+    assert_eq!(write(&lpc, 0x40, 0xffff, 0xb07f), Action::Relocate);
+    assert_eq!((read(&lpc, 0x40), lpc.pm_base()), (0xb001, Some(0xb000)));
+    assert_eq!(write(&lpc, 0x44, 0xff, 0), Action::Relocate);
+    assert_eq!(lpc.pm_base(), None);
+    lpc.reset();
+    assert_eq!(lpc.pm_base(), Some(0x600));
+    assert_eq!(LpcBridge::new(None).pm_base(), None);
+    assert_eq!((read(&lpc, 0x60), read(&lpc, 0x68)), (0x8080_8080, 0x8080_8080));
+}
+
+#[test]
+fn they_say_who_they_are() {
+    let generic = GenericHostBridge::default();
+    assert_eq!((read(&generic, 0), read(&generic, 8) >> 8), (0x0008_1b36, 0x06_0000));
+    assert_eq!((read(&Mch::default(), 8), read(&LpcBridge::new(None), 8)), (0x0600_0002, 0x0601_0002));
+    let _ = write(&generic, 4, u32::MAX, 0);
+    assert_eq!(read(&generic, 4), 7, "it answers always");
+}

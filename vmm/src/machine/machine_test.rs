@@ -1,0 +1,236 @@
+use std::sync::Mutex;
+
+use skep_arch::x86_64::layout::{ECAM, port};
+use skep_config::Size;
+use skep_hypervisor::fake::Fake;
+use skep_hypervisor::{Aarch64, MemoryIo, X86_64};
+use skep_pci::{Bar, Endpoint, EndpointConfig, Function, Identity, Msix, PciPlace, Pin, Unplug};
+
+use super::*;
+
+/// What both machines are tested with.
+trait Tested: Platform {
+    fn fake() -> Box<dyn Hypervisor<Self>>;
+    fn ecam(plan: &Plan<Self>) -> u64;
+    /// Reads and writes memory as vCPU 0 does.
+    fn with_memory<R>(io: &mut crate::run::BoxedIo<Self>, call: impl FnOnce(&mut dyn MemoryIo) -> R) -> R;
+}
+
+impl Tested for X86_64 {
+    fn fake() -> Box<dyn Hypervisor<Self>> {
+        Box::new(Fake::new())
+    }
+    fn ecam(_plan: &Plan<Self>) -> u64 {
+        ECAM.base
+    }
+    fn with_memory<R>(io: &mut crate::run::BoxedIo<Self>, call: impl FnOnce(&mut dyn MemoryIo) -> R) -> R {
+        call(&mut **io)
+    }
+}
+
+impl Tested for Aarch64 {
+    fn fake() -> Box<dyn Hypervisor<Self>> {
+        Box::new(Fake::new())
+    }
+    fn ecam(plan: &Plan<Self>) -> u64 {
+        plan.layout.ecam.base
+    }
+    fn with_memory<R>(io: &mut crate::run::BoxedIo<Self>, call: impl FnOnce(&mut dyn MemoryIo) -> R) -> R {
+        call(&mut **io)
+    }
+}
+
+struct Rig<A: Platform> {
+    machine: Machine<A>,
+    io: crate::run::BoxedIo<A>,
+}
+
+impl<A: Tested> Rig<A> {
+    fn new() -> Self {
+        let mut config = Config::new(A::KIND);
+        config.memory.size = Size(64 << 20);
+        let services = Services {
+            clock: Clock::manual(0),
+            requests: skep_chipset::Requests::new(|_| ()),
+            serial: Box::new(()),
+            memory: MemoryMap::new(),
+        };
+        let machine = Machine::new(&config, &*A::fake(), Arc::new(Gate::default()), services).unwrap();
+        let io = A::io(&machine.board, 0);
+        Self { machine, io }
+    }
+
+    fn place(&self) {
+        A::place(&self.machine.plan, &self.machine.board).unwrap();
+    }
+
+    fn read(&mut self, gpa: u64) -> u32 {
+        let mut data = [0; 4];
+        A::with_memory(&mut self.io, |io| io.memory_read(gpa, &mut data));
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&mut self, gpa: u64, value: u32) {
+        A::with_memory(&mut self.io, |io| io.memory_write(gpa, &value.to_le_bytes()));
+    }
+
+    /// Where a register of a function is in ECAM.
+    fn config(&self, bus: u64, device: u64, register: u64) -> u64 {
+        A::ecam(&self.machine.plan) + (bus << 20 | device << 15 | register)
+    }
+
+    fn insert(&self, place: PciPlace) -> Arc<Registers> {
+        let registers = Arc::new(Registers::default());
+        let msix = Msix::in_bar(2, 2);
+        let config = EndpointConfig {
+            identity: Identity {
+                vendor: 0x1b36,
+                device: 0x0010,
+                subsystem_vendor: 0x1af4,
+                subsystem: 0x1100,
+                class: 0x01_0802,
+                revision: 0,
+            },
+            bars: [Some(Bar::memory64(0x4000)), None, Some(Bar::memory32(msix.own_bar_size())), None, None, None],
+            msix: Some(msix),
+            msi: 0,
+            pin: Some(Pin::A),
+            capabilities: Vec::new(),
+        };
+        let socket = self.machine.pci().socket(place).unwrap();
+        let endpoint = Endpoint::new(&socket, &config, |_| registers.clone());
+        self.machine.pci().insert(endpoint).unwrap();
+        registers
+    }
+}
+
+/// One register, at every offset.
+#[derive(Default)]
+struct Registers(Mutex<Vec<u8>>);
+
+impl Function for Registers {
+    fn read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
+        for (to, from) in data.iter_mut().zip(self.0.lock().unwrap().iter()) {
+            *to = *from;
+        }
+    }
+    fn write(&self, _bar: u8, _offset: u64, data: &[u8]) {
+        *self.0.lock().unwrap() = data.to_vec();
+    }
+    fn reset(&self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+fn a_device_is_reached_where_it_is<A: Tested>() {
+    let mut rig = Rig::<A>::new();
+    let registers = rig.insert(PciPlace::Port(0));
+    rig.place();
+    let port = rig.config(0, 0x10, 0);
+    assert_eq!(rig.read(port), 0x000c_1b36);
+    assert_eq!(rig.read(port + 0x18), 0x0001_0100);
+    let device = rig.config(1, 0, 0);
+    assert_eq!(rig.read(device), 0x0010_1b36);
+    let (low, high) = (rig.read(device + 0x10), rig.read(device + 0x14));
+    let bar = u64::from(high) << 32 | u64::from(low & !0xf);
+    assert!(high != 0, "above 4 GiB");
+    rig.write(bar + 0x10, 0x1234_5678);
+    assert_eq!(*registers.0.lock().unwrap(), 0x1234_5678u32.to_le_bytes());
+    assert_eq!(rig.read(bar + 0x20), 0x1234_5678);
+    // The guest moves it.
+    rig.write(device + 0x10, low + 0x4000);
+    assert_eq!((rig.read(bar), rig.read(bar + 0x4000)), (u32::MAX, 0x1234_5678));
+    // A reset takes it away, and the machine places it again where it was.
+    rig.machine.reset().unwrap();
+    assert_eq!(rig.read(bar + 0x4000), u32::MAX);
+    rig.place();
+    assert_eq!(rig.read(device), 0x0010_1b36);
+    rig.write(bar, 7);
+    assert_eq!(*registers.0.lock().unwrap(), [7, 0, 0, 0]);
+    // It goes with the guest's consent: power and indicator off.
+    assert_eq!(rig.machine.pci().unplug(PciPlace::Port(0)).unwrap(), Unplug::Asked);
+    let mut at = rig.read(port + 0x34) & 0xff;
+    while rig.read(port + u64::from(at)) & 0xff != 0x10 {
+        at = rig.read(port + u64::from(at)) >> 8 & 0xff;
+    }
+    rig.write(port + u64::from(at) + 0x18, 0x7c0);
+    assert_eq!((rig.read(device), rig.read(bar)), (u32::MAX, u32::MAX));
+    assert!(rig.machine.pci().endpoints().is_empty());
+}
+
+#[test]
+fn a_device_is_reached_where_it_is_on_both_machines() {
+    a_device_is_reached_where_it_is::<X86_64>();
+    a_device_is_reached_where_it_is::<Aarch64>();
+}
+
+#[test]
+fn a_pc_has_its_bridges() {
+    let mut rig = Rig::<X86_64>::new();
+    assert_eq!(rig.read(ECAM.base), u32::MAX, "PCIEXBAR is off at power-on");
+    rig.place();
+    assert_eq!(rig.read(ECAM.base), 0x29c0_8086);
+    let lpc = rig.config(0, 31, 0);
+    assert_eq!(rig.read(lpc), 0x2918_8086);
+    // Configuration mechanism 1, and the reset control register within it.
+    let (address, data) = (port::PCI_CONFIG.base as u16, port::PCI_CONFIG.base as u16 + 4);
+    rig.io.port_write(address, &0x8000_f800u32.to_le_bytes());
+    let mut word = [0; 4];
+    rig.io.port_read(data, &mut word);
+    assert_eq!(u32::from_le_bytes(word), 0x2918_8086);
+    rig.io.port_write(port::RESET_CONTROL, &[0x02]);
+    let mut byte = [0];
+    rig.io.port_read(port::RESET_CONTROL, &mut byte);
+    assert_eq!(byte, [0x02]);
+    rig.io.port_read(address, &mut word);
+    assert_eq!(u32::from_le_bytes(word), 0x8000_f800);
+}
+
+#[test]
+fn a_pc_has_its_registers_where_its_bridges_say() {
+    let mut rig = Rig::<X86_64>::new();
+    rig.place();
+    let mut timer = [0; 4];
+    rig.io.port_read(0x608, &mut timer);
+    assert_ne!(timer, [0xff; 4]);
+    let lpc = rig.config(0, 31, 0x40);
+    rig.write(lpc, 0xb001);
+    rig.io.port_read(0x608, &mut timer);
+    assert_eq!(timer, [0xff; 4]);
+    rig.io.port_read(0xb008, &mut timer);
+    assert_ne!(timer, [0xff; 4]);
+    rig.write(ECAM.base + 0x60, 0xe000_0001);
+    assert_eq!((rig.read(ECAM.base), rig.read(0xe000_0000)), (u32::MAX, 0x29c0_8086));
+    rig.machine.reset().unwrap();
+    rig.io.port_read(0x608, &mut timer);
+    assert_ne!(timer, [0xff; 4]);
+    assert_eq!(rig.read(0xe000_0000), u32::MAX);
+}
+
+#[test]
+fn a_board_has_its_host_bridge() {
+    let mut rig = Rig::<Aarch64>::new();
+    rig.place();
+    let host = rig.config(0, 0, 0);
+    assert_eq!((rig.read(host), rig.read(host + 8) >> 8), (0x0008_1b36, 0x06_0000));
+    assert_eq!(rig.read(host + (1 << 15)), u32::MAX);
+}
+
+#[test]
+fn the_hierarchy_is_saved_with_the_machine() {
+    fn saved<A: Tested>() {
+        let (one, two) = (Rig::<A>::new(), Rig::<A>::new());
+        one.place();
+        let record = |rig: &Rig<A>| {
+            let component = rig.machine.components().iter().find(|(name, _)| name == "pci").unwrap();
+            (component.1.clone(), component.1.save_record())
+        };
+        let (_, state) = record(&one);
+        let (pci, before) = record(&two);
+        assert_ne!(before, state);
+        pci.restore_record(&state).unwrap();
+        assert_eq!(record(&two).1, state);
+    }
+    saved::<X86_64>();
+    saved::<Aarch64>();
+}

@@ -1,0 +1,55 @@
+//! PCI as both machines have it: a root complex, its root ports, and what is decoded now.
+
+use std::sync::Arc;
+
+use skep_arch::layout::AddressRange;
+use skep_bus::AddressSpace;
+use skep_hypervisor::{Arch, Vm};
+use skep_irq::{IrqLine, MsiTarget};
+use skep_memory::MemoryMap;
+use skep_pci::{Decoder, IoSpace, Mapping, RootComplex, RootComplexConfig, Spaces, Window};
+
+use crate::Error;
+
+/// Root ports of a machine, each with a slot: `port:0` to `port:3`.
+const ROOT_PORTS: u8 = 4;
+/// Device number of the first one on bus 0.
+const FIRST_ROOT_PORT: u8 = 0x10;
+
+/// The hierarchy, and the address spaces' view of it.
+pub(super) struct Pci<A: Arch> {
+    pub(super) root: Arc<RootComplex>,
+    decoder: Decoder,
+    /// Doorbells are its optional power.
+    vm: Arc<dyn Vm<A>>,
+}
+
+impl<A: Arch> Pci<A> {
+    /// A root complex with its root ports, and nothing in them.
+    pub(super) fn new(
+        vm: Arc<dyn Vm<A>>,
+        memory: MemoryMap,
+        messages: Arc<dyn MsiTarget>,
+        lines: Vec<IrqLine>,
+    ) -> Result<Self, Error> {
+        let ejected = Box::new(|endpoint: Arc<skep_pci::Endpoint>| {
+            tracing::info!("the guest has let the PCI device at {} go", endpoint.place());
+        });
+        let root = Arc::new(RootComplex::new(RootComplexConfig { memory, messages, lines, ejected }));
+        for number in 0..ROOT_PORTS {
+            root.add_port(number, FIRST_ROOT_PORT + number)?;
+        }
+        Ok(Self { root, decoder: Decoder::new(), vm })
+    }
+
+    /// Maps what the registers of all functions say. What `fixed` answers comes before: what the chipset's own registers place.
+    pub(super) fn update(&self, memory: &AddressSpace, io: IoSpace<'_>, fixed: impl FnOnce() -> Vec<Mapping>) {
+        let spaces = Spaces { memory, io, doorbells: self.vm.doorbells() };
+        self.decoder.update(&spaces, || fixed().into_iter().chain(self.root.mappings()).collect());
+    }
+}
+
+/// A layout's range as a window of PCI.
+pub(super) fn window(range: AddressRange) -> Window {
+    Window { base: range.base, size: range.size }
+}
