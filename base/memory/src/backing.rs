@@ -72,8 +72,8 @@ impl Backing {
         let start = map_aligned(length, alignment, file.as_ref(), options).map_err(host)?;
         // SAFETY: it reads a constant of the system.
         let host_page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(LARGE_PAGE);
-        let discarded = options.huge_pages.map_or(0, |huge| huge.page_size as usize).max(host_page);
-        let backing = Self { start, size: length, file, page: discarded };
+        let unit = options.huge_pages.map_or(0, |huge| huge.page_size as usize).max(host_page);
+        let backing = Self { start, size: length, file, page: unit };
         if options.huge_pages.is_none() && length > LARGE_PAGE {
             // What it is aligned for. A host without such pages refuses, and small ones serve. The first is left out: it holds what a machine
             // writes before its guest runs, and a guest of a few pages should not wait for 2 MiB to be cleared.

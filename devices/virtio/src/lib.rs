@@ -12,6 +12,7 @@ pub mod net;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 #[cfg(test)]
 mod testing;
@@ -26,3 +27,4 @@ pub use queue::{
 };
 pub use rng::Rng;
 pub use transport::{Interrupt, PciDevice, Transport, TransportQueueState, TransportState};
+pub use vsock::Vsock;
