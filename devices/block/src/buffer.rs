@@ -56,6 +56,13 @@ enum Keeper {
     Own(#[expect(dead_code, reason = "what keeps the memory is kept")] Owned),
 }
 
+/// A list of pieces for the kernel. It points into buffers that its owner keeps.
+#[derive(Default)]
+pub(crate) struct IoVecs(pub(crate) Vec<libc::iovec>);
+
+// SAFETY: the addresses are for the kernel; nobody else goes where they point.
+unsafe impl Send for IoVecs {}
+
 /// Bytes that lie together in the host.
 #[derive(Clone, Copy)]
 struct Piece {
@@ -177,7 +184,7 @@ impl Buffer {
     }
 
     /// The pieces from `skip` bytes on, as far as they fit into `into`; says how many bytes they are.
-    pub(crate) fn iovecs(&self, mut skip: usize, into: &mut Vec<libc::iovec>, most: usize) -> usize {
+    pub(crate) fn iovecs(&self, mut skip: usize, IoVecs(into): &mut IoVecs, most: usize) -> usize {
         into.clear();
         let mut bytes = 0;
         for piece in &self.pieces {

@@ -40,7 +40,7 @@ fn what_is_not_ram_is_refused_and_nothing_is_added() {
     assert!(Buffer::zeroed(8).push(0x1000, 1).is_err());
     buffer.push(0x1800, 0x2000).unwrap();
     assert_eq!(buffer.len(), 0x2800);
-    let mut iovecs = Vec::new();
+    let mut iovecs = IoVecs::default();
     assert_eq!(buffer.iovecs(0x700, &mut iovecs, 8), 0x2100);
 }
 
@@ -72,9 +72,9 @@ fn iovecs_stop_where_there_is_no_more_room() {
     for gpa in [0x1000, 0x1200, 0x1400] {
         buffer.push(gpa, 0x100).unwrap();
     }
-    let mut iovecs = Vec::new();
-    assert_eq!((buffer.iovecs(0, &mut iovecs, 2), iovecs.len()), (0x200, 2));
-    assert_eq!((buffer.iovecs(0x200, &mut iovecs, 2), iovecs.len()), (0x100, 1));
+    let mut iovecs = IoVecs::default();
+    assert_eq!((buffer.iovecs(0, &mut iovecs, 2), iovecs.0.len()), (0x200, 2));
+    assert_eq!((buffer.iovecs(0x200, &mut iovecs, 2), iovecs.0.len()), (0x100, 1));
     assert_eq!(buffer.iovecs(0x300, &mut iovecs, 2), 0);
 }
 

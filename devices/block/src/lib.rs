@@ -2,6 +2,8 @@
 //!
 //! * [`Disk`] is one image, shared by all queues of the device before it. [`DiskQueue`] is one worker's way to it: requests are submitted in
 //!   batches, completions reaped, and nothing in between waits. [`Buffer`] is the guest's memory that a request moves, without a copy.
+//! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
+//!   image is never guessed from its content, which the guest writes.
 //! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
 //!
 //! A completion says that the whole request is done, or why it is not; a short transfer by the host is continued here.
@@ -13,6 +15,7 @@ mod borrow;
 mod buffer;
 mod disk;
 mod error;
+mod file;
 mod gather;
 pub mod testing;
 
@@ -21,3 +24,4 @@ pub use disk::{
     Completion, Disk, DiskInfo, DiskQueue, Operation, Request, ResizeListener, ResizeNotices, ResizeSubscription,
 };
 pub use error::{BlockError, IoError};
+pub use file::{Engine, FileDisk, FileOptions};
