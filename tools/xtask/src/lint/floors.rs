@@ -22,6 +22,9 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-chipset", DEVICES),
     // Doorbells are a backend's optional power.
     ("skep-pci", PCI),
+    ("skep-worker", &[]),
+    ("skep-net", BASE),
+    ("skep-virtio", VIRTIO),
     ("skep-guests", &["skep-guest-protocol"]),
     ("skep-config", CONFIG),
     ("skep-vmm", VMM),
@@ -35,6 +38,7 @@ const ON_HYPERVISOR: &[&str] =
     &["skep-guest-protocol", "skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor"];
 const DEVICES: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus"];
 const PCI: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus", "skep-hypervisor"];
+const VIRTIO: &[&str] = &["skep-state", "skep-memory", "skep-pci", "skep-worker", "skep-block", "skep-net"];
 const CONFIG: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor", "skep-arch"];
 // Not skep-kvm: the machine knows no backend.
 const VMM: &[&str] = &[
