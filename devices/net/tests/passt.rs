@@ -1,11 +1,12 @@
-//! The program `passt` itself, where the host has it.
+//! The program `passt` itself, which tools/setup installs.
+#![allow(clippy::unwrap_used)] // Helpers of tests unwrap as tests do.
 
 use std::process::Command;
 use std::sync::Arc;
 
 use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use skep_memory::{Backing, MemoryMap, RamOptions, RamView, Region, RegionKind};
-use skep_net::{HEADER, Link, LinkQueue, Passt, PasstConfig};
+use skep_net::{HEADER, Link, Passt, PasstConfig};
 
 fn ram() -> Arc<RamView> {
     let map = MemoryMap::new();

@@ -1,4 +1,5 @@
 //! Tap interfaces of the kernel, in a network namespace of the test's own, which an unprivileged user may have as well.
+#![allow(clippy::unwrap_used)] // Helpers of tests unwrap as tests do.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
