@@ -60,6 +60,8 @@ const PCI_MMIO64_MIN: u64 = 512 * MIB;
 pub mod spi {
     use std::ops::Range;
 
+    use skep_hypervisor::aarch64::GicVersion;
+
     /// INTID of SPI 0.
     pub const FIRST: u32 = 32;
     /// PL011.
@@ -74,8 +76,16 @@ pub mod spi {
     pub const GED_POWER: u32 = 9;
     /// Those that the GICv2m frame hands out.
     pub const GICV2M: Range<u32> = 128..256;
-    /// SPIs of the machine.
-    pub const COUNT: u32 = 256;
+
+    /// How many SPIs the machine has: those above and, for a GICv2, the frame's. A kernel sets each of them up as it starts, by some accesses
+    /// that all leave the guest, so none is there for nothing.
+    #[must_use]
+    pub const fn count(gic: GicVersion) -> u32 {
+        match gic {
+            GicVersion::V2 => GICV2M.end,
+            GicVersion::V3 => 32,
+        }
+    }
 }
 
 /// Private peripheral interrupts, as numbers from the first PPI: an INTID is [`FIRST`](ppi::FIRST) more.

@@ -131,10 +131,13 @@ impl IrqLine {
         }
     }
 
-    /// An edge: asserts and deasserts.
+    /// An edge, unless the line is asserted. Edges of several threads at once are each an edge.
     pub fn pulse(&self) {
-        self.assert();
-        self.deassert();
+        let count = self.wire.lock();
+        if let (Some(target), 0) = (&self.wire.target, *count) {
+            target.set_level(self.wire.description.number, true);
+            target.set_level(self.wire.description.number, false);
+        }
     }
 
     /// Sets what this handle asserts without telling the controller, which restores what it had latched itself.

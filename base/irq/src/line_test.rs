@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicUsize;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -59,6 +61,28 @@ fn lines_are_finite() {
     ));
     drop(held);
     assert_eq!(table.allocate(4..=7, Trigger::Edge, Polarity::High).unwrap().description().number, 4);
+}
+
+#[test]
+fn edges_of_many_threads_are_as_many_edges() {
+    #[derive(Default)]
+    struct Edges(AtomicUsize);
+    impl LineTarget for Edges {
+        fn set_level(&self, _line: u32, asserted: bool) {
+            self.0.fetch_add(usize::from(asserted), Ordering::Relaxed);
+        }
+    }
+    const EACH: usize = 2000;
+    let edges = Arc::new(Edges::default());
+    let description = LineDescription { number: 4, trigger: Trigger::Edge, polarity: Polarity::High };
+    let line = IrqLine::to(edges.clone(), description);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..EACH).for_each(|_| line.pulse()));
+        }
+    });
+    assert_eq!(edges.0.load(Ordering::Relaxed), 4 * EACH);
+    assert!(!line.is_asserted());
 }
 
 #[test]

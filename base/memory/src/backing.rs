@@ -1,8 +1,9 @@
 //! Host memory that backs guest memory.
 #![allow(unsafe_code)] // mmap, munmap and memfd_create have no safe form.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
 
@@ -59,23 +60,48 @@ impl Backing {
         }
         let length = usize::try_from(size).map_err(|_| bad("it is larger than the host's address space"))?;
         let what = if options.huge_pages.is_some() { "huge-page memory" } else { "memory" };
-        let host = |source, mend| MemoryError::Host { what, size, source, mend };
+        let host = |source| {
+            let mend = mend(options, &source);
+            MemoryError::Host { what, size, source, mend }
+        };
 
-        let file = if options.shared { Some(memfd(size, options).map_err(|e| host(e, ""))?) } else { None };
+        let file = if options.shared { Some(memfd(size, options).map_err(host)?) } else { None };
         let alignment = usize::try_from(page).unwrap_or(LARGE_PAGE).max(LARGE_PAGE);
-        let start = map_aligned(length, alignment, file.as_ref(), options).map_err(|e| {
-            let mend = match (options.huge_pages, e.raw_os_error()) {
-                (Some(_), _) => {
-                    " (reserve pages under /sys/kernel/mm/hugepages/*/nr_hugepages, or leave hugepages= out)"
+        let start = map_aligned(length, alignment, file.as_ref(), options).map_err(host)?;
+        let backing = Self { start, size: length, file };
+        if options.huge_pages.is_none() && length > LARGE_PAGE {
+            // What it is aligned for. A host without such pages refuses, and small ones serve. The first is left out: it holds what a machine
+            // writes before its guest runs, and a guest of a few pages should not wait for 2 MiB to be cleared.
+            let _ = backing.advise(LARGE_PAGE..length, libc::MADV_HUGEPAGE);
+        }
+        if options.prefault {
+            backing.populate(usize::try_from(page).unwrap_or(LARGE_PAGE)).map_err(host)?;
+        }
+        Ok(backing)
+    }
+
+    fn advise(&self, range: Range<usize>, advice: i32) -> io::Result<()> {
+        let start = self.start.as_ptr().wrapping_add(range.start).cast();
+        // SAFETY: the range is a part of the mapping, and neither advice that is given here changes its content.
+        match unsafe { libc::madvise(start, range.len(), advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping.
+    fn populate(&self, page: usize) -> io::Result<()> {
+        match self.advise(0..self.size, libc::MADV_POPULATE_WRITE) {
+            // Linux before 5.14 does not know it.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                for offset in (0..self.size).step_by(page) {
+                    // SAFETY: the byte lies in the mapping, and is zero already.
+                    unsafe { self.start.as_ptr().wrapping_add(offset).write_volatile(0) };
                 }
-                (None, Some(libc::ENOMEM)) => {
-                    " (choose a smaller --memory, or raise the limit: ulimit -v, cgroup, vm.overcommit_memory)"
-                }
-                _ => "",
-            };
-            host(e, mend)
-        })?;
-        Ok(Self { start, size: length, file })
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// The first byte's host address.
@@ -120,6 +146,40 @@ fn memfd(size: u64, options: &RamOptions) -> io::Result<File> {
     Ok(file)
 }
 
+/// What would make the host give the memory.
+fn mend(options: &RamOptions, error: &io::Error) -> String {
+    if let Some(huge) = options.huge_pages {
+        let offered = huge_page_sizes();
+        if offered.contains(&(huge.page_size / 1024)) {
+            let size = huge.page_size / 1024;
+            return format!(
+                " (reserve pages: /sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages; or leave hugepages= out)"
+            );
+        }
+        let offered: Vec<_> = offered.iter().map(|kib| format!("{kib}K")).collect();
+        return match offered.as_slice() {
+            [] => " (this host has no huge pages: leave hugepages= out)".to_owned(),
+            sizes => format!(" (this host's huge pages have {}: choose by hugepages=)", sizes.join(" or ")),
+        };
+    }
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            " (choose a smaller --memory, or raise the limit: ulimit -v, cgroup, vm.overcommit_memory)".to_owned()
+        }
+        Some(libc::EFBIG) => " (choose a smaller --memory, or raise the limit: ulimit -f)".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// The sizes of this host's huge pages in KiB, the smallest first.
+fn huge_page_sizes() -> Vec<u64> {
+    let size = |name: String| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok();
+    let pools = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let mut sizes: Vec<u64> = pools.filter_map(|pool| size(pool.file_name().into_string().ok()?)).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
 /// Reserves address space for `size` bytes at a multiple of `alignment`, then maps the memory over it.
 fn map_aligned(size: usize, alignment: usize, file: Option<&File>, options: &RamOptions) -> io::Result<NonNull<u8>> {
     let room = size.checked_add(alignment).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
@@ -143,9 +203,6 @@ fn map_aligned(size: usize, alignment: usize, file: Option<&File>, options: &Ram
     if let (Some(huge), None) = (options.huge_pages, file) {
         let shift = huge.page_size.trailing_zeros().cast_signed();
         flags |= libc::MAP_HUGETLB | (shift << libc::MAP_HUGE_SHIFT);
-    }
-    if options.prefault {
-        flags |= libc::MAP_POPULATE;
     }
     if options.huge_pages.is_some() {
         // Without a reservation a pool that is too small shows as SIGBUS at the guest's first touch.

@@ -29,7 +29,7 @@ pub use vm_memory;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The host refuses the memory itself.
-    #[error("the host refuses {size:#x} bytes of {what}: {source}{mend}")]
+    #[error("the host refuses {} KiB of {what}: {source}{mend}", size / 1024)]
     Host {
         /// What kind of memory.
         what: &'static str,
@@ -38,7 +38,7 @@ pub enum MemoryError {
         /// The host's error.
         source: std::io::Error,
         /// What would mend it, or nothing.
-        mend: &'static str,
+        mend: String,
     },
     /// A size or an address that is not a multiple of the page size, is zero, or leaves the address space.
     #[error("guest memory at {gpa:#x} of {size:#x} bytes: {reason}")]

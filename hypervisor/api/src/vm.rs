@@ -53,6 +53,12 @@ pub trait Hypervisor<A: Arch>: Send + Sync {
     /// Its name in messages.
     fn name(&self) -> &'static str;
 
+    /// The most guest physical address bits of a VM on this host.
+    ///
+    /// # Errors
+    /// Where the backend can't tell.
+    fn address_bits(&self) -> Result<u8, HypervisorError>;
+
     /// Begins a VM.
     ///
     /// # Errors

@@ -24,6 +24,9 @@ const API_VERSION: i32 = 12;
 #[derive(Clone)]
 pub struct Kvm {
     pub(crate) system: Arc<kvm_ioctls::Kvm>,
+    /// The CPUID that it supports, once it was asked.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) cpuid: Arc<std::sync::OnceLock<skep_hypervisor::x86_64::Cpuid>>,
 }
 
 /// Opens /dev/kvm.
@@ -40,7 +43,11 @@ impl Kvm {
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| refused(e.into()))?;
         let system = kvm_ioctls::Kvm::new_with_path(&name).map_err(|e| refused(e.into()))?;
         match system.get_api_version() {
-            API_VERSION => Ok(Self { system: Arc::new(system) }),
+            API_VERSION => Ok(Self {
+                system: Arc::new(system),
+                #[cfg(target_arch = "x86_64")]
+                cpuid: Arc::default(),
+            }),
             other => Err(HypervisorError::Missing {
                 backend: NAME,
                 what: format!("API version {API_VERSION} (it answers {other})"),

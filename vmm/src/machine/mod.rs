@@ -21,6 +21,12 @@ use crate::run::{Gate, Slot, Vcpus};
 
 pub use platform::{Named, Plan, Platform, Services};
 
+#[cfg(test)]
+mod machine_test;
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod test;
+
 /// A machine: everything but the threads that control it.
 pub struct Machine<A: Platform> {
     config: Config,
@@ -52,7 +58,7 @@ impl<A: Platform> Machine<A> {
                 offered,
             });
         }
-        let bits = A::address_bits(config.memory.size.bytes());
+        let bits = A::address_bits(config.memory.size.bytes()).min(hypervisor.address_bits()?);
         let highest_gpa = u64::MAX >> (64 - u32::from(bits));
         let request = VmRequest { max_vcpus: config.cpus.max, highest_gpa, powers: Powers::all() };
         let builder = hypervisor.builder(&request)?;
@@ -188,7 +194,3 @@ fn add_ram<A: Platform>(config: &Config, plan: &Plan<A>, memory: &MemoryMap) -> 
     }
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "machine_test.rs"]
-mod test;

@@ -124,7 +124,7 @@ pub trait Platform: Arch {
     fn connect_kick(_board: &Self::Board, _first: Arc<dyn skep_hypervisor::Kick>) {}
 }
 
-/// Guest physical address bits that machines are given: what all hosts have, then what larger machines need.
+/// Guest physical address bits that machines are given: what nearly all hosts have, then what larger machines need.
 const ADDRESS_BITS: [u8; 4] = [40, 44, 48, 52];
 
 /// The first of [`ADDRESS_BITS`] with room for `ram` bytes.

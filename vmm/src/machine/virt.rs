@@ -13,7 +13,7 @@ use skep_arch::layout::Row;
 use skep_arch::topology::Topology;
 use skep_bus::{Action, AddressSpace};
 use skep_chipset::{
-    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, pl011, pl031,
+    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, gpio, pl011, pl031,
 };
 use skep_config::{Config, Irqchip};
 use skep_hypervisor::aarch64::{Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig};
@@ -73,7 +73,7 @@ impl Platform for Aarch64 {
         }
         let bits = Self::address_bits(config.memory.size.bytes()).min(capabilities.address_bits);
         let layout = Layout::new(config.memory.size.bytes(), bits, gic.version, max)?;
-        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::COUNT };
+        let vm = VmConfig { gic: layout.gic_config(gic.its), spis: spi::count(gic.version) };
         // A GIC takes no CPU once it is initialised, so those that may come later are made now, powered off.
         let possible: Vec<u64> = (0..max).map(|index| mpidr(gic.version, index)).collect();
         let vcpus = possible.iter().map(|&mpidr| VcpuConfig { mpidr, features }).collect();
@@ -92,7 +92,7 @@ impl Platform for Aarch64 {
     ) -> Result<Arc<Board>, Error> {
         let Interrupts { gic, lines, its } = interrupts;
         let space = AddressSpace::memory();
-        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + spi::COUNT - 1);
+        let lines = LineTable::new(lines, spi::FIRST..=spi::FIRST + plan.vm.spis - 1);
         let line = |number| lines.line(spi::FIRST + number, Trigger::Level, Polarity::High);
         let mut components: Vec<Named> = Vec::new();
 
@@ -220,6 +220,14 @@ impl Board {
             line: self.description(spi::RTC)?,
             peripheral_id: Some(pl031::PERIPHERAL_ID),
         });
+        let gpio = nodes::Pl061 {
+            cell: nodes::PrimeCell {
+                registers: layout::GPIO,
+                line: self.description(spi::GPIO)?,
+                peripheral_id: Some(gpio::PERIPHERAL_ID),
+            },
+            power_button: gpio::POWER_BUTTON_PIN.into(),
+        };
         let panic = nodes::Pvpanic(layout::PVPANIC);
         let intx = INTX.map(|number| self.description(number)).collect::<Result<Vec<_>, _>>()?;
         let pci = fdt::PciHost {
@@ -230,7 +238,7 @@ impl Board {
             lines: &intx,
             messages: self.has_messages,
         };
-        let devices: [&dyn Node; 4] = [&uart, &rtc, &panic, &pci];
+        let devices: [&dyn Node; 5] = [&uart, &rtc, &gpio, &panic, &pci];
         let cpus = &config.cpus;
         let present = plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible);
         let platform = fdt::Platform {

@@ -19,6 +19,17 @@ pub struct PrimeCell {
 
 impl PrimeCell {
     fn write(&self, fdt: &mut FdtWriter, name: &str, clocks: &[&str]) -> Result<(), vm_fdt::Error> {
+        self.write_with(fdt, name, clocks, |_| Ok(()))
+    }
+
+    /// Writes it with more properties.
+    fn write_with(
+        &self,
+        fdt: &mut FdtWriter,
+        name: &str,
+        clocks: &[&str],
+        more: impl FnOnce(&mut FdtWriter) -> Result<(), vm_fdt::Error>,
+    ) -> Result<(), vm_fdt::Error> {
         let node = fdt.begin_node(&format!("{name}@{:x}", self.registers.base))?;
         fdt.property_string_list("compatible", vec![format!("arm,{name}"), "arm,primecell".to_owned()])?;
         reg(fdt, &[self.registers])?;
@@ -28,6 +39,7 @@ impl PrimeCell {
         if let Some(id) = self.peripheral_id {
             fdt.property_u32("arm,primecell-periphid", id)?;
         }
+        more(fdt)?;
         fdt.end_node(node)
     }
 }
@@ -56,6 +68,37 @@ pub struct Pl031(pub PrimeCell);
 impl Node for Pl031 {
     fn write(&self, fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
         self.0.write(fdt, "pl031", &["apb_pclk"])
+    }
+}
+
+/// PL061 GPIO controller, and the power button at one of its pins.
+#[derive(Clone, Copy, Debug)]
+pub struct Pl061 {
+    /// The controller.
+    pub cell: PrimeCell,
+    /// The button's pin.
+    pub power_button: u32,
+}
+
+impl Node for Pl061 {
+    fn write(&self, fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+        /// Linux's number of the key (input-event-codes.h).
+        const KEY_POWER: u32 = 116;
+        /// A pin is given by its number and its flags.
+        const CELLS: u32 = 2;
+        self.cell.write_with(fdt, "pl061", &["apb_pclk"], |fdt| {
+            fdt.property_null("gpio-controller")?;
+            fdt.property_u32("#gpio-cells", CELLS)?;
+            fdt.property_phandle(phandle::GPIO)
+        })?;
+        let keys = fdt.begin_node("gpio-keys")?;
+        fdt.property_string("compatible", "gpio-keys")?;
+        let button = fdt.begin_node("poweroff")?;
+        fdt.property_string("label", "power button")?;
+        fdt.property_u32("linux,code", KEY_POWER)?;
+        fdt.property_array_u32("gpios", &[phandle::GPIO, self.power_button, 0])?;
+        fdt.end_node(button)?;
+        fdt.end_node(keys)
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 use skep_hypervisor::aarch64::GicVersion;
 
-use super::devices::{Flash, FwCfg, Pl011, Pl031, PrimeCell, Pvpanic};
+use super::devices::{Flash, FwCfg, Pl011, Pl031, Pl061, PrimeCell, Pvpanic};
 use super::*;
 use crate::aarch64::layout::{self, Layout};
 use crate::aarch64::mpidr;
@@ -49,6 +49,8 @@ impl Machine {
         let layout = Layout::new(GIB, 40, self.gic, self.cpus).unwrap();
         let cpus: Vec<_> = (0..self.cpus).map(|index| mpidr(self.gic, index)).collect();
         let rtc = Pl031(PrimeCell { registers: layout::RTC, line: line(spi::RTC), peripheral_id: None });
+        let cell = PrimeCell { registers: layout::GPIO, line: line(spi::GPIO), peripheral_id: None };
+        let gpio = Pl061 { cell, power_button: 3 };
         let (fw_cfg, pvpanic) = (FwCfg(layout::FW_CFG), Pvpanic(layout::PVPANIC));
         let flash = Flash(&[layout::FLASH_CODE, layout::FLASH_VARS]);
         let lines: Vec<_> = (spi::PCI_FIRST..spi::PCI_FIRST + 4).map(line).collect();
@@ -66,7 +68,7 @@ impl Machine {
             topology: self.topology,
             pmu: self.pmu,
             gic: &layout.gic_config(self.its),
-            devices: &[&uart(), &rtc, &fw_cfg, &flash, &pvpanic, &pci],
+            devices: &[&uart(), &rtc, &gpio, &fw_cfg, &flash, &pvpanic, &pci],
             chosen: Chosen {
                 bootargs: Some("quiet"),
                 initrd: Some(AddressRange::new(GIB + MIB, 0x1234)),
@@ -121,6 +123,8 @@ fn a_tree_with_gicv3() {
     has(&dts, "pl011@9000000", "interrupts = <0x00 0x01 0x04>;");
     has(&dts, "pl011@9000000", "clock-names = \"uartclk\\0apb_pclk\";");
     has(&dts, "pl011@9000000", "arm,primecell-periphid = <0x341011>;");
+    has(&dts, "pl061@9030000", "#gpio-cells = <0x02>;");
+    has(&dts, "poweroff", "gpios = <0x04 0x03 0x00>;");
     has(&dts, "flash@0", "reg = <0x00 0x00 0x00 0x4000000 0x00 0x4000000 0x00 0x4000000>;");
     assert!(!dts.contains("pmu {") && !dts.contains("cpu-map"));
 }

@@ -27,6 +27,8 @@ pub mod phandle {
     pub const MSI_CONTROLLER: u32 = 2;
     /// The clock of PrimeCells, 24 MHz.
     pub const CLOCK: u32 = 3;
+    /// The PL061, whose pins other nodes name.
+    pub const GPIO: u32 = 4;
     /// CPU 0; the others follow.
     pub const CPUS: u32 = 0x1_0000;
 }

@@ -26,6 +26,8 @@ pub use state::Pl061State;
 pub const SIZE: u64 = 0x1000;
 /// The pin that the machine's tables name as the power button.
 pub const POWER_BUTTON_PIN: u8 = 3;
+/// Its peripheral id as one number, as device trees give it.
+pub const PERIPHERAL_ID: u32 = 0x0004_1061;
 /// How long a key is pressed, in nanoseconds.
 const PRESS_NANOS: u64 = 100_000_000;
 

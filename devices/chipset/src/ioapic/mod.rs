@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skep_bus::{Action, Device};
 use skep_irq::{ApicBus, EoiListener, EoiSubscription, LineTarget, MsiMessage};
 use skep_state::{Persist, State, StateError, ensure};
-use tracing::warn;
+use tracing::debug;
 
 use self::entry::Entry;
 use crate::access::{read_words, write_words};
@@ -97,7 +97,7 @@ impl Pin {
         match apics.signal(message, None) {
             Ok(()) => true,
             Err(error) => {
-                warn!(%error, vector = self.entry.vector(), "the local APICs refused an interrupt of the I/O APIC");
+                debug!(%error, vector = self.entry.vector(), "the local APICs refused an interrupt of the I/O APIC");
                 false
             }
         }
@@ -155,7 +155,7 @@ impl Inner {
             *route = new;
         }
         if changed && let Err(error) = apics.set_pin_routes(&self.routes) {
-            warn!(%error, "the local APICs refused the routes of the I/O APIC");
+            debug!(%error, "the local APICs refused the routes of the I/O APIC");
         }
     }
 }

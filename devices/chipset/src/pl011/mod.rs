@@ -7,7 +7,7 @@
 //! rate counts only for the receive timeout. Output needs no enabling, so that an early console works where no firmware has set the port
 //! up; input waits with the host until the guest has enabled port and receiver. The modem at the far end is always ready.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use skep_bus::{Action, Device};
 use skep_clock::{Clock, GuestNanos};
@@ -15,9 +15,8 @@ use skep_irq::IrqLine;
 use skep_state::{Persist, StateError};
 
 use crate::access::{read_words, write_words};
-use crate::alarm::Alarm;
 use crate::fifo::Fifo;
-use crate::serial::{SerialOut, SerialPort, SpaceListener};
+use crate::serial::{self, Port, Registers as _, SerialOut, SerialPort};
 
 mod state;
 
@@ -123,19 +122,10 @@ pub struct Pl011Config {
 
 /// A PL011.
 pub struct Pl011 {
-    irq: IrqLine,
-    clock: Clock,
-    space: SpaceListener,
-    inner: Mutex<Inner>,
+    port: Port<Registers>,
 }
 
-struct Inner {
-    registers: Registers,
-    out: Box<dyn SerialOut>,
-    alarm: Alarm,
-    /// The host has input that did not fit.
-    starved: bool,
-}
+type Inner = serial::Inner<Registers>;
 
 #[derive(Debug, Clone)]
 struct Registers {
@@ -194,33 +184,6 @@ impl Registers {
         self.cr & cr::LOOPBACK != 0
     }
 
-    /// How many characters the host may hand in.
-    fn room(&self) -> usize {
-        let listens = self.cr & (cr::ENABLE | cr::RECEIVE) == cr::ENABLE | cr::RECEIVE;
-        if listens && !self.loopback() { self.depth().saturating_sub(self.received.len()) } else { 0 }
-    }
-
-    /// Takes a character, with its errors in bits 10:8.
-    fn take(&mut self, entry: u16, now: GuestNanos) {
-        if self.received.len() >= self.depth() {
-            self.ris |= int::OVERRUN;
-            self.errors |= error::OVERRUN;
-            return;
-        }
-        self.received.push(entry);
-        let errors = (entry >> 8) as u8;
-        if errors & error::BREAK != 0 {
-            self.ris |= int::BREAK;
-        }
-        if errors & error::FRAMING != 0 {
-            self.ris |= int::FRAMING;
-        }
-        if self.received.len() >= self.trigger() {
-            self.ris |= int::RECEIVE;
-        }
-        self.restart_timeout(now);
-    }
-
     fn read_data(&mut self, now: GuestNanos) -> u32 {
         let overrun = u16::from(self.errors & error::OVERRUN) << 8;
         let entry = self.received.pop().unwrap_or(0);
@@ -261,21 +224,13 @@ impl Registers {
         modem | fr::TX_EMPTY | empty | full
     }
 
-    fn interrupts(&self) -> u16 {
+    /// UARTMIS: the interrupts that are raised and not masked.
+    fn masked_status(&self) -> u16 {
         self.ris & self.imsc
     }
 }
 
 impl Inner {
-    /// Lets a timeout that is due have come.
-    fn settle(&mut self, clock: &Clock) {
-        let r = &mut self.registers;
-        if r.timeout.is_some_and(|deadline| clock.now() >= deadline) {
-            r.timeout = None;
-            r.ris |= int::RECEIVE_TIMEOUT;
-        }
-    }
-
     fn read(&mut self, offset: u64, clock: &Clock) -> u32 {
         let r = &mut self.registers;
         match offset {
@@ -290,7 +245,7 @@ impl Inner {
             register::IFLS => r.ifls.into(),
             register::IMSC => r.imsc.into(),
             register::RIS => r.ris.into(),
-            register::MIS => r.interrupts().into(),
+            register::MIS => r.masked_status().into(),
             register::DMACR => r.dmacr.into(),
             register::IDENTIFICATION.. => {
                 let index = (offset - register::IDENTIFICATION) / 4;
@@ -347,25 +302,52 @@ impl Inner {
             _ => {}
         }
     }
+}
 
-    /// Sets the line, and the timer where an interrupt waits for it.
-    fn update(&mut self, irq: &IrqLine) {
-        irq.set(self.registers.interrupts() != 0);
-        self.watch_timeout();
-    }
-
-    fn watch_timeout(&mut self) {
-        let r = &self.registers;
-        if r.imsc & int::RECEIVE_TIMEOUT != 0 && r.interrupts() & int::RECEIVE == 0 {
-            self.alarm.want(r.timeout);
+impl serial::Registers for Registers {
+    fn settle(&mut self, now: GuestNanos) {
+        if self.timeout.is_some_and(|deadline| now >= deadline) {
+            self.timeout = None;
+            self.ris |= int::RECEIVE_TIMEOUT;
         }
     }
 
-    /// Whether the host is to be told, now, that there is room for what it kept: once all is read, so that it comes by whole FIFOs.
-    fn relieves(&mut self) -> bool {
-        let room = self.starved && self.registers.received.is_empty() && self.registers.room() > 0;
-        self.starved &= !room;
-        room
+    fn room(&self) -> usize {
+        let listens = self.cr & (cr::ENABLE | cr::RECEIVE) == cr::ENABLE | cr::RECEIVE;
+        if listens && !self.loopback() { self.depth().saturating_sub(self.received.len()) } else { 0 }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.received.is_empty()
+    }
+
+    fn take(&mut self, entry: u16, now: GuestNanos) {
+        if self.received.len() >= self.depth() {
+            self.ris |= int::OVERRUN;
+            self.errors |= error::OVERRUN;
+            return;
+        }
+        self.received.push(entry);
+        let errors = (entry >> 8) as u8;
+        if errors & error::BREAK != 0 {
+            self.ris |= int::BREAK;
+        }
+        if errors & error::FRAMING != 0 {
+            self.ris |= int::FRAMING;
+        }
+        if self.received.len() >= self.trigger() {
+            self.ris |= int::RECEIVE;
+        }
+        self.restart_timeout(now);
+    }
+
+    fn interrupts(&self) -> bool {
+        self.masked_status() != 0
+    }
+
+    fn deadline(&self) -> Option<GuestNanos> {
+        let waits = self.imsc & int::RECEIVE_TIMEOUT != 0 && self.masked_status() & int::RECEIVE == 0;
+        self.timeout.filter(|_| waits)
     }
 }
 
@@ -377,55 +359,27 @@ impl Pl011 {
             let this = this.clone();
             let timer = config.clock.timer(move || {
                 if let Some(uart) = this.upgrade() {
-                    uart.with(|inner| inner.alarm.fired());
+                    uart.port.fired();
                 }
             });
-            let inner =
-                Inner { registers: Registers::POWER_ON, out: config.out, alarm: Alarm::new(timer), starved: false };
-            Self { irq: config.irq, clock: config.clock, space: SpaceListener::default(), inner: Mutex::new(inner) }
+            Self { port: Port::new(config.irq, config.clock, config.out, timer, Registers::POWER_ON) }
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does something with the registers, and all that follows from it.
-    fn with<R>(&self, act: impl FnOnce(&mut Inner) -> R) -> R {
-        let mut inner = self.lock();
-        inner.settle(&self.clock);
-        let result = act(&mut inner);
-        inner.update(&self.irq);
-        let relieves = inner.relieves();
-        drop(inner);
-        if relieves {
-            self.space.call();
-        }
-        result
     }
 }
 
 impl SerialPort for Pl011 {
     fn receive(&self, bytes: &[u8]) -> usize {
-        self.with(|inner| {
-            let taken = bytes.len().min(inner.registers.room());
-            let now = self.clock.now();
-            for byte in bytes.iter().take(taken) {
-                inner.registers.take(u16::from(*byte), now);
-            }
-            inner.starved = taken < bytes.len();
-            taken
-        })
+        self.port.receive(bytes)
     }
 
     fn on_space(&self, listener: Box<dyn Fn() + Send + Sync>) {
-        self.space.set(listener);
+        self.port.on_space(listener);
     }
 
     fn receive_break(&self) {
-        self.with(|inner| {
+        self.port.with(|inner| {
             if inner.registers.room() > 0 {
-                inner.registers.take(u16::from(error::BREAK | error::FRAMING) << 8, self.clock.now());
+                inner.registers.take(u16::from(error::BREAK | error::FRAMING) << 8, self.port.clock.now());
             }
         });
     }
@@ -433,11 +387,12 @@ impl SerialPort for Pl011 {
 
 impl Device for Pl011 {
     fn read(&self, _region: u32, offset: u64, data: &mut [u8]) {
-        self.with(|inner| read_words(offset, data, |register| inner.read(register, &self.clock)));
+        self.port.with(|inner| read_words(offset, data, |register| inner.read(register, &self.port.clock)));
     }
 
     fn write(&self, _region: u32, offset: u64, data: &[u8]) -> Action {
-        self.with(|inner| write_words(offset, data, |register, value| inner.write(register, value, &self.clock)));
+        self.port
+            .with(|inner| write_words(offset, data, |register, value| inner.write(register, value, &self.port.clock)));
         Action::None
     }
 }
@@ -446,8 +401,7 @@ impl Persist for Pl011 {
     type State = Pl011State;
 
     fn save(&self) -> Pl011State {
-        let mut inner = self.lock();
-        inner.settle(&self.clock);
+        let inner = self.port.settled();
         let r = &inner.registers;
         Pl011State {
             errors: r.errors,
@@ -461,13 +415,12 @@ impl Persist for Pl011 {
             ris: r.ris,
             dmacr: r.dmacr,
             received: r.received.iter().collect(),
-            timeout: r.timeout.map(|deadline| deadline.saturating_sub(self.clock.now())),
+            timeout: r.timeout.map(|deadline| deadline.saturating_sub(self.port.clock.now())),
         }
     }
 
     fn restore(&self, state: &Pl011State) -> Result<(), StateError> {
-        let mut inner = self.lock();
-        inner.registers = Registers {
+        self.port.restore(Registers {
             errors: state.errors,
             ilpr: state.ilpr,
             ibrd: state.ibrd,
@@ -479,19 +432,12 @@ impl Persist for Pl011 {
             ris: state.ris,
             dmacr: state.dmacr,
             received: Fifo::of(&state.received),
-            timeout: state.timeout.map(|nanos| self.clock.now().saturating_add(nanos)),
-        };
-        self.irq.restore(inner.registers.interrupts() != 0);
-        inner.watch_timeout();
-        let relieves = inner.relieves();
-        drop(inner);
-        if relieves {
-            self.space.call();
-        }
+            timeout: state.timeout.map(|nanos| self.port.clock.now().saturating_add(nanos)),
+        });
         Ok(())
     }
 
     fn reset(&self) {
-        self.with(|inner| inner.registers = Registers::POWER_ON);
+        self.port.with(|inner| inner.registers = Registers::POWER_ON);
     }
 }

@@ -22,7 +22,7 @@ use skep_bus::{Action, Device};
 use skep_clock::{Clock, GuestNanos};
 use skep_irq::IrqLine;
 use skep_state::{Persist, StateError};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::access::{read_ports, write_ports};
 use crate::alarm::Alarm;
@@ -335,7 +335,7 @@ impl Device for Pm {
                     self.requests.send(MachineRequest::PowerOff);
                 }
                 Sleep::Refused(kind) => {
-                    warn!(kind, "the guest asks for a sleep that this machine doesn't have: it wakes")
+                    debug!(kind, "the guest asks for a sleep that this machine doesn't have: it wakes")
                 }
             });
         });

@@ -8,7 +8,7 @@
 //! always ready (CTS, DSR and DCD). Outside loopback nothing overruns: what doesn't fit stays with the host. While the port is in loopback, the
 //! host's input waits.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 
 use skep_bus::{Action, Device};
 use skep_clock::{Clock, GuestNanos};
@@ -16,9 +16,8 @@ use skep_irq::IrqLine;
 use skep_state::{Persist, StateError};
 
 use crate::access::{read_ports, write_ports};
-use crate::alarm::Alarm;
 use crate::fifo::Fifo;
-use crate::serial::{SerialOut, SerialPort, SpaceListener};
+use crate::serial::{self, Port, Registers as _, SerialOut, SerialPort};
 
 mod state;
 #[cfg(test)]
@@ -111,19 +110,10 @@ pub struct Uart16550Config {
 
 /// A 16550A.
 pub struct Uart16550 {
-    irq: IrqLine,
-    clock: Clock,
-    space: SpaceListener,
-    inner: Mutex<Inner>,
+    port: Port<Registers>,
 }
 
-struct Inner {
-    registers: Registers,
-    out: Box<dyn SerialOut>,
-    alarm: Alarm,
-    /// The host has input that did not fit.
-    starved: bool,
-}
+type Inner = serial::Inner<Registers>;
 
 #[derive(Debug, Clone)]
 struct Registers {
@@ -183,11 +173,6 @@ impl Registers {
         }
     }
 
-    /// Room for the host's input.
-    fn room(&self) -> usize {
-        if self.loopback() { 0 } else { self.depth() - self.received.len() }
-    }
-
     /// The interrupt of the highest priority.
     fn interrupt(&self) -> u8 {
         let enabled = |source| self.ier & source != 0;
@@ -241,20 +226,6 @@ impl Registers {
         self.fcr = if on { value & fcr::KEPT } else { 0 };
     }
 
-    /// A character arrives. One that finds no room overruns: the FIFO keeps what it has, the single register takes the new one.
-    fn take(&mut self, entry: u16, now: GuestNanos) {
-        if self.received.len() >= self.depth() {
-            self.line_errors |= lsr::OVERRUN;
-            if self.fifo_on() {
-                return;
-            }
-            self.received.clear();
-        }
-        self.received.push(entry);
-        self.front_changed();
-        self.restart_timeout(now);
-    }
-
     /// A character's errors show when it has come to the front.
     fn front_changed(&mut self) {
         if let Some(entry) = self.received.front() {
@@ -279,15 +250,6 @@ impl Registers {
 }
 
 impl Inner {
-    /// Lets a timeout that is due have come.
-    fn settle(&mut self, clock: &Clock) {
-        if let Timeout::At(deadline) = self.registers.timeout
-            && clock.now() >= deadline
-        {
-            self.registers.timeout = Timeout::Elapsed;
-        }
-    }
-
     fn read(&mut self, port: u64, clock: &Clock) -> u8 {
         let r = &mut self.registers;
         let latch = r.lcr & lcr::DIVISOR_LATCH != 0;
@@ -365,29 +327,50 @@ impl Inner {
             _ => {}
         }
     }
+}
 
-    /// Sets the line, and the timer where an interrupt waits for it.
-    fn update(&mut self, irq: &IrqLine) {
-        let r = &self.registers;
-        irq.set(r.interrupt() != iir::NONE && r.mcr & mcr::OUT2 != 0);
-        self.watch_timeout();
-    }
-
-    fn watch_timeout(&mut self) {
-        let r = &self.registers;
-        if let Timeout::At(deadline) = r.timeout
-            && r.ier & ier::RECEIVED != 0
-            && r.received.len() < r.trigger()
+impl serial::Registers for Registers {
+    fn settle(&mut self, now: GuestNanos) {
+        if let Timeout::At(deadline) = self.timeout
+            && now >= deadline
         {
-            self.alarm.want(Some(deadline));
+            self.timeout = Timeout::Elapsed;
         }
     }
 
-    /// Whether the host is to be told, now, that there is room for what it kept: once all is read, so that it comes by whole FIFOs.
-    fn relieves(&mut self) -> bool {
-        let room = self.starved && self.registers.received.is_empty() && self.registers.room() > 0;
-        self.starved &= !room;
-        room
+    fn room(&self) -> usize {
+        if self.loopback() { 0 } else { self.depth() - self.received.len() }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.received.is_empty()
+    }
+
+    /// A character arrives. One that finds no room overruns: the FIFO keeps what it has, the single register takes the new one.
+    fn take(&mut self, entry: u16, now: GuestNanos) {
+        if self.received.len() >= self.depth() {
+            self.line_errors |= lsr::OVERRUN;
+            if self.fifo_on() {
+                return;
+            }
+            self.received.clear();
+        }
+        self.received.push(entry);
+        self.front_changed();
+        self.restart_timeout(now);
+    }
+
+    fn interrupts(&self) -> bool {
+        self.interrupt() != iir::NONE && self.mcr & mcr::OUT2 != 0
+    }
+
+    fn deadline(&self) -> Option<GuestNanos> {
+        match self.timeout {
+            Timeout::At(deadline) if self.ier & ier::RECEIVED != 0 && self.received.len() < self.trigger() => {
+                Some(deadline)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -395,59 +378,31 @@ impl Uart16550 {
     /// A 16550A in its power-on state.
     #[must_use]
     pub fn new(config: Uart16550Config) -> Arc<Self> {
-        Arc::new_cyclic(|this| {
+        Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             let timer = config.clock.timer(move || {
-                if let Some(uart) = std::sync::Weak::<Self>::upgrade(&this) {
-                    uart.with(|inner| inner.alarm.fired());
+                if let Some(uart) = this.upgrade() {
+                    uart.port.fired();
                 }
             });
-            let inner =
-                Inner { registers: Registers::POWER_ON, out: config.out, alarm: Alarm::new(timer), starved: false };
-            Self { irq: config.irq, clock: config.clock, space: SpaceListener::default(), inner: Mutex::new(inner) }
+            Self { port: Port::new(config.irq, config.clock, config.out, timer, Registers::POWER_ON) }
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does something with the registers, and all that follows from it.
-    fn with<R>(&self, act: impl FnOnce(&mut Inner) -> R) -> R {
-        let mut inner = self.lock();
-        inner.settle(&self.clock);
-        let result = act(&mut inner);
-        inner.update(&self.irq);
-        let relieves = inner.relieves();
-        drop(inner);
-        if relieves {
-            self.space.call();
-        }
-        result
     }
 }
 
 impl SerialPort for Uart16550 {
     fn receive(&self, bytes: &[u8]) -> usize {
-        self.with(|inner| {
-            let taken = bytes.len().min(inner.registers.room());
-            let now = self.clock.now();
-            for byte in bytes.iter().take(taken) {
-                inner.registers.take(u16::from(*byte), now);
-            }
-            inner.starved = taken < bytes.len();
-            taken
-        })
+        self.port.receive(bytes)
     }
 
     fn on_space(&self, listener: Box<dyn Fn() + Send + Sync>) {
-        self.space.set(listener);
+        self.port.on_space(listener);
     }
 
     fn receive_break(&self) {
-        self.with(|inner| {
+        self.port.with(|inner| {
             if !inner.registers.loopback() {
-                inner.registers.take(u16::from(lsr::BREAK | lsr::FRAMING) << 8, self.clock.now());
+                inner.registers.take(u16::from(lsr::BREAK | lsr::FRAMING) << 8, self.port.clock.now());
             }
         });
     }
@@ -455,11 +410,11 @@ impl SerialPort for Uart16550 {
 
 impl Device for Uart16550 {
     fn read(&self, _region: u32, offset: u64, data: &mut [u8]) {
-        self.with(|inner| read_ports(offset, data, |port| inner.read(port, &self.clock)));
+        self.port.with(|inner| read_ports(offset, data, |port| inner.read(port, &self.port.clock)));
     }
 
     fn write(&self, _region: u32, offset: u64, data: &[u8]) -> Action {
-        self.with(|inner| write_ports(offset, data, |port, value| inner.write(port, value, &self.clock)));
+        self.port.with(|inner| write_ports(offset, data, |port, value| inner.write(port, value, &self.port.clock)));
         Action::None
     }
 }
@@ -468,8 +423,7 @@ impl Persist for Uart16550 {
     type State = Uart16550State;
 
     fn save(&self) -> Uart16550State {
-        let mut inner = self.lock();
-        inner.settle(&self.clock);
+        let inner = self.port.settled();
         let r = &inner.registers;
         Uart16550State {
             ier: r.ier,
@@ -484,15 +438,14 @@ impl Persist for Uart16550 {
             transmitter_empty: r.transmitter_empty,
             timeout: match r.timeout {
                 Timeout::Idle => None,
-                Timeout::At(deadline) => Some(deadline.saturating_sub(self.clock.now())),
+                Timeout::At(deadline) => Some(deadline.saturating_sub(self.port.clock.now())),
                 Timeout::Elapsed => Some(0),
             },
         }
     }
 
     fn restore(&self, state: &Uart16550State) -> Result<(), StateError> {
-        let mut inner = self.lock();
-        inner.registers = Registers {
+        self.port.restore(Registers {
             ier: state.ier,
             fcr: state.fcr,
             lcr: state.lcr,
@@ -506,21 +459,13 @@ impl Persist for Uart16550 {
             timeout: match state.timeout {
                 None => Timeout::Idle,
                 Some(0) => Timeout::Elapsed,
-                Some(nanos) => Timeout::At(self.clock.now().saturating_add(nanos)),
+                Some(nanos) => Timeout::At(self.port.clock.now().saturating_add(nanos)),
             },
-        };
-        let r = &inner.registers;
-        self.irq.restore(r.interrupt() != iir::NONE && r.mcr & mcr::OUT2 != 0);
-        inner.watch_timeout();
-        let relieves = inner.relieves();
-        drop(inner);
-        if relieves {
-            self.space.call();
-        }
+        });
         Ok(())
     }
 
     fn reset(&self) {
-        self.with(|inner| inner.registers = Registers::POWER_ON);
+        self.port.with(|inner| inner.registers = Registers::POWER_ON);
     }
 }

@@ -105,6 +105,10 @@ impl<A: Model> Hypervisor<A> for Fake<A> {
         NAME
     }
 
+    fn address_bits(&self) -> Result<u8, HypervisorError> {
+        Ok(self.capabilities.address_bits)
+    }
+
     fn builder(&self, request: &VmRequest) -> Result<Box<dyn VmBuilder<A>>, HypervisorError> {
         let Capabilities { powers, max_vcpus, address_bits, memory_slots, ref arch } = self.capabilities;
         if request.max_vcpus > max_vcpus {

@@ -94,6 +94,10 @@ impl Hypervisor<Aarch64> for Kvm {
         NAME
     }
 
+    fn address_bits(&self) -> Result<u8, HypervisorError> {
+        Ok(u8::try_from(address_bits(self)).unwrap_or(u8::MAX))
+    }
+
     fn builder(&self, request: &VmRequest) -> Result<Box<dyn VmBuilder<Aarch64>>, HypervisorError> {
         let address_bits = address_bits(self);
         let vm = make_vm(self, address_bits, request.highest_gpa)?;

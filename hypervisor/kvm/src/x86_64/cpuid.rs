@@ -2,8 +2,8 @@
 
 use std::io;
 
+use crate::Kvm;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
 use skep_hypervisor::HypervisorError;
 use skep_hypervisor::x86_64::{Cpuid, CpuidEntry};
 
@@ -16,13 +16,17 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 1 << 15;
 
 /// What KVM supports on this host, completed by what it leaves to its user, and less what this backend can't save.
-pub(super) fn supported(system: &Kvm) -> Result<Cpuid, HypervisorError> {
-    let entries = system
+pub(super) fn supported(kvm: &Kvm) -> Result<&Cpuid, HypervisorError> {
+    if let Some(known) = kvm.cpuid.get() {
+        return Ok(known);
+    }
+    let entries = kvm
+        .system
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(|e| HypervisorError::call("ask KVM for the CPUID it supports", e))?;
     let mut cpuid = Cpuid(entries.as_slice().iter().map(from_kvm).collect());
     complete(&mut cpuid);
-    Ok(cpuid)
+    Ok(kvm.cpuid.get_or_init(|| cpuid))
 }
 
 fn complete(cpuid: &mut Cpuid) {

@@ -27,6 +27,10 @@ impl Hypervisor<X86_64> for Kvm {
         NAME
     }
 
+    fn address_bits(&self) -> Result<u8, HypervisorError> {
+        Ok(cpuid::address_bits(cpuid::supported(self)?))
+    }
+
     fn builder(&self, request: &VmRequest) -> Result<Box<dyn VmBuilder<X86_64>>, HypervisorError> {
         Ok(Box::new(vm::Builder::new(self, request)?))
     }
@@ -47,9 +51,9 @@ pub(crate) fn report(kvm: &Kvm) -> Vec<Finding> {
         format!("up to {} (x2APIC, extended MSI destinations)", ids - 1),
         Verdict::Ok,
     ));
-    findings.push(match cpuid::supported(&kvm.system) {
+    findings.push(match cpuid::supported(kvm) {
         Ok(cpuid) => {
-            let bits = cpuid::address_bits(&cpuid);
+            let bits = cpuid::address_bits(cpuid);
             Finding::new("addresses", format!("{bits} guest physical address bits"), Verdict::Ok)
         }
         Err(error) => Finding::new("CPUID", error.to_string(), Verdict::Fatal),

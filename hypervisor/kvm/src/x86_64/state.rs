@@ -243,10 +243,9 @@ fn write_tsc(vcpu: &mut X86Vcpu, support: &Support, tsc: u64) -> Result<(), Vcpu
     ioctl::set_tsc_offset(&core.fd, offset).map_err(core.failed(what))?;
     // A KVM without hardware virtualization answers well and does nothing.
     if ioctl::tsc_offset(&core.fd).map_err(core.failed(what))? != offset {
-        tracing::warn!(
-            vcpu = core.index(),
-            "the guest sees the host's TSC, which jumps: this host's KVM can't offset it"
-        );
+        vcpu.shared.tsc_told.call_once(|| {
+            tracing::warn!("the guest sees the host's TSC, which jumps: this host's KVM can't offset it");
+        });
     }
     Ok(())
 }

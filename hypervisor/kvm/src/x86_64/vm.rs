@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_MAX_VCPU_ID, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_TSC_CONTROL, KVM_CAP_X2APIC_API, KVM_CAP_X86_USER_SPACE_MSR,
@@ -64,7 +64,7 @@ impl Builder {
             let (what, mend) = ("MSR accesses in user space".to_owned(), ": use Linux 5.10 or later".to_owned());
             return Err(HypervisorError::Missing { backend: NAME, what, mend });
         }
-        let cpuid = cpuid::supported(&kvm.system)?;
+        let cpuid = cpuid::supported(kvm)?.clone();
         let capabilities = Capabilities {
             powers: request.powers,
             max_vcpus: capability(&vm, Cap::MaxVcpus as u32),
@@ -154,6 +154,8 @@ pub(super) struct Shared {
     pub(super) boot_cpu: u32,
     pub(super) standstill: Standstill,
     support: OnceLock<Support>,
+    /// The user has been told that the TSC can't be offset.
+    pub(super) tsc_told: Once,
     spare: Mutex<Option<Arc<Self>>>,
 }
 
@@ -168,7 +170,8 @@ impl Shared {
         prepare(&vm, cpuid::is_amd(&capabilities.arch.cpuid), pins, boot_cpu)?;
         let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots, capabilities.address_bits));
         let (standstill, support, spare) = (Standstill::default(), OnceLock::new(), Mutex::new(None));
-        Ok(Arc::new(Self { kvm, vm, slots, capabilities, pins, boot_cpu, standstill, support, spare }))
+        let tsc_told = Once::new();
+        Ok(Arc::new(Self { kvm, vm, slots, capabilities, pins, boot_cpu, standstill, support, tsc_told, spare }))
     }
 
     /// What saving and restoring need to know; `vcpu` is any of this VM.
