@@ -204,6 +204,7 @@ fn a_batch_interrupts_once_by_its_own_vector() {
     wait_for("the interrupt", || !guest.bus.vectors.lock().unwrap().is_empty());
     let vectors = guest.bus.vectors.lock().unwrap().clone();
     assert_eq!((vectors.len(), vectors[0]), (1, 1));
+    assert_eq!(guest.disk.counts().kicks, 1, "and goes to the host at once");
 }
 
 #[test]
