@@ -14,5 +14,7 @@ fn the_words_are_those_that_the_guest_knows() {
         _ => None,
     };
     let known: BTreeSet<String> = GUEST.lines().filter_map(words).collect();
-    assert_eq!(known, WORDS.iter().map(|(word, _)| (*word).to_owned()).collect());
+    assert_eq!(known, WORDS.iter().map(|word| (*word).to_owned()).collect());
+    let told: BTreeSet<_> = WORDS_HELP.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(told, WORDS.into_iter().collect());
 }

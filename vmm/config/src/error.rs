@@ -115,7 +115,8 @@ impl Problem {
         Self::not_yet(key).unwrap_or(Problem::UnknownKey { key: key.to_owned(), hint })
     }
 
-    pub(crate) fn unknown_choice(choice: &str, known: &[&'static str]) -> Self {
+    /// That `choice` is none of the `known` ones, and which was probably meant.
+    pub fn unknown_choice(choice: &str, known: &[&'static str]) -> Self {
         let hint = match nearest(choice, known) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("they are {}", known.join(", ")),
