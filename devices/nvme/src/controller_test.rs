@@ -213,7 +213,7 @@ fn hostile_state_is_refused_by_name() {
     assert_eq!(guest.write_blocks(&mut pair, 0, 1, 1), Status::SUCCESS);
     let state = guest.pause();
     type Change = fn(&mut ControllerState);
-    let bad: [(&str, Change); 12] = [
+    let bad: [(&str, Change); 14] = [
         ("configuration", |state| state.configuration = 0xff00_0000),
         ("status", |state| state.status = 0x10),
         ("units", |state| state.admin = None),
@@ -225,6 +225,16 @@ fn hostile_state_is_refused_by_name() {
         ("units", |state| state.units.push(state.units[0].clone())),
         ("event_requests", |state| state.event_requests = vec![0; 5]),
         ("changed", |state| state.changed = vec![0]),
+        ("event_requests", |state| {
+            state.admin = None;
+            state.units.clear();
+            state.event_requests = vec![1];
+        }),
+        ("shadow", |state| {
+            state.admin = None;
+            state.units.clear();
+            state.shadow = Some(crate::ShadowState { doorbells: 0, events: 4096 });
+        }),
         ("power_state", |state| state.features.power_state = 32),
     ];
     for (field, change) in bad {
@@ -235,6 +245,30 @@ fn hostile_state_is_refused_by_name() {
             other => panic!("{field}: {other:?}"),
         }
     }
+    // Counters may stand anywhere, and stay there.
+    let mut full = state.clone();
+    let most = u64::MAX;
+    full.health = crate::HealthState {
+        sectors_read: most,
+        sectors_written: most,
+        reads: most,
+        writes: most,
+        busy: most,
+        power_cycles: most,
+        unsafe_shutdowns: most,
+        media_errors: most,
+        errors: most,
+        powered: most,
+    };
+    let mut other = Guest::new();
+    other.controller.restore(&full).unwrap();
+    other.controller.resume();
+    other.disable();
+    other.enable();
+    let mut queue = other.create(1, 64);
+    assert_eq!(other.write_blocks(&mut queue, 0, 1, 1), Status::SUCCESS);
+    assert_eq!(other.io(&mut queue, &transfer(io::READ, 1 << 40, 1, DATA)), Status::LBA_OUT_OF_RANGE);
+    assert_eq!(other.log(2, 80, 8).unwrap(), [0xff; 8]);
     let mut large = state.clone();
     large.units[0].submission[0].id = 5;
     skep_state::State::check(&large).unwrap();

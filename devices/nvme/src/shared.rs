@@ -65,13 +65,14 @@ impl Counters {
 
     /// Adds what was counted to `health`.
     pub(crate) fn add_to(&self, health: &mut HealthState) {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        health.sectors_read += of(&self.sectors_read);
-        health.sectors_written += of(&self.sectors_written);
-        health.reads += of(&self.reads);
-        health.writes += of(&self.writes);
-        health.media_errors += of(&self.media_errors);
-        health.busy += of(&self.busy);
+        // What was restored may stand anywhere.
+        let add = |sum: &mut u64, counter: &AtomicU64| *sum = sum.saturating_add(counter.load(Ordering::Relaxed));
+        add(&mut health.sectors_read, &self.sectors_read);
+        add(&mut health.sectors_written, &self.sectors_written);
+        add(&mut health.reads, &self.reads);
+        add(&mut health.writes, &self.writes);
+        add(&mut health.media_errors, &self.media_errors);
+        add(&mut health.busy, &self.busy);
     }
 }
 
@@ -213,7 +214,7 @@ impl Shared {
     /// Notes a command that failed.
     pub(crate) fn note_error(&self, queue: u16, command: u16, status: Status, block: u64, namespace: u32) {
         let mut log = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        log.count += 1;
+        log.count = log.count.saturating_add(1);
         let number = log.count;
         log.entries.truncate(ERRORS - 1);
         log.entries.push_front(ErrorState { number, queue, command, status: status.0, block, namespace });

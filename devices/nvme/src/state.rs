@@ -352,6 +352,9 @@ impl State for ControllerState {
                 "each I/O queue has a number of its own, from 1 on",
             )?;
         }
+        let rule = "only an enabled controller has some";
+        ensure(enabled || self.shadow.is_none(), ID, "shadow", self.shadow, rule)?;
+        ensure(enabled || self.event_requests.is_empty(), ID, "event_requests", &self.event_requests, rule)?;
         if let Some(shadow) = &self.shadow {
             check_base(shadow.doorbells)?;
             check_base(shadow.events)?;

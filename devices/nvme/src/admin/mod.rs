@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, PoisonError};
 
 use skep_clock::{GuestNanos, Timer};
 use skep_memory::RamView;
@@ -12,19 +12,18 @@ use skep_worker::{EventSet, Job, Sources, Worker};
 
 use crate::doorbell::{Shadow, Wake};
 use crate::queue::{CompletionQueue, SubmissionQueue};
-use crate::shared::{Counters, Registers, Shared};
-use crate::spec::register::{MAX_ADMIN_ENTRIES, status};
+use crate::shared::{Counters, Shared};
 use crate::spec::{CompletionEntry, Status};
-use crate::state::{
-    CompletionQueueState, ControllerState, FeaturesState, HealthState, ShadowState, SubmissionQueueState, UnitState,
-};
+use crate::state::{ControllerState, FeaturesState, HealthState, UnitState};
 use crate::unit::{Answer, Answers, Order, Unit, UnitConfig};
 
 mod command;
 mod events;
 mod features;
 mod identify;
+mod life;
 mod logs;
+mod saved;
 mod task;
 
 #[cfg(test)]
@@ -33,7 +32,8 @@ mod test;
 
 pub(crate) use events::Events;
 pub(crate) use identify::VENDOR;
-use task::{Purpose, Task};
+pub(crate) use saved::power_on;
+use task::Task;
 
 /// Called once, when nothing is in flight any more.
 pub(crate) type Stopped = Box<dyn FnOnce(ControllerState) + Send>;
@@ -76,28 +76,6 @@ enum Pending {
     DeleteCompletion { command: u16, queue: u16 },
     Abort { command: u16, token: u64 },
     Shadow { command: u16, left: usize, shadow: Shadow },
-}
-
-/// The state of a controller that was never enabled.
-pub(crate) fn power_on() -> ControllerState {
-    ControllerState {
-        configuration: 0,
-        status: 0,
-        admin_attributes: 0,
-        admin_submission_base: 0,
-        admin_completion_base: 0,
-        interrupt_mask: 0,
-        admin: None,
-        units: Vec::new(),
-        shadow: None,
-        features: features::power_on(),
-        event_requests: Vec::new(),
-        events: Vec::new(),
-        events_masked: 0,
-        changed: Vec::new(),
-        health: HealthState { power_cycles: 1, ..HealthState::default() },
-        errors: Vec::new(),
-    }
 }
 
 /// The thread's own.
@@ -186,149 +164,6 @@ impl Admin {
 
     fn ram(&self) -> Option<Arc<RamView>> {
         self.shared.dma.memory().ok().map(skep_memory::DmaGuard::into_inner)
-    }
-
-    /// Follows what the guest has written to the registers. Says whether anything came of it.
-    fn follow(&mut self) -> bool {
-        let registers = *self.shared.registers();
-        if self.life == Life::Enabled && self.epoch != self.shared.epoch() {
-            self.begin_stop();
-            return true;
-        }
-        if self.life == Life::Disabled && self.epoch != self.shared.epoch() {
-            // It was fatal, or shut down, and never ready.
-            self.finish_stop();
-            return true;
-        }
-        if self.life == Life::Stopping && self.units.is_empty() && self.tasks.is_empty() {
-            self.finish_stop();
-            return true;
-        }
-        if registers.status & status::SHUTDOWN_MASK == status::SHUTDOWN_RUNS && !self.shutting_down {
-            self.begin_shutdown();
-            return true;
-        }
-        let idle = self.life == Life::Disabled && !self.shutting_down;
-        if idle && registers.configuration().is_enabled() && registers.status & status::FATAL == 0 {
-            self.enable();
-            return true;
-        }
-        false
-    }
-
-    /// Enables the controller, or says by its fatal status that it can't be (Base 3.5.1).
-    fn enable(&mut self) {
-        self.epoch = self.shared.epoch();
-        let registers = *self.shared.registers();
-        let sizes = registers.admin_attributes;
-        let (submission, completion) = ((sizes & 0xfff) + 1, (sizes >> 16 & 0xfff) + 1);
-        let configuration = registers.configuration();
-        let page = 1u64 << configuration.page_shift();
-        let bases = [registers.admin_submission_base, registers.admin_completion_base];
-        let sized = |entries| (2..=MAX_ADMIN_ENTRIES).contains(&entries);
-        let based = bases.iter().all(|base| base & (page - 1) == 0 && *base < 1 << 63);
-        if !configuration.is_valid() || !sized(submission) || !sized(completion) || !based {
-            return self.shared.fail("it was enabled with a configuration or admin queues that can't be");
-        }
-        self.page = page;
-        let [submission_base, completion_base] = bases;
-        let state = UnitState {
-            completion: CompletionQueueState {
-                id: 0,
-                base: completion_base,
-                entries: completion,
-                head: 0,
-                tail: 0,
-                phase: true,
-                vector: Some(0),
-            },
-            submission: vec![SubmissionQueueState {
-                id: 0,
-                completion: 0,
-                base: submission_base,
-                entries: submission,
-                head: 0,
-                tail: 0,
-            }],
-        };
-        self.open_queues(&state);
-        self.life = Life::Enabled;
-        self.restart_keep_alive();
-        // A reset that came meanwhile keeps it from being ready; the next round sees it.
-        let mut registers = self.shared.registers();
-        if self.epoch == self.shared.epoch() {
-            registers.status |= status::READY;
-        }
-    }
-
-    fn open_queues(&mut self, state: &UnitState) {
-        let wake = &self.shared.wake;
-        if let Some(doorbell) = self.shared.doorbells.completion(0) {
-            self.completion = Some(CompletionQueue::open(&state.completion, doorbell, wake));
-        }
-        if let (Some(doorbell), Some(queue)) = (self.shared.doorbells.submission(0), state.submission.first()) {
-            self.submission = Some(SubmissionQueue::open(queue, doorbell, wake));
-        }
-    }
-
-    /// The queues are dead: everything in flight ends, and is told to nobody.
-    fn begin_stop(&mut self) {
-        self.life = Life::Stopping;
-        self.keep_alive.disarm();
-        self.pending.clear();
-        self.completion = None;
-        self.submission = None;
-        self.tasks.iter_mut().for_each(Task::cancel);
-        for unit in self.units.values_mut() {
-            unit.stopping = true;
-            unit.worker.send(Order::Stop);
-        }
-    }
-
-    /// Nothing is in flight any more: the controller is as after a reset (Base 3.7.2).
-    fn finish_stop(&mut self) {
-        self.life = Life::Disabled;
-        self.epoch = self.shared.epoch();
-        self.shadow = None;
-        self.shared.shadowed.store(false, Ordering::SeqCst);
-        self.features = features::power_on();
-        self.apply_features();
-        self.events = Events::default();
-        self.shutting_down = false;
-        for flag in [&self.shared.happened.no_queue, &self.shared.happened.bad_value, &self.shared.happened.keep_alive]
-        {
-            flag.store(false, Ordering::SeqCst);
-        }
-        let mut registers = self.shared.registers();
-        if registers.status & (status::READY | status::SHUTDOWN_MASK) == status::READY {
-            self.health.unsafe_shutdowns += 1;
-        }
-        // A guest that has enabled it again meanwhile finds it not ready yet.
-        registers.status = 0;
-        drop(registers);
-        self.shared.update_pin();
-        self.shared.bus.doorbells_changed();
-    }
-
-    /// What is in the caches is written (Base 3.6).
-    fn begin_shutdown(&mut self) {
-        self.shutting_down = true;
-        let namespaces: Vec<_> = self.shared.namespaces.load().values().cloned().collect();
-        for namespace in namespaces {
-            self.begin_task(namespace, Purpose::Shutdown);
-        }
-        self.look_at_shutdown();
-    }
-
-    /// Whether what was to be written is.
-    fn look_at_shutdown(&mut self) {
-        if self.shutting_down && !self.tasks.iter().any(|task| matches!(task.purpose, Purpose::Shutdown)) {
-            self.shutting_down = false;
-            let mut registers = self.shared.registers();
-            if registers.status & status::SHUTDOWN_MASK == status::SHUTDOWN_RUNS {
-                registers.status = registers.status & !status::SHUTDOWN_MASK | status::SHUTDOWN_DONE;
-            }
-        }
     }
 
     /// Takes commands, as long as there is room for their ends.
@@ -468,133 +303,6 @@ impl Admin {
         self.units.insert(id, UnitHandle { worker, wake, counters, submission, paused: state, stopping: false });
         self.shared.bus.doorbells_changed();
         Ok(())
-    }
-
-    fn begin_pause(&mut self, stopped: Stopped) {
-        self.pausing = Some(stopped);
-        if self.paused {
-            return;
-        }
-        for unit in self.units.values_mut().filter(|unit| !unit.stopping) {
-            unit.paused = None;
-            unit.worker.send(Order::Pause);
-        }
-    }
-
-    /// Whether everything has come to rest.
-    fn look_at_pause(&mut self) {
-        let at_rest = self.life != Life::Stopping
-            && self.pending.is_empty()
-            && self.tasks.is_empty()
-            && !self.shutting_down
-            && self.answers.is_empty()
-            && self.units.values().all(|unit| unit.paused.is_some());
-        if self.pausing.is_some() && at_rest {
-            self.paused = true;
-            let state = self.state();
-            if let Some(stopped) = self.pausing.take() {
-                stopped(state);
-            }
-        }
-    }
-
-    fn state(&mut self) -> ControllerState {
-        let ram = self.ram();
-        let registers = *self.shared.registers();
-        let admin = match (&mut self.completion, &self.submission) {
-            (Some(completion), Some(submission)) => {
-                Some(UnitState { completion: completion.state(ram.as_deref()), submission: vec![submission.state()] })
-            }
-            _ => None,
-        };
-        let features = self.saved_features();
-        let errors = self.shared.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut health = self.health();
-        health.errors = errors.count;
-        health.powered = self.powered_for();
-        ControllerState {
-            configuration: registers.configuration,
-            status: registers.status,
-            admin_attributes: registers.admin_attributes,
-            admin_submission_base: registers.admin_submission_base,
-            admin_completion_base: registers.admin_completion_base,
-            interrupt_mask: registers.interrupt_mask,
-            units: if admin.is_some() {
-                self.units.values().filter_map(|unit| unit.paused.clone()).collect()
-            } else {
-                Vec::new()
-            },
-            admin,
-            shadow: self.shadow.map(|Shadow { doorbells, events }| ShadowState { doorbells, events }),
-            features,
-            event_requests: self.events.requests.clone(),
-            events: self.events.queue.iter().copied().collect(),
-            events_masked: self.events.masked,
-            changed: self.events.changed.iter().copied().collect(),
-            health,
-            errors: errors.entries.iter().copied().collect(),
-        }
-    }
-
-    /// Takes on a state that fits, in a controller that has none yet or is paused.
-    fn restore(&mut self, state: &ControllerState) {
-        self.units.clear();
-        self.pending.clear();
-        self.paused = true;
-        *self.shared.registers() = Registers {
-            configuration: state.configuration,
-            status: state.status,
-            admin_attributes: state.admin_attributes,
-            admin_submission_base: state.admin_submission_base,
-            admin_completion_base: state.admin_completion_base,
-            interrupt_mask: state.interrupt_mask,
-        };
-        {
-            let mut log = self.shared.errors.lock().unwrap_or_else(PoisonError::into_inner);
-            log.entries = state.errors.iter().copied().collect();
-            log.count = state.health.errors;
-        }
-        self.epoch = self.shared.epoch();
-        self.shadow = state.shadow.map(|ShadowState { doorbells, events }| Shadow { doorbells, events });
-        self.shared.shadowed.store(self.shadow.is_some(), Ordering::SeqCst);
-        self.features = state.features.clone();
-        self.apply_features();
-        self.restore_time();
-        self.events = Events {
-            requests: state.event_requests.clone(),
-            queue: state.events.iter().copied().collect(),
-            masked: state.events_masked,
-            changed: state.changed.iter().copied().collect(),
-        };
-        self.health = state.health;
-        self.powered = self.shared.clock.now();
-        self.completion = None;
-        self.submission = None;
-        self.life = Life::Disabled;
-        self.page = 1 << crate::spec::register::Configuration(state.configuration).page_shift().min(16);
-        if let Some(admin) = &state.admin {
-            self.open_queues(admin);
-            if let Some(submission) = &mut self.submission {
-                submission.in_flight = self.events.requests.len() as u32;
-            }
-            self.life = Life::Enabled;
-        }
-        for unit in &state.units {
-            if let Err(error) = self.start_unit(unit, true) {
-                self.shared.fail(&format!("the worker of queue {} can't be started: {error}", unit.completion.id));
-            }
-        }
-    }
-
-    fn health(&self) -> HealthState {
-        let mut health = self.health;
-        self.units.values().for_each(|unit| unit.counters.add_to(&mut health));
-        health
-    }
-
-    /// Nanoseconds of power, in all.
-    fn powered_for(&self) -> u64 {
-        self.health.powered.saturating_add(self.shared.clock.now().saturating_sub(self.powered))
     }
 }
 
