@@ -21,6 +21,10 @@ use std::time::Instant;
 
 use args::Command;
 
+/// musl's asks the kernel for nearly every block, a hundred times before a guest runs; this one asks for larger pieces.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let started = Instant::now();
     skep_vmm::ignore_file_size_signal();
