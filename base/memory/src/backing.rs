@@ -40,6 +40,8 @@ pub struct Backing {
     start: NonNull<u8>,
     size: usize,
     file: Option<File>,
+    /// The host's unit of this memory, in bytes.
+    page: usize,
 }
 
 // SAFETY: the mapping is plain memory at a fixed address for as long as the value lives; all access goes by vm-memory's volatile slices.
@@ -68,7 +70,10 @@ impl Backing {
         let file = if options.shared { Some(memfd(size, options).map_err(host)?) } else { None };
         let alignment = usize::try_from(page).unwrap_or(LARGE_PAGE).max(LARGE_PAGE);
         let start = map_aligned(length, alignment, file.as_ref(), options).map_err(host)?;
-        let backing = Self { start, size: length, file };
+        // SAFETY: it reads a constant of the system.
+        let host_page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(LARGE_PAGE);
+        let unit = options.huge_pages.map_or(0, |huge| huge.page_size as usize).max(host_page);
+        let backing = Self { start, size: length, file, page: unit };
         if options.huge_pages.is_none() && length > LARGE_PAGE {
             // What it is aligned for. A host without such pages refuses, and small ones serve. The first is left out: it holds what a machine
             // writes before its guest runs, and a guest of a few pages should not wait for 2 MiB to be cleared.
@@ -89,12 +94,19 @@ impl Backing {
         }
     }
 
-    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping.
+    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping. A signal that somebody handles is
+    /// heard between two parts: the host takes all of a part first.
     fn populate(&self, page: usize) -> io::Result<()> {
-        match self.advise(0..self.size, libc::MADV_POPULATE_WRITE) {
+        const PART: usize = 64 << 20;
+        let part = page.max(PART);
+        (0..self.size).step_by(part).try_for_each(|start| self.populate_part(start..self.size.min(start + part), page))
+    }
+
+    fn populate_part(&self, part: Range<usize>, page: usize) -> io::Result<()> {
+        match self.advise(part.clone(), libc::MADV_POPULATE_WRITE) {
             // Linux before 5.14 does not know it.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                for offset in (0..self.size).step_by(page) {
+                for offset in part.step_by(page) {
                     // SAFETY: the byte lies in the mapping, and is zero already.
                     unsafe { self.start.as_ptr().wrapping_add(offset).write_volatile(0) };
                 }
@@ -114,6 +126,24 @@ impl Backing {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size as u64
+    }
+
+    /// Gives whole pages of the host within `len` bytes at `offset` back to it: they read as zeroes until they are written again.
+    /// What is no whole page stays.
+    ///
+    /// # Errors
+    /// The host's own.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let clamp = |value: u64| usize::try_from(value).unwrap_or(self.size).min(self.size);
+        let begin = clamp(offset).next_multiple_of(self.page);
+        let end = clamp(offset.saturating_add(len)) / self.page * self.page;
+        if begin >= end {
+            return Ok(());
+        }
+        let advice = if self.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        // SAFETY: the pages are within the mapping, and hold guest memory alone, which may change to zeroes as it may to anything.
+        let result = unsafe { libc::madvise(self.start.as_ptr().wrapping_add(begin).cast(), end - begin, advice) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// The memfd behind it, if it is shared: what another process maps, from offset 0.

@@ -178,6 +178,16 @@ impl Region {
         self.file.as_ref()
     }
 
+    /// Gives whole pages of the host within `len` bytes at `offset` of the region back to it: they read as zeroes from then on. It is for what
+    /// the guest has said that it does not use, so nothing is marked dirty.
+    ///
+    /// # Errors
+    /// The host's own.
+    pub fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        let offset = offset.min(self.size);
+        self.backing.discard(self.offset + offset, len.min(self.size - offset))
+    }
+
     /// Begins to note which pages skep itself writes.
     pub fn start_dirty_tracking(&self) {
         self.dirty.start(self.size / PAGE_SIZE);

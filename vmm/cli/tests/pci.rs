@@ -13,12 +13,12 @@ fn debian_finds_the_host_bridge_and_the_root_ports() {
     let end = Builder::debian().cmdline("skep.dmesg").finish();
     end.expect_code(0);
     if is_x86_64() {
-        end.expect_console("PCI: MMCONFIG for domain 0000 [bus 00-ff] at [mem 0xb0000000-0xbfffffff]")
+        end.expect_console("PCI: MMCONFIG for domain 0000 [bus 00-04] at [mem 0xb0000000-0xb04fffff]")
             .expect_console("pci 0000:00:00.0: [8086:29c0] type 00 class 0x060000")
             .expect_console("pci 0000:00:1f.0: [8086:2918] type 00 class 0x060100")
             .expect_console("_OSC: OS now controls [PCIeHotplug PME PCIeCapability]");
     } else {
-        end.expect_console("ECAM at [mem 0x4010000000-0x401fffffff] for [bus 00-ff]")
+        end.expect_console("ECAM at [mem 0x4010000000-0x40104fffff] for [bus 00-04]")
             .expect_console("pci 0000:00:00.0: [1b36:0008] type 00 class 0x060000");
     }
     for port in 0..PORTS {

@@ -330,7 +330,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
     let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&board.lines)).map(|line| Ok(line?.description()));
     let intx = intx.collect::<Result<Vec<_>, Error>>()?;
     dsdt.device(&PciHost {
-        ecam: layout::ECAM,
+        ecam: board.pci.buses(layout::ECAM),
         config_ports: Some(layout::port::PCI_CONFIG),
         io: &layout::port::PCI_FORWARDED,
         io_offset: 0,
@@ -348,7 +348,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
         power: PowerManagement::default(),
         legacy: Legacy { i8042: false, vga: false, cmos_rtc: true, aspm: false },
         console: Some(com1),
-        ecam: &[Ecam { segment: 0, region: layout::ECAM }],
+        ecam: &[Ecam { segment: 0, region: board.pci.buses(layout::ECAM) }],
     };
     Ok(acpi::link(skep_arch::x86_64::acpi::tables(&platform, dsdt)))
 }

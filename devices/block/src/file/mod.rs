@@ -1,0 +1,201 @@
+//! Raw images and block devices.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::{BlockError, Disk, DiskInfo, DiskQueue, ResizeListener, ResizeNotices, ResizeSubscription};
+
+mod host;
+mod job;
+mod lock;
+mod now;
+mod threads;
+mod uring;
+
+pub(crate) use lock::lock;
+
+#[cfg(test)]
+#[path = "file_test.rs"]
+mod test;
+
+/// How requests reach the host, where the page cache can't do them at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// io_uring, or threads where the host refuses it.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    IoUring,
+    /// A few threads.
+    Threads,
+}
+
+/// How an image is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileOptions {
+    /// Opened for reading only: it is then shared with other readers, and with no writer.
+    pub read_only: bool,
+    /// Past the host's page cache (`O_DIRECT`).
+    pub direct: bool,
+    /// Every write is on the medium when it completes: the guest sees no write cache.
+    pub write_through: bool,
+    /// Locks the image against a second user. Without a lock, it is for the caller to know that nobody else writes.
+    pub lock: bool,
+    /// How requests reach the host.
+    pub engine: Engine,
+}
+
+impl Default for FileOptions {
+    fn default() -> Self {
+        Self { read_only: false, direct: false, write_through: false, lock: true, engine: Engine::Auto }
+    }
+}
+
+/// What the engines know of an open file.
+struct Target {
+    file: File,
+    path: PathBuf,
+    size: AtomicU64,
+    block_size: u32,
+    preferred_size: u32,
+    read_only: bool,
+    write_through: bool,
+    /// Past the page cache.
+    direct: bool,
+    /// The alignment of memory that direct I/O asks for; 1 where it asks for none.
+    memory_alignment: usize,
+    discard: bool,
+    /// The host has refused these once.
+    no_punch: AtomicBool,
+    no_zero_range: AtomicBool,
+}
+
+impl Target {
+    fn info(&self) -> DiskInfo {
+        DiskInfo {
+            size: self.size.load(Ordering::Acquire),
+            block_size: self.block_size,
+            preferred_size: self.preferred_size,
+            read_only: self.read_only,
+            write_cache: !self.write_through,
+            discard: self.discard && !self.read_only,
+        }
+    }
+}
+
+/// A raw image or a block device.
+pub struct FileDisk {
+    target: Arc<Target>,
+    engine: Engine,
+    pool: OnceLock<Arc<threads::Pool>>,
+    notices: ResizeNotices,
+}
+
+impl FileDisk {
+    /// Opens the raw image or block device at `path`.
+    ///
+    /// # Errors
+    /// [`BlockError::Host`] where the host refuses, [`BlockError::Locked`] where somebody else uses it, [`BlockError::Unusable`] for what is no
+    /// disk, and [`BlockError::Queue`] where io_uring was asked for and is refused.
+    pub fn open(path: &Path, options: &FileOptions) -> Result<Arc<Self>, BlockError> {
+        let failed = |what| move |source: io::Error| BlockError::Host { what, path: path.to_owned(), source };
+        let mut open = OpenOptions::new();
+        open.read(true).write(!options.read_only);
+        if options.direct {
+            open.custom_flags(libc::O_DIRECT);
+        }
+        let file = open.open(path).map_err(|source| {
+            let what = match (source.raw_os_error(), options.direct) {
+                (Some(libc::EINVAL), true) => "open without the page cache (its file system has no direct I/O)",
+                _ if options.read_only => "open for reading",
+                _ => "open for writing",
+            };
+            failed(what)(source)
+        })?;
+        let kind = file.metadata().map_err(failed("look at"))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let reason = "it is neither a file nor a block device".to_owned();
+            return Err(BlockError::Unusable { path: path.to_owned(), reason });
+        }
+        if options.lock {
+            lock(&file, path, !options.read_only)?;
+        }
+        let geometry = host::geometry(&file, kind.is_block_device(), options.direct).map_err(failed("measure"))?;
+        let target = Target {
+            size: AtomicU64::new(0),
+            path: path.to_owned(),
+            block_size: geometry.block_size,
+            preferred_size: geometry.preferred_size,
+            read_only: options.read_only,
+            write_through: options.write_through,
+            direct: options.direct,
+            memory_alignment: geometry.memory_alignment,
+            discard: geometry.discard,
+            no_punch: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+            file,
+        };
+        let engine = choose(options.engine)?;
+        let disk = Self { target: Arc::new(target), engine, pool: OnceLock::new(), notices: ResizeNotices::default() };
+        disk.refresh()?;
+        Ok(Arc::new(disk))
+    }
+
+    /// Which engine it has: never [`Engine::Auto`].
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Looks at the file's size again, after somebody has made it larger or smaller, and tells who listens if it has changed. Says the size
+    /// in bytes, of whole blocks.
+    ///
+    /// # Errors
+    /// [`BlockError::Host`].
+    pub fn refresh(&self) -> Result<u64, BlockError> {
+        let failed = |source| BlockError::Host { what: "measure", path: self.target.path.clone(), source };
+        // Both kinds tell their size by where they end.
+        let end = (&self.target.file).seek(SeekFrom::End(0)).map_err(failed)?;
+        let size = end - end % u64::from(self.target.block_size);
+        if self.target.size.swap(size, Ordering::AcqRel) != size {
+            self.notices.notify(size);
+        }
+        Ok(size)
+    }
+}
+
+/// Finds out whether the host lets us have io_uring.
+fn choose(wanted: Engine) -> Result<Engine, BlockError> {
+    match (wanted, uring::probe()) {
+        (Engine::Threads, _) => Ok(Engine::Threads),
+        (_, Ok(())) => Ok(Engine::IoUring),
+        (Engine::IoUring, Err(source)) => Err(BlockError::Queue { what: "use io_uring (threads would do)", source }),
+        (Engine::Auto, Err(error)) => {
+            tracing::info!("disks use threads, since the host refuses io_uring: {error}");
+            Ok(Engine::Threads)
+        }
+    }
+}
+
+impl Disk for FileDisk {
+    fn info(&self) -> DiskInfo {
+        self.target.info()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn DiskQueue>, BlockError> {
+        let depth = depth.max(1);
+        if self.engine == Engine::IoUring {
+            return Ok(Box::new(uring::Queue::new(self.target.clone(), depth)?));
+        }
+        let pool = self.pool.get_or_init(|| threads::Pool::new(self.target.clone()));
+        Ok(Box::new(threads::Queue::new(pool.clone(), depth)?))
+    }
+
+    fn on_resize(&self, listener: ResizeListener) -> ResizeSubscription {
+        self.notices.subscribe(listener)
+    }
+}

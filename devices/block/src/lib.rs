@@ -1,0 +1,30 @@
+//! The host's side of disks: what a disk device of the guest reads and writes, whatever bus it sits on.
+//!
+//! * [`Disk`] is one image, shared by all queues of the device before it. [`DiskQueue`] is one worker's way to it: requests are submitted in
+//!   batches, completions reaped, and nothing in between waits. [`Buffer`] is the guest's memory that a request moves, without a copy.
+//! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
+//!   image is never guessed from its content, which the guest writes.
+//! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second.
+//! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
+//!
+//! A completion says that the whole request is done, or why it is not; a short transfer by the host is continued here.
+//!
+//! What it does not do: cache (the host's page cache does, unless it is asked not to), and locks against another host (a network file
+//! system's locks do what that file system says).
+
+mod borrow;
+mod buffer;
+mod disk;
+mod error;
+mod file;
+mod gather;
+mod limit;
+pub mod testing;
+
+pub use buffer::{Buffer, NotRam};
+pub use disk::{
+    Completion, Disk, DiskInfo, DiskQueue, Operation, Request, ResizeListener, ResizeNotices, ResizeSubscription,
+};
+pub use error::{BlockError, IoError};
+pub use file::{Engine, FileDisk, FileOptions};
+pub use limit::{Limit, LimitedDisk, Limits};

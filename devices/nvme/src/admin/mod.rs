@@ -1,0 +1,677 @@
+//! The admin worker: the controller's life (Base 3.5, 3.6), the admin queues, and all that is not I/O.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError};
+
+use skep_clock::{GuestNanos, Timer};
+use skep_memory::RamView;
+use skep_worker::{EventSet, Job, Sources, Worker};
+
+use crate::doorbell::{Shadow, Wake};
+use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::shared::{Counters, Registers, Shared};
+use crate::spec::register::{MAX_ADMIN_ENTRIES, status};
+use crate::spec::{CompletionEntry, Status};
+use crate::state::{
+    CompletionQueueState, ControllerState, FeaturesState, HealthState, ShadowState, SubmissionQueueState, UnitState,
+};
+use crate::unit::{Answer, Answers, Order, Unit, UnitConfig};
+
+mod command;
+mod events;
+mod features;
+mod identify;
+mod logs;
+mod task;
+
+#[cfg(test)]
+#[path = "admin_test.rs"]
+mod test;
+
+pub(crate) use events::Events;
+pub(crate) use identify::VENDOR;
+use task::{Purpose, Task};
+
+/// Called once, when nothing is in flight any more.
+pub(crate) type Stopped = Box<dyn FnOnce(ControllerState) + Send>;
+
+/// What the controller's owner tells the admin worker.
+pub(crate) enum AdminOrder {
+    /// Takes nothing more, and says its state when nothing is in flight.
+    Pause(Stopped),
+    /// Goes on.
+    Resume,
+    /// Takes on a state, and stays paused.
+    Restore(Box<ControllerState>, Sender<()>),
+    /// A namespace has come, gone, or changed its size.
+    Changed(u32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// There are no queues.
+    Disabled,
+    Enabled,
+    /// Queues are dead, and something of them is in flight.
+    Stopping,
+}
+
+/// An I/O worker, and the queues that it has.
+struct UnitHandle {
+    worker: Worker<Order>,
+    wake: Arc<Wake>,
+    counters: Arc<Counters>,
+    submission: Vec<u16>,
+    /// What it was when it paused.
+    paused: Option<UnitState>,
+    stopping: bool,
+}
+
+/// A command that waits for a unit.
+enum Pending {
+    DeleteSubmission { command: u16, queue: u16, completion: u16 },
+    DeleteCompletion { command: u16, queue: u16 },
+    Abort { command: u16, token: u64 },
+    Shadow { command: u16, left: usize, shadow: Shadow },
+}
+
+/// The state of a controller that was never enabled.
+pub(crate) fn power_on() -> ControllerState {
+    ControllerState {
+        configuration: 0,
+        status: 0,
+        admin_attributes: 0,
+        admin_submission_base: 0,
+        admin_completion_base: 0,
+        interrupt_mask: 0,
+        admin: None,
+        units: Vec::new(),
+        shadow: None,
+        features: features::power_on(),
+        event_requests: Vec::new(),
+        events: Vec::new(),
+        events_masked: 0,
+        changed: Vec::new(),
+        health: HealthState { power_cycles: 1, ..HealthState::default() },
+        errors: Vec::new(),
+    }
+}
+
+/// The thread's own.
+pub(crate) struct Admin {
+    shared: Arc<Shared>,
+    answers: Arc<Answers>,
+    sources: Option<Sources>,
+    life: Life,
+    epoch: u64,
+    /// Bytes of a memory page.
+    page: u64,
+    completion: Option<CompletionQueue>,
+    submission: Option<SubmissionQueue>,
+    units: BTreeMap<u16, UnitHandle>,
+    pending: Vec<Pending>,
+    tasks: Vec<Task>,
+    tokens: u64,
+    shadow: Option<Shadow>,
+    features: FeaturesState,
+    events: Events,
+    health: HealthState,
+    /// When it was powered on, or restored.
+    powered: GuestNanos,
+    /// When the power state was last set, in the controller's nanoseconds.
+    power_set: u64,
+    keep_alive: Timer,
+    pausing: Option<Stopped>,
+    paused: bool,
+    posted: bool,
+    /// A shutdown has been begun and not ended.
+    shutting_down: bool,
+}
+
+/// How a command goes on.
+enum Outcome {
+    /// It has ended, with this in its dword 0.
+    Done(Status, u32),
+    /// It ends later.
+    Later,
+}
+
+impl From<Result<u32, Status>> for Outcome {
+    fn from(result: Result<u32, Status>) -> Self {
+        match result {
+            Ok(result) => Self::Done(Status::SUCCESS, result),
+            Err(status) => Self::Done(status, 0),
+        }
+    }
+}
+
+impl Admin {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let expired = Arc::downgrade(&shared);
+        let keep_alive = shared.clock.timer(move || {
+            if let Some(shared) = expired.upgrade() {
+                shared.happened.keep_alive.store(true, Ordering::SeqCst);
+                shared.wake.force();
+            }
+        });
+        Self {
+            answers: Answers::new(shared.wake.clone()),
+            sources: None,
+            life: Life::Disabled,
+            epoch: shared.epoch(),
+            page: 4096,
+            completion: None,
+            submission: None,
+            units: BTreeMap::new(),
+            pending: Vec::new(),
+            tasks: Vec::new(),
+            tokens: 0,
+            shadow: None,
+            features: features::power_on(),
+            events: Events::default(),
+            health: HealthState { power_cycles: 1, ..HealthState::default() },
+            powered: shared.clock.now(),
+            power_set: 0,
+            keep_alive,
+            pausing: None,
+            paused: false,
+            posted: false,
+            shutting_down: false,
+            shared,
+        }
+    }
+
+    fn ram(&self) -> Option<Arc<RamView>> {
+        self.shared.dma.memory().ok().map(skep_memory::DmaGuard::into_inner)
+    }
+
+    /// Follows what the guest has written to the registers. Says whether anything came of it.
+    fn follow(&mut self) -> bool {
+        let registers = *self.shared.registers();
+        if self.life == Life::Enabled && self.epoch != self.shared.epoch() {
+            self.begin_stop();
+            return true;
+        }
+        if self.life == Life::Disabled && self.epoch != self.shared.epoch() {
+            // It was fatal, or shut down, and never ready.
+            self.finish_stop();
+            return true;
+        }
+        if self.life == Life::Stopping && self.units.is_empty() && self.tasks.is_empty() {
+            self.finish_stop();
+            return true;
+        }
+        if registers.status & status::SHUTDOWN_MASK == status::SHUTDOWN_RUNS && !self.shutting_down {
+            self.begin_shutdown();
+            return true;
+        }
+        let idle = self.life == Life::Disabled && !self.shutting_down;
+        if idle && registers.configuration().is_enabled() && registers.status & status::FATAL == 0 {
+            self.enable();
+            return true;
+        }
+        false
+    }
+
+    /// Enables the controller, or says by its fatal status that it can't be (Base 3.5.1).
+    fn enable(&mut self) {
+        self.epoch = self.shared.epoch();
+        let registers = *self.shared.registers();
+        let sizes = registers.admin_attributes;
+        let (submission, completion) = ((sizes & 0xfff) + 1, (sizes >> 16 & 0xfff) + 1);
+        let configuration = registers.configuration();
+        let page = 1u64 << configuration.page_shift();
+        let bases = [registers.admin_submission_base, registers.admin_completion_base];
+        let sized = |entries| (2..=MAX_ADMIN_ENTRIES).contains(&entries);
+        let based = bases.iter().all(|base| base & (page - 1) == 0 && *base < 1 << 63);
+        if !configuration.is_valid() || !sized(submission) || !sized(completion) || !based {
+            return self.shared.fail("it was enabled with a configuration or admin queues that can't be");
+        }
+        self.page = page;
+        let [submission_base, completion_base] = bases;
+        let state = UnitState {
+            completion: CompletionQueueState {
+                id: 0,
+                base: completion_base,
+                entries: completion,
+                head: 0,
+                tail: 0,
+                phase: true,
+                vector: Some(0),
+            },
+            submission: vec![SubmissionQueueState {
+                id: 0,
+                completion: 0,
+                base: submission_base,
+                entries: submission,
+                head: 0,
+                tail: 0,
+            }],
+        };
+        self.open_queues(&state);
+        self.life = Life::Enabled;
+        self.restart_keep_alive();
+        // A reset that came meanwhile keeps it from being ready; the next round sees it.
+        let mut registers = self.shared.registers();
+        if self.epoch == self.shared.epoch() {
+            registers.status |= status::READY;
+        }
+    }
+
+    fn open_queues(&mut self, state: &UnitState) {
+        let wake = &self.shared.wake;
+        if let Some(doorbell) = self.shared.doorbells.completion(0) {
+            self.completion = Some(CompletionQueue::open(&state.completion, doorbell, wake));
+        }
+        if let (Some(doorbell), Some(queue)) = (self.shared.doorbells.submission(0), state.submission.first()) {
+            self.submission = Some(SubmissionQueue::open(queue, doorbell, wake));
+        }
+    }
+
+    /// The queues are dead: everything in flight ends, and is told to nobody.
+    fn begin_stop(&mut self) {
+        self.life = Life::Stopping;
+        self.keep_alive.disarm();
+        self.pending.clear();
+        self.completion = None;
+        self.submission = None;
+        self.tasks.iter_mut().for_each(Task::cancel);
+        for unit in self.units.values_mut() {
+            unit.stopping = true;
+            unit.worker.send(Order::Stop);
+        }
+    }
+
+    /// Nothing is in flight any more: the controller is as after a reset (Base 3.7.2).
+    fn finish_stop(&mut self) {
+        self.life = Life::Disabled;
+        self.epoch = self.shared.epoch();
+        self.shadow = None;
+        self.shared.shadowed.store(false, Ordering::SeqCst);
+        self.features = features::power_on();
+        self.apply_features();
+        self.events = Events::default();
+        self.shutting_down = false;
+        for flag in [&self.shared.happened.no_queue, &self.shared.happened.bad_value, &self.shared.happened.keep_alive]
+        {
+            flag.store(false, Ordering::SeqCst);
+        }
+        let mut registers = self.shared.registers();
+        if registers.status & (status::READY | status::SHUTDOWN_MASK) == status::READY {
+            self.health.unsafe_shutdowns += 1;
+        }
+        // A guest that has enabled it again meanwhile finds it not ready yet.
+        registers.status = 0;
+        drop(registers);
+        self.shared.update_pin();
+        self.shared.bus.doorbells_changed();
+    }
+
+    /// What is in the caches is written (Base 3.6).
+    fn begin_shutdown(&mut self) {
+        self.shutting_down = true;
+        let namespaces: Vec<_> = self.shared.namespaces.load().values().cloned().collect();
+        for namespace in namespaces {
+            self.begin_task(namespace, Purpose::Shutdown);
+        }
+        self.look_at_shutdown();
+    }
+
+    /// Whether what was to be written is.
+    fn look_at_shutdown(&mut self) {
+        if self.shutting_down && !self.tasks.iter().any(|task| matches!(task.purpose, Purpose::Shutdown)) {
+            self.shutting_down = false;
+            let mut registers = self.shared.registers();
+            if registers.status & status::SHUTDOWN_MASK == status::SHUTDOWN_RUNS {
+                registers.status = registers.status & !status::SHUTDOWN_MASK | status::SHUTDOWN_DONE;
+            }
+        }
+    }
+
+    /// Takes commands, as long as there is room for their ends.
+    fn fetch(&mut self, ram: &Arc<RamView>) -> bool {
+        let mut any = false;
+        for _ in 0..64 {
+            let (Some(submission), Some(completion)) = (&mut self.submission, &mut self.completion) else { break };
+            // Requests for events reserve nothing: an event waits until there is room.
+            let reserved = submission.in_flight - self.events.requests.len() as u32;
+            if !completion.has_room(reserved, ram) {
+                break;
+            }
+            match submission.take(ram) {
+                Ok(None) => break,
+                Ok(Some(command)) => {
+                    any = true;
+                    submission.in_flight += 1;
+                    if let Outcome::Done(status, result) = self.execute(&command, ram) {
+                        if !status.is_success() {
+                            self.shared.note_error(0, command.id(), status, 0, command.namespace());
+                        }
+                        self.complete(command.id(), status, result);
+                    }
+                }
+                Err(_) => {
+                    self.submission = None;
+                    self.shared.fail("the admin submission queue is not in RAM");
+                }
+            }
+        }
+        any
+    }
+
+    fn complete(&mut self, command: u16, status: Status, result: u32) {
+        let ram = self.ram();
+        let (Some(submission), Some(completion)) = (&mut self.submission, &mut self.completion) else { return };
+        submission.in_flight -= 1;
+        let entry = CompletionEntry { result, sq_head: submission.head(), sq_id: 0, command, status };
+        let posted = ram.is_some_and(|ram| completion.post(entry, &ram).is_ok());
+        if posted {
+            self.posted = true;
+        } else {
+            self.shared.fail("the admin completion queue is not in RAM");
+        }
+    }
+
+    /// Takes what units have to say.
+    fn hear(&mut self) -> bool {
+        let answers = self.answers.take();
+        let any = !answers.is_empty();
+        for answer in answers {
+            match answer {
+                Answer::Removed(queue) => {
+                    self.shared.bus.doorbells_changed();
+                    self.end_pending(|pending| match pending {
+                        Pending::DeleteSubmission { command, queue: of, .. } if *of == queue => Some((*command, 0)),
+                        _ => None,
+                    });
+                }
+                Answer::Aborted { token, aborted } => self.end_pending(|pending| match pending {
+                    Pending::Abort { command, token: of } if *of == token => Some((*command, (!aborted).into())),
+                    _ => None,
+                }),
+                Answer::Shadowed => self.shadowed(),
+                Answer::Paused(state) => {
+                    if let Some(unit) = self.units.get_mut(&state.completion.id) {
+                        unit.paused = Some(*state);
+                    }
+                }
+                Answer::Stopped(queue) => {
+                    if let Some(unit) = self.units.remove(&queue) {
+                        unit.counters.add_to(&mut self.health);
+                        // Its thread has nothing in flight, so that it ends at once.
+                        drop(unit);
+                    }
+                    self.shared.bus.doorbells_changed();
+                    self.end_pending(|pending| match pending {
+                        Pending::DeleteCompletion { command, queue: of } if *of == queue => Some((*command, 0)),
+                        _ => None,
+                    });
+                }
+            }
+        }
+        any
+    }
+
+    /// Ends the commands for which `which` says their id and result.
+    fn end_pending(&mut self, which: impl Fn(&Pending) -> Option<(u16, u32)>) {
+        let ended: Vec<_> = self.pending.iter().filter_map(&which).collect();
+        self.pending.retain(|pending| which(pending).is_none());
+        for (command, result) in ended {
+            self.complete(command, Status::SUCCESS, result);
+        }
+    }
+
+    fn shadowed(&mut self) {
+        let mut ended = None;
+        for pending in &mut self.pending {
+            if let Pending::Shadow { command, left, shadow } = pending {
+                *left -= 1;
+                if *left == 0 {
+                    ended = Some((*command, *shadow));
+                }
+            }
+        }
+        if let Some((command, shadow)) = ended {
+            self.pending.retain(|pending| !matches!(pending, Pending::Shadow { left: 0, .. }));
+            self.use_shadow(shadow);
+            self.complete(command, Status::SUCCESS, 0);
+        }
+    }
+
+    fn use_shadow(&mut self, shadow: Shadow) {
+        self.shadow = Some(shadow);
+        self.shared.shadowed.store(true, Ordering::SeqCst);
+        self.shared.bus.doorbells_changed();
+    }
+
+    /// Starts the worker of a completion queue.
+    fn start_unit(&mut self, state: &UnitState, paused: bool) -> io::Result<()> {
+        let counters = Arc::new(Counters::default());
+        let config = UnitConfig {
+            shared: &self.shared,
+            answers: &self.answers,
+            counters: &counters,
+            page: self.page,
+            state,
+            shadow: self.shadow,
+            paused,
+        };
+        let id = state.completion.id;
+        let Some(unit) = Unit::new(&config)? else { return Err(io::ErrorKind::NotFound.into()) };
+        let wake = unit.wake().clone();
+        let worker = Worker::spawn(&format!("nvme-{id}"), self.shared.config.poll, unit)?;
+        let submission = state.submission.iter().map(|queue| queue.id).collect();
+        let state = paused.then(|| state.clone());
+        self.units.insert(id, UnitHandle { worker, wake, counters, submission, paused: state, stopping: false });
+        self.shared.bus.doorbells_changed();
+        Ok(())
+    }
+
+    fn begin_pause(&mut self, stopped: Stopped) {
+        self.pausing = Some(stopped);
+        if self.paused {
+            return;
+        }
+        for unit in self.units.values_mut().filter(|unit| !unit.stopping) {
+            unit.paused = None;
+            unit.worker.send(Order::Pause);
+        }
+    }
+
+    /// Whether everything has come to rest.
+    fn look_at_pause(&mut self) {
+        let at_rest = self.life != Life::Stopping
+            && self.pending.is_empty()
+            && self.tasks.is_empty()
+            && !self.shutting_down
+            && self.answers.is_empty()
+            && self.units.values().all(|unit| unit.paused.is_some());
+        if self.pausing.is_some() && at_rest {
+            self.paused = true;
+            let state = self.state();
+            if let Some(stopped) = self.pausing.take() {
+                stopped(state);
+            }
+        }
+    }
+
+    fn state(&mut self) -> ControllerState {
+        let ram = self.ram();
+        let registers = *self.shared.registers();
+        let admin = match (&mut self.completion, &self.submission) {
+            (Some(completion), Some(submission)) => {
+                Some(UnitState { completion: completion.state(ram.as_deref()), submission: vec![submission.state()] })
+            }
+            _ => None,
+        };
+        let features = self.saved_features();
+        let errors = self.shared.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut health = self.health();
+        health.errors = errors.count;
+        health.powered = self.powered_for();
+        ControllerState {
+            configuration: registers.configuration,
+            status: registers.status,
+            admin_attributes: registers.admin_attributes,
+            admin_submission_base: registers.admin_submission_base,
+            admin_completion_base: registers.admin_completion_base,
+            interrupt_mask: registers.interrupt_mask,
+            units: if admin.is_some() {
+                self.units.values().filter_map(|unit| unit.paused.clone()).collect()
+            } else {
+                Vec::new()
+            },
+            admin,
+            shadow: self.shadow.map(|Shadow { doorbells, events }| ShadowState { doorbells, events }),
+            features,
+            event_requests: self.events.requests.clone(),
+            events: self.events.queue.iter().copied().collect(),
+            events_masked: self.events.masked,
+            changed: self.events.changed.iter().copied().collect(),
+            health,
+            errors: errors.entries.iter().copied().collect(),
+        }
+    }
+
+    /// Takes on a state that fits, in a controller that has none yet or is paused.
+    fn restore(&mut self, state: &ControllerState) {
+        self.units.clear();
+        self.pending.clear();
+        self.paused = true;
+        *self.shared.registers() = Registers {
+            configuration: state.configuration,
+            status: state.status,
+            admin_attributes: state.admin_attributes,
+            admin_submission_base: state.admin_submission_base,
+            admin_completion_base: state.admin_completion_base,
+            interrupt_mask: state.interrupt_mask,
+        };
+        {
+            let mut log = self.shared.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            log.entries = state.errors.iter().copied().collect();
+            log.count = state.health.errors;
+        }
+        self.epoch = self.shared.epoch();
+        self.shadow = state.shadow.map(|ShadowState { doorbells, events }| Shadow { doorbells, events });
+        self.shared.shadowed.store(self.shadow.is_some(), Ordering::SeqCst);
+        self.features = state.features.clone();
+        self.apply_features();
+        self.restore_time();
+        self.events = Events {
+            requests: state.event_requests.clone(),
+            queue: state.events.iter().copied().collect(),
+            masked: state.events_masked,
+            changed: state.changed.iter().copied().collect(),
+        };
+        self.health = state.health;
+        self.powered = self.shared.clock.now();
+        self.completion = None;
+        self.submission = None;
+        self.life = Life::Disabled;
+        self.page = 1 << crate::spec::register::Configuration(state.configuration).page_shift().min(16);
+        if let Some(admin) = &state.admin {
+            self.open_queues(admin);
+            if let Some(submission) = &mut self.submission {
+                submission.in_flight = self.events.requests.len() as u32;
+            }
+            self.life = Life::Enabled;
+        }
+        for unit in &state.units {
+            if let Err(error) = self.start_unit(unit, true) {
+                self.shared.fail(&format!("the worker of queue {} can't be started: {error}", unit.completion.id));
+            }
+        }
+    }
+
+    fn health(&self) -> HealthState {
+        let mut health = self.health;
+        self.units.values().for_each(|unit| unit.counters.add_to(&mut health));
+        health
+    }
+
+    /// Nanoseconds of power, in all.
+    fn powered_for(&self) -> u64 {
+        self.health.powered.saturating_add(self.shared.clock.now().saturating_sub(self.powered))
+    }
+}
+
+impl Job for Admin {
+    type Command = AdminOrder;
+
+    fn register(&mut self, sources: &Sources) -> io::Result<()> {
+        sources.add(&**self.shared.wake.event(), 0, EventSet::IN)?;
+        self.sources = Some(sources.clone());
+        Ok(())
+    }
+
+    fn command(&mut self, order: AdminOrder) {
+        match order {
+            AdminOrder::Pause(stopped) => self.begin_pause(stopped),
+            AdminOrder::Resume => {
+                self.paused = false;
+                for unit in self.units.values_mut() {
+                    unit.paused = None;
+                    unit.worker.send(Order::Resume);
+                }
+                self.shared.update_pin();
+                self.shared.bus.doorbells_changed();
+            }
+            AdminOrder::Restore(state, done) => {
+                self.restore(&state);
+                // Whoever restores waits for it.
+                let _ = done.send(());
+            }
+            AdminOrder::Changed(namespace) => self.namespace_changed(namespace),
+        }
+    }
+
+    fn ready(&mut self, _token: u64, _events: EventSet) {}
+
+    fn work(&mut self) -> bool {
+        let shared = self.shared.clone();
+        let round = shared.wake.round();
+        let mut any = self.hear();
+        any |= self.run_tasks();
+        // A reset ends a pause's rest; the queues of a paused controller are left alone otherwise.
+        if !self.paused || self.epoch != self.shared.epoch() || self.life == Life::Stopping {
+            any |= self.follow();
+        }
+        if !self.paused && self.pausing.is_none() && self.life == Life::Enabled && self.epoch == self.shared.epoch() {
+            self.notice();
+            if let Some(ram) = self.ram() {
+                any |= self.fetch(&ram);
+            }
+            self.deliver_events();
+        }
+        if std::mem::take(&mut self.posted) {
+            self.shared.interrupt(0);
+        }
+        // Whoever is told of a pause may reset the controller.
+        drop(round);
+        self.look_at_pause();
+        any
+    }
+
+    fn peek(&mut self) -> bool {
+        if !self.answers.is_empty() {
+            return true;
+        }
+        if self.paused || self.pausing.is_some() || self.life != Life::Enabled {
+            return false;
+        }
+        let ram = self.ram();
+        let (Some(ram), Some(submission), Some(completion)) = (ram, &self.submission, &mut self.completion) else {
+            return false;
+        };
+        let reserved = submission.in_flight - self.events.requests.len() as u32;
+        submission.has_more(&ram) && completion.has_room(reserved, &ram)
+    }
+
+    fn arm(&mut self) -> bool {
+        self.shared.wake.will_sleep();
+        self.peek() || self.run_tasks() || !self.paused && self.follow()
+    }
+}

@@ -1,0 +1,104 @@
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use super::*;
+
+/// Reports what happens to it, and has work for as many rounds as it was told.
+struct Reporter {
+    bell: EventFd,
+    rounds: u32,
+    armed: Arc<Mutex<u32>>,
+    out: mpsc::Sender<String>,
+}
+
+impl Job for Reporter {
+    type Command = u32;
+
+    fn register(&mut self, sources: &Sources) -> io::Result<()> {
+        sources.add(&self.bell, 7, EventSet::IN)
+    }
+
+    fn command(&mut self, rounds: u32) {
+        self.rounds += rounds;
+    }
+
+    fn ready(&mut self, token: u64, _events: EventSet) {
+        self.out.send(format!("bell {token}")).unwrap();
+    }
+
+    fn work(&mut self) -> bool {
+        if self.rounds == 0 {
+            return false;
+        }
+        self.rounds -= 1;
+        self.out.send(format!("round, {} left", self.rounds)).unwrap();
+        true
+    }
+
+    fn peek(&mut self) -> bool {
+        self.rounds > 0
+    }
+
+    fn arm(&mut self) -> bool {
+        *self.armed.lock().unwrap() += 1;
+        false
+    }
+}
+
+fn worker(poll: Duration) -> (Worker<u32>, EventFd, mpsc::Receiver<String>, Arc<Mutex<u32>>) {
+    let bell = EventFd::new(EFD_NONBLOCK).unwrap();
+    let (out, events) = mpsc::channel();
+    let armed = Arc::new(Mutex::new(0));
+    let job = Reporter { bell: bell.try_clone().unwrap(), rounds: 0, armed: armed.clone(), out };
+    (Worker::spawn("reporter", poll, job).unwrap(), bell, events, armed)
+}
+
+#[test]
+fn commands_and_bells_wake_it_and_dropping_ends_it() {
+    for poll in [Duration::ZERO, Duration::from_micros(50)] {
+        let (worker, bell, events, _) = worker(poll);
+        worker.send(2);
+        assert_eq!(events.recv().unwrap(), "round, 1 left");
+        assert_eq!(events.recv().unwrap(), "round, 0 left");
+        for _ in 0..3 {
+            bell.write(1).unwrap();
+            assert_eq!(events.recv().unwrap(), "bell 7", "an edge each, though nobody reads the counter");
+        }
+        drop(worker);
+        assert!(events.recv().is_err(), "the job has gone with its thread");
+    }
+}
+
+#[test]
+fn a_bell_is_heard_while_it_is_busy() {
+    let (worker, bell, events, armed) = worker(Duration::ZERO);
+    bell.write(1).unwrap();
+    worker.send(1000);
+    drop(worker);
+    let heard: Vec<_> = events.iter().filter(|event| event == "bell 7").collect();
+    assert!(heard.len() <= 1);
+    assert!(*armed.lock().unwrap() <= 2, "it sleeps only when there is nothing to do");
+}
+
+#[test]
+fn a_job_that_can_not_register_makes_no_thread() {
+    struct Refused;
+    impl Job for Refused {
+        type Command = ();
+        fn register(&mut self, _: &Sources) -> io::Result<()> {
+            Err(io::Error::other("no"))
+        }
+        fn command(&mut self, (): ()) {}
+        fn ready(&mut self, _: u64, _: EventSet) {}
+        fn work(&mut self) -> bool {
+            false
+        }
+        fn peek(&mut self) -> bool {
+            false
+        }
+        fn arm(&mut self) -> bool {
+            false
+        }
+    }
+    assert!(Worker::spawn("refused", Duration::ZERO, Refused).is_err());
+}
