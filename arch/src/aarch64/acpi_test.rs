@@ -19,7 +19,8 @@ fn dsdt(layout: &Layout) -> Dsdt {
     let lines: Vec<_> = (spi::PCI_FIRST..spi::PCI_FIRST + 4).map(|spi| line(spi, Trigger::Level)).collect();
     let pci = PciHost {
         ecam: layout.ecam,
-        io: AddressRange::new(0, PCI_IO.size),
+        config_ports: None,
+        io: &[AddressRange::new(0, PCI_IO.size)],
         io_offset: PCI_IO.base,
         memory32: PCI_MMIO32,
         memory64: layout.pci_mmio64,

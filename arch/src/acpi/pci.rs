@@ -1,8 +1,8 @@
 //! The PCI host bridge, as it is described in the DSDT (PCI Firmware Specification 3.3, chapters 3 and 4).
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, If, Local, Method,
-    Name, NotEqual, Or, PackageBuilder, Path, ResourceTemplate, Return, Store, Uuid,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Local,
+    Method, Name, NotEqual, Or, PackageBuilder, Path, ResourceTemplate, Return, Store, Uuid,
 };
 use acpi_tables::{Aml, AmlSink};
 use skep_irq::LineDescription;
@@ -19,8 +19,10 @@ const PINS: u32 = 4;
 pub struct PciHost<'a> {
     /// Memory-mapped configuration space.
     pub ecam: AddressRange,
-    /// Addresses of I/O BARs, in PCI's I/O space.
-    pub io: AddressRange,
+    /// The ports of configuration mechanism 1, on x86.
+    pub config_ports: Option<AddressRange>,
+    /// What the bridge forwards of PCI's I/O space: I/O BARs, and on x86 what stands behind the LPC bridge.
+    pub io: &'a [AddressRange],
     /// What is added to them where I/O space is a window in memory; 0 on x86.
     pub io_offset: u64,
     /// Addresses of memory BARs below 4 GiB.
@@ -41,11 +43,20 @@ impl PciHost<'_> {
         use AddressSpaceCacheable::{Cacheable, NotCacheable};
         let buses = AddressSpace::new_bus_number(0u16, (self.ecam.size >> 20).saturating_sub(1).min(255) as u16);
         let offset = (self.io_offset != 0).then_some(self.io_offset as u32);
-        let io = AddressSpace::new_io(self.io.base as u32, last(self.io) as u32, offset);
+        let config = self.config_ports.map(|ports| IO::new(ports.base as u16, ports.base as u16, 1, ports.size as u8));
+        let io: Vec<_> = self
+            .io
+            .iter()
+            .map(|window| AddressSpace::new_io(window.base as u32, last(*window) as u32, offset))
+            .collect();
         let (base, end) = (self.memory32.base as u32, last(self.memory32) as u32);
         let memory32 = AddressSpace::new_memory(NotCacheable, true, base, end, None);
         let memory64 = AddressSpace::new_memory(Cacheable, true, self.memory64.base, last(self.memory64), None);
-        Name::new("_CRS".into(), &ResourceTemplate::new(vec![&buses, &io, &memory32, &memory64]))
+        let mut all: Vec<&dyn Aml> = vec![&buses];
+        all.extend(config.iter().map(|ports| ports as &dyn Aml));
+        all.extend(io.iter().map(|window| window as &dyn Aml));
+        all.extend([&memory32 as &dyn Aml, &memory64]);
+        Name::new("_CRS".into(), &ResourceTemplate::new(all))
     }
 
     /// Interrupt routing: each pin of each device goes to a line that is not configurable.

@@ -3,6 +3,7 @@ use skep_irq::{Polarity, Trigger};
 use super::*;
 use crate::acpi::{Dsdt, Ecam, Table, iasl, link, mcfg};
 
+const FORWARDED: [AddressRange; 2] = [AddressRange::between(0, 0xcf8), AddressRange::between(0xd00, 0x1_0000)];
 const ECAM: AddressRange = AddressRange::new(0xb000_0000, 256 << 20);
 
 fn lines(count: u32) -> Vec<LineDescription> {
@@ -13,7 +14,8 @@ fn lines(count: u32) -> Vec<LineDescription> {
 fn host(lines: &[LineDescription]) -> PciHost<'_> {
     PciHost {
         ecam: ECAM,
-        io: AddressRange::between(0x1000, 0x1_0000),
+        config_ports: Some(AddressRange::new(0xcf8, 8)),
+        io: &FORWARDED,
         io_offset: 0,
         memory32: AddressRange::between(0xc000_0000, 0xfec0_0000),
         memory64: AddressRange::new(0x40_0000_0000, 1 << 38),
@@ -35,7 +37,8 @@ fn the_compiler_finds_nothing() {
     iasl::check(&link(tables(&host(&lines(8)))));
     let window = PciHost {
         ecam: AddressRange::new(0x40_1000_0000, 256 << 20),
-        io: AddressRange::new(0, 0x1_0000),
+        config_ports: None,
+        io: &[AddressRange::new(0, 0x1_0000)],
         io_offset: 0x3eff_0000,
         ..host(&[])
     };

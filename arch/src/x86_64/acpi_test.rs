@@ -16,7 +16,8 @@ fn dsdt() -> Dsdt {
     let lines: Vec<_> = (gsi::PCI_FIRST..gsi::COUNT).map(intx).collect();
     let pci = PciHost {
         ecam: ECAM,
-        io: port::PCI_IO,
+        config_ports: Some(port::PCI_CONFIG),
+        io: &port::PCI_FORWARDED,
         io_offset: 0,
         memory32: PCI_MMIO32,
         memory64: Layout::new(GIB, 40).unwrap().pci_mmio64,

@@ -89,6 +89,9 @@ pub mod port {
     pub const RESET_CONTROL: u16 = 0xcf9;
     /// Window for PCI devices' I/O BARs.
     pub const PCI_IO: AddressRange = AddressRange::between(0x1000, 0x1_0000);
+    /// What the host bridge forwards: all but [`PCI_CONFIG`], since ISA's devices stand behind PCI's LPC bridge.
+    pub const PCI_FORWARDED: [AddressRange; 2] =
+        [AddressRange::between(0, PCI_CONFIG.base), AddressRange::between(PCI_CONFIG.end(), 0x1_0000)];
 }
 
 /// Global system interrupts. ISA interrupts are those below 16.

@@ -331,7 +331,8 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
     let intx = intx.collect::<Result<Vec<_>, Error>>()?;
     dsdt.device(&PciHost {
         ecam: board.pci.buses(layout::ECAM),
-        io: layout::port::PCI_IO,
+        config_ports: Some(layout::port::PCI_CONFIG),
+        io: &layout::port::PCI_FORWARDED,
         io_offset: 0,
         memory32: layout::PCI_MMIO32,
         memory64: plan.layout.pci_mmio64,

@@ -1,9 +1,9 @@
 //! A root port with a slot: a bridge to one device, which can be plugged and unplugged while the guest runs.
 //!
 //! Follows PCI-to-PCI Bridge Architecture 1.2 chapter 3 and PCI Express Base 5.0 sections 6.7 (native hot-plug) and 7.5.3. The slot has an
-//! attention button, a power controller, both indicators, and reports its link's state. A device that is to go is asked for by the button; it
-//! goes when the guest has switched the slot and its power indicator off. A guest that switches a slot off by itself finds the device there when
-//! it switches it on again. Commands to the slot complete at once.
+//! attention button, a power controller, both indicators, and reports its link's state. The button is pressed for a device that comes, since guests
+//! listen to it alone, and for one that is to go: that goes when the guest has switched the slot and its power indicator off. A guest that
+//! switches a slot off by itself finds the device there when it switches it on again. Commands to the slot complete at once.
 //!
 //! The port has one vector of MSI, and pin A. It identifies itself as QEMU's (1b36:000c), which firmware knows.
 
@@ -214,6 +214,8 @@ impl RootPort {
             inner.child = Some(child);
             inner.removal_asked = false;
             self.slot.presence(&mut inner.space, true);
+            // Where there is a button, guests listen to it rather than to presence.
+            self.slot.press_button(&mut inner.space);
             self.update_event(&mut inner);
         }
         self.connect_child();

@@ -86,7 +86,7 @@ fn a_device_is_plugged_in() {
     it.rig.log.take();
     let probe = it.plug("new", 1);
     assert_eq!(it.rig.log.take(), ["MSI 0048 fee00000 9"]);
-    assert_eq!(it.status(EMPTY), OCCUPIED | PRESENCE, "no power, so no link");
+    assert_eq!(it.status(EMPTY), OCCUPIED | PRESENCE | BUTTON, "no power, so no link");
     assert_eq!(it.rig.read(Address::new(2, 0), 0), u32::MAX);
     it.clear(EMPTY);
     it.control(EMPTY, ON);
