@@ -74,9 +74,10 @@ impl Backing {
         let host_page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(LARGE_PAGE);
         let unit = options.huge_pages.map_or(0, |huge| huge.page_size as usize).max(host_page);
         let backing = Self { start, size: length, file, page: unit };
-        if options.huge_pages.is_none() {
-            // What it is aligned for. A host without such pages refuses, and small ones serve.
-            let _ = backing.advise(0..length, libc::MADV_HUGEPAGE);
+        if options.huge_pages.is_none() && length > LARGE_PAGE {
+            // What it is aligned for. A host without such pages refuses, and small ones serve. The first is left out: it holds what a machine
+            // writes before its guest runs, and a guest of a few pages should not wait for 2 MiB to be cleared.
+            let _ = backing.advise(LARGE_PAGE..length, libc::MADV_HUGEPAGE);
         }
         if options.prefault {
             backing.populate(usize::try_from(page).unwrap_or(LARGE_PAGE)).map_err(host)?;
@@ -93,12 +94,19 @@ impl Backing {
         }
     }
 
-    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping.
+    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping. A signal that somebody handles is
+    /// heard between two parts: the host takes all of a part first.
     fn populate(&self, page: usize) -> io::Result<()> {
-        match self.advise(0..self.size, libc::MADV_POPULATE_WRITE) {
+        const PART: usize = 64 << 20;
+        let part = page.max(PART);
+        (0..self.size).step_by(part).try_for_each(|start| self.populate_part(start..self.size.min(start + part), page))
+    }
+
+    fn populate_part(&self, part: Range<usize>, page: usize) -> io::Result<()> {
+        match self.advise(part.clone(), libc::MADV_POPULATE_WRITE) {
             // Linux before 5.14 does not know it.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                for offset in (0..self.size).step_by(page) {
+                for offset in part.step_by(page) {
                     // SAFETY: the byte lies in the mapping, and is zero already.
                     unsafe { self.start.as_ptr().wrapping_add(offset).write_volatile(0) };
                 }

@@ -29,24 +29,42 @@ impl Resident {
     }
 
     fn parse(smaps: &str, ram: u64) -> Option<Self> {
-        let (mut sum, mut found, mut in_guest) = (Self::default(), false, false);
+        let mut runs: Vec<Run> = Vec::new();
         for line in smaps.lines() {
             let (first, rest) = line.split_once(char::is_whitespace)?;
             let kib = || rest.trim().strip_suffix(" kB")?.parse::<u64>().ok();
-            match first {
-                "Rss:" if in_guest => sum.guest += kib()?,
-                "Rss:" => sum.overhead += kib()?,
-                "Anonymous:" if !in_guest => sum.anonymous += kib()?,
-                _ => {}
-            }
-            if let Some((start, end)) = first.split_once('-') {
-                let size = u64::from_str_radix(end, 16).ok()?.checked_sub(u64::from_str_radix(start, 16).ok()?)?;
-                in_guest = size >= ram;
-                found |= in_guest;
+            match (first, runs.last_mut()) {
+                ("Rss:", Some(run)) => run.resident += kib()?,
+                ("Anonymous:", Some(run)) => run.anonymous += kib()?,
+                (range, last) => {
+                    let Some((start, end)) = range.split_once('-') else { continue };
+                    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+                    let (rights, path) = (rest.get(..4)?, rest.split_whitespace().nth(4));
+                    let kind = (rights.to_owned(), path.map(str::to_owned));
+                    match last {
+                        Some(run) if run.end == start && run.kind == kind => run.end = end,
+                        _ => runs.push(Run { start, end, kind, resident: 0, anonymous: 0 }),
+                    }
+                }
             }
         }
-        found.then_some(sum)
+        let (guest, own): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.end - run.start >= ram);
+        let sum = |runs: &[&Run], of: fn(&Run) -> u64| runs.iter().map(|run| of(run)).sum();
+        (!guest.is_empty()).then(|| Self {
+            overhead: sum(&own, |run| run.resident),
+            anonymous: sum(&own, |run| run.anonymous),
+            guest: sum(&guest, |run| run.resident),
+        })
     }
+}
+
+/// Mappings side by side of the same rights and the same file: the guest's memory is one such, in parts that were given different advice.
+struct Run {
+    start: u64,
+    end: u64,
+    kind: (String, Option<String>),
+    resident: u64,
+    anonymous: u64,
 }
 
 #[cfg(test)]

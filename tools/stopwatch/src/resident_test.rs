@@ -28,3 +28,21 @@ fn a_guest_that_is_not_there_is_an_error() {
     assert_eq!(Resident::parse(SMAPS, 512 << 20), None);
     assert_eq!(Resident::parse("", 4096), None);
 }
+
+#[test]
+fn a_guests_memory_in_parts_is_one() {
+    let parts = "\
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0
+Rss:                  36 kB
+Anonymous:            36 kB
+7f0000200000-7f0010000000 rw-p 00000000 00:00 0
+Rss:                2048 kB
+Anonymous:          2048 kB
+7f0010000000-7f0010003000 rw-s 00000000 00:0e 1075                       anon_inode:kvm-vcpu:0
+Rss:                   8 kB
+Anonymous:             0 kB
+";
+    let resident = Resident::parse(parts, 256 << 20).unwrap();
+    assert_eq!(resident, Resident { overhead: 8, anonymous: 0, guest: 2084 });
+    assert_eq!(Resident::parse(&parts.replacen("-7f0000200000", "-7f00001ff000", 1), 256 << 20), None);
+}

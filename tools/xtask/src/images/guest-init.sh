@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The init of the test guests. It greets, says what it found, and does what skep.action= on the command line says:
 #   poweroff (default), reboot, panic, shell, echo (answers "got LINE" to each line until "bye", then powers off),
-#   wait (for ever). skep.dmesg: prints the kernel's messages first.
+#   wait (for ever). skep.dmesg: prints the kernel's messages first. skep.fdt: prints the device tree in hexadecimal first.
+#   skep.warn: lets the kernel warn, so that a test sees that warnings are seen.
 /bin/busybox mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
 /bin/busybox mount -t proc proc /proc
@@ -20,6 +21,11 @@ for word in $(cat /proc/cmdline); do
     case $word in
         skep.action=*) action=${word#skep.action=} ;;
         skep.dmesg) dmesg ;;
+        skep.warn) echo "<4>skep: a warning of the test's own" >/dev/kmsg ;;
+        skep.fdt)
+            echo "skep: board $(tr '\0' ' ' </proc/device-tree/compatible)"
+            hexdump -v -e '32/1 "%02x" "\n"' /sys/firmware/fdt | sed 's/^/skep: fdt /'
+            ;;
     esac
 done
 

@@ -39,26 +39,6 @@ pub(super) fn stage(source: &Path, staging: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
-mod test {
-    use super::stage;
-    use std::fs;
-
-    #[test]
-    fn no_file_is_carried_over_another() {
-        let dir = tempfile::tempdir().unwrap();
-        let (source, staging) = (dir.path().join("source"), dir.path().join("staging"));
-        fs::create_dir(&source).unwrap();
-        fs::write(source.join("kernel"), "other").unwrap();
-        let first = dir.path().join("first");
-        fs::write(&first, "first").unwrap();
-        stage(&first, &staging, "images/kernel").unwrap();
-        let error = stage(&source, &staging, "images").unwrap_err().to_string();
-        assert!(error.contains("there is a kernel already"), "{error}");
-        assert_eq!(fs::read_to_string(&first).unwrap(), "first");
-    }
-}
-
 /// Makes a file system with the content of `staging`.
 pub(super) fn carry_in(staging: &Path, image: &Path) -> Result<()> {
     let size = (size(staging)? + SPARE).next_multiple_of(1 << 20);
@@ -111,4 +91,24 @@ fn size(dir: &Path) -> Result<u64> {
         }
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod test {
+    use super::stage;
+    use std::fs;
+
+    #[test]
+    fn no_file_is_carried_over_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, staging) = (dir.path().join("source"), dir.path().join("staging"));
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("kernel"), "other").unwrap();
+        let first = dir.path().join("first");
+        fs::write(&first, "first").unwrap();
+        stage(&first, &staging, "images/kernel").unwrap();
+        let error = stage(&source, &staging, "images").unwrap_err().to_string();
+        assert!(error.contains("there is a kernel already"), "{error}");
+        assert_eq!(fs::read_to_string(&first).unwrap(), "first");
+    }
 }

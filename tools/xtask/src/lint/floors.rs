@@ -23,8 +23,10 @@ const FLOORS: &[(&str, &[&str])] = &[
     // Doorbells are a backend's optional power.
     ("skep-pci", PCI),
     ("skep-worker", &[]),
-    ("skep-net", BASE),
-    ("skep-virtio", VIRTIO),
+    ("skep-block", HOST_SIDE),
+    ("skep-net", HOST_SIDE),
+    ("skep-nvme", QUEUES),
+    ("skep-virtio", QUEUES),
     ("skep-guests", &["skep-guest-protocol"]),
     ("skep-config", CONFIG),
     ("skep-vmm", VMM),
@@ -38,7 +40,19 @@ const ON_HYPERVISOR: &[&str] =
     &["skep-guest-protocol", "skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor"];
 const DEVICES: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus"];
 const PCI: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus", "skep-hypervisor"];
-const VIRTIO: &[&str] = &["skep-state", "skep-memory", "skep-pci", "skep-worker", "skep-block", "skep-net"];
+const HOST_SIDE: &[&str] = &["skep-memory", "skep-worker"];
+const QUEUES: &[&str] = &[
+    "skep-state",
+    "skep-clock",
+    "skep-irq",
+    "skep-memory",
+    "skep-bus",
+    "skep-hypervisor",
+    "skep-pci",
+    "skep-worker",
+    "skep-block",
+    "skep-net",
+];
 const CONFIG: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor", "skep-arch"];
 // Not skep-kvm: the machine knows no backend.
 const VMM: &[&str] = &[
@@ -51,11 +65,15 @@ const VMM: &[&str] = &[
     "skep-arch",
     "skep-chipset",
     "skep-pci",
+    "skep-block",
+    "skep-net",
+    "skep-nvme",
+    "skep-virtio",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
 ];
-const ALL: [&str; 14] = [
+const ALL: [&str; 18] = [
     "skep-state",
     "skep-clock",
     "skep-irq",
@@ -65,6 +83,10 @@ const ALL: [&str; 14] = [
     "skep-arch",
     "skep-chipset",
     "skep-pci",
+    "skep-block",
+    "skep-net",
+    "skep-nvme",
+    "skep-virtio",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
