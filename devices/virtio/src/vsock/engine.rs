@@ -75,9 +75,12 @@ impl VsockEngine {
     }
 
     fn add(&mut self, connection: Connection) {
-        let token = self.next_token;
-        // Tokens of doorbells begin at 2^32.
-        self.next_token = if token >= u64::from(u32::MAX) { LISTENER + 1 } else { token + 1 };
+        // Tokens of doorbells begin at 2^32; there are fewer connections than tokens.
+        let mut token = self.next_token;
+        while token > u64::from(u32::MAX) || self.connections.contains_key(&token) {
+            token = if token > u64::from(u32::MAX) { LISTENER + 1 } else { token + 1 };
+        }
+        self.next_token = token + 1;
         let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP;
         let watched =
             self.sources.as_ref().is_some_and(|sources| sources.add(&connection.stream, token, events).is_ok());
