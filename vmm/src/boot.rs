@@ -5,7 +5,7 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use skep_arch::kernel::Kernel;
-use skep_config::BootSource;
+use skep_config::{BootSource, open_regular};
 use skep_memory::vm_memory::bitmap::BitmapSlice;
 use skep_memory::vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
@@ -96,13 +96,7 @@ impl BootFiles {
 }
 
 fn open(role: &'static str, path: &Path) -> Result<File, Error> {
-    let failed = |source| Error::File { role, path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(failed)?;
-    // A directory opens, and fails only when it is read.
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()));
-    }
-    Ok(file)
+    open_regular(path).map_err(|source| Error::File { role, path: path.to_path_buf(), source })
 }
 
 fn read_dtb(path: &Path) -> Result<Vec<u8>, Error> {

@@ -14,7 +14,10 @@ use crate::run::ControlError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The backend runs guests of the other architecture.
-    #[error("{machine} is an {wanted} machine, and {backend} on this host runs {offered} guests only")]
+    #[error(
+        "{machine} is an {wanted} machine, and {backend} on this host runs {offered} guests only\n  try: --machine {}",
+        skep_config::MachineVersion::newest(*offered)
+    )]
     OtherArchitecture {
         /// The machine's version.
         machine: String,
@@ -124,6 +127,12 @@ pub enum Error {
         what: &'static str,
         /// The host's error.
         source: std::io::Error,
+    },
+    /// A mistake in skep itself. Programs whose panics abort, as skep's release does, end before this.
+    #[error("the thread of vCPU {vcpu} panicked, which is a mistake in skep\n  try: report it with the message above")]
+    Panicked {
+        /// Which.
+        vcpu: usize,
     },
     /// The console.
     #[error(transparent)]

@@ -10,10 +10,12 @@
 
 pub mod boot;
 pub mod console;
+mod emergency;
 mod error;
 pub mod machine;
 pub mod monitor;
 pub mod run;
 
+pub use emergency::ignore_file_size_signal;
 pub use error::Error;
 pub use monitor::{Ending, Outcome};

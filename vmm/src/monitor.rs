@@ -64,7 +64,6 @@ pub fn run<A: Platform>(
     let host = |source| Error::Thread { what: "the control thread", source };
     let requests = Arc::new(Requests::new(gate.clone()).map_err(host)?);
     let clock = Clock::host();
-    // Signals are the control thread's from here on, and threads started later inherit that.
     let mut control = Control::new(&clock, requests.clone())?;
 
     let console = Console::open(&config.serial)?;
@@ -77,6 +76,7 @@ pub fn run<A: Platform>(
     let mut machine = Machine::<A>::new(config, hypervisor, gate.clone(), services)?;
     machine.load(&mut files)?;
     control.add(console.attach(machine.serial(), requests.clone())?);
+    control.hear_signals()?;
     let threads = |source| Error::Thread { what: "a vCPU", source };
     machine.vcpus_mut().start(&requests).map_err(threads)?;
 
@@ -94,6 +94,7 @@ pub fn run<A: Platform>(
             Request::Panic => (policy.panic, Ending::Panic),
             Request::TripleFault { vcpu } => (policy.triple_fault, Ending::TripleFault { vcpu }),
             Request::Failed(error) => break Ending::Failed(error),
+            Request::Panicked { vcpu } => return Err(Error::Panicked { vcpu }),
             Request::Stop(reason) => break Ending::Stopped(reason),
         };
         if action == Action::Exit {

@@ -151,6 +151,10 @@ impl LoadError {
             Self::Kernel(KernelError::Io(error)) | Self::Memory(GuestMemoryError::IOError(error)) => {
                 Self::Initrd(error)
             }
+            Self::Kernel(KernelError::Truncated { needs, has }) => {
+                let text = format!("it is truncated: it has {has} bytes and had {needs}");
+                Self::Initrd(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+            }
             other => other,
         }
     }

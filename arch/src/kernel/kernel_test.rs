@@ -101,6 +101,24 @@ fn every_truncation_is_noticed() {
     }
 }
 
+#[test]
+fn a_file_that_shrinks_after_it_was_looked_at_is_truncated() {
+    for (file, architecture, format) in all() {
+        let mut file = Cursor::new(file);
+        let kernel = Kernel::probe(&mut file).unwrap();
+        let whole = file.get_ref().len();
+        for left in [whole / 2, 0] {
+            file.get_mut().truncate(left);
+            let text = load(&kernel, &mut file).expect_err("half a kernel is loaded").to_string();
+            assert!(text.contains("truncated"), "{architecture} {format:?}: {text}");
+        }
+    }
+    let mut file = Cursor::new(vec![1; 4096]);
+    let memory = memory(&[AddressRange::new(0, MIB)]);
+    let error = copy_in(&memory, 0, &mut file, 0, 8192).map_err(LoadError::of_initrd).unwrap_err();
+    assert_eq!(error.to_string(), "the initramfs can't be read: it is truncated: it has 4096 bytes and had 8192");
+}
+
 /// Loads any kernel into 32 MiB where its machine has RAM.
 fn load(kernel: &Kernel, file: &mut File) -> Result<(), LoadError> {
     match kernel {

@@ -15,7 +15,7 @@ mod image;
 use std::io::{Read, Seek, SeekFrom};
 
 use skep_hypervisor::ArchKind;
-use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, ReadVolatile};
+use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions, ReadVolatile};
 
 use crate::layout::AddressRange;
 
@@ -233,7 +233,13 @@ where
     source.seek(SeekFrom::Start(offset)).map_err(KernelError::Io)?;
     let bytes = usize::try_from(count).map_err(|_| KernelError::Malformed("a part beyond the host's address size"))?;
     check_range(memory, AddressRange { base: gpa, size: count })?;
-    Ok(memory.read_exact_volatile_from(GuestAddress(gpa), source, bytes)?)
+    memory.read_exact_volatile_from(GuestAddress(gpa), source, bytes).map_err(|error| match error {
+        // The file had its length when it was looked at.
+        GuestMemoryError::PartialBuffer { completed, .. } => {
+            KernelError::Truncated { needs: offset + count, has: offset + completed as u64 }.into()
+        }
+        error => error.into(),
+    })
 }
 
 /// That all of `region` is guest memory.

@@ -94,12 +94,19 @@ impl Backing {
         }
     }
 
-    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping.
+    /// Takes all pages from the host, of `page` bytes at the least, before anybody else has the mapping. A signal that somebody handles is
+    /// heard between two parts: the host takes all of a part first.
     fn populate(&self, page: usize) -> io::Result<()> {
-        match self.advise(0..self.size, libc::MADV_POPULATE_WRITE) {
+        const PART: usize = 64 << 20;
+        let part = page.max(PART);
+        (0..self.size).step_by(part).try_for_each(|start| self.populate_part(start..self.size.min(start + part), page))
+    }
+
+    fn populate_part(&self, part: Range<usize>, page: usize) -> io::Result<()> {
+        match self.advise(part.clone(), libc::MADV_POPULATE_WRITE) {
             // Linux before 5.14 does not know it.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                for offset in (0..self.size).step_by(page) {
+                for offset in part.step_by(page) {
                     // SAFETY: the byte lies in the mapping, and is zero already.
                     unsafe { self.start.as_ptr().wrapping_add(offset).write_volatile(0) };
                 }

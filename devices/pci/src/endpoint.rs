@@ -22,7 +22,7 @@ use crate::function::{Attachment, Doorbells, Function, FunctionDoorbell};
 use crate::interrupts::{Control, Interrupts, Messages};
 use crate::node::{ConfigFunction, Upstream};
 use crate::socket::{Pin, Socket};
-use crate::state::EndpointState;
+use crate::state::{ENDPOINT_ID, EndpointState};
 
 #[cfg(test)]
 #[path = "endpoint_test.rs"]
@@ -383,9 +383,9 @@ impl Persist for Endpoint {
     }
 
     fn restore(&self, state: &EndpointState) -> Result<(), StateError> {
-        self.interrupts.check(&state.interrupts)?;
+        self.interrupts.check(&state.interrupts, ENDPOINT_ID)?;
         let mut inner = self.lock();
-        inner.space.restore(&state.config, crate::state::ENDPOINT_ID)?;
+        inner.space.restore(&state.config, ENDPOINT_ID)?;
         let enabled = inner.space.register(header::COMMAND) & command::BUS_MASTER != 0;
         self.bus_master.set(enabled && inner.upstream.bus_master && self.power.is_on(&inner.space));
         self.interrupts.restore(&state.interrupts, self.control(&inner.space));

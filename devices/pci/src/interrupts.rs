@@ -10,7 +10,7 @@ use skep_state::{StateError, ensure};
 use tracing::debug;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::state::{ENDPOINT_ID, InterruptsState};
+use crate::state::InterruptsState;
 
 #[cfg(test)]
 #[path = "interrupts_test.rs"]
@@ -254,10 +254,10 @@ impl Interrupts {
         InterruptsState { vectors: inner.table.iter().zip(&self.vectors).map(entry).collect(), pin: inner.pin }
     }
 
-    /// Whether a saved state fits.
-    pub(crate) fn check(&self, state: &InterruptsState) -> Result<(), StateError> {
+    /// Whether a saved state, of a record of type `id`, fits.
+    pub(crate) fn check(&self, state: &InterruptsState, id: &'static str) -> Result<(), StateError> {
         let (saved, here) = (state.vectors.len(), self.vectors.len());
-        ensure(saved == here, ENDPOINT_ID, "vectors", saved, "this function has another number of them")
+        ensure(saved == here, id, "vectors", saved, "this function has another number of them")
     }
 
     /// Takes on a state that fits, and what configuration space says. The line makes no edge.

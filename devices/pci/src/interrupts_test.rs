@@ -158,12 +158,12 @@ fn restoring_makes_no_edge_and_keeps_what_is_pending() {
     one.control(ON);
     one.signal(1);
     let (_, log, two) = interrupts(3);
-    two.check(&one.save()).unwrap();
+    two.check(&one.save(), "x").unwrap();
     two.restore(&one.save(), ON);
     assert!(log.take().is_empty());
     assert_eq!((two.save(), pending(&two)), (one.save(), 0b10));
     two.control(Control::default());
     assert_eq!(log.take(), ["INTx 3+"], "the pin was high behind the messages");
     let (_, _, fewer) = interrupts(2);
-    fewer.check(&one.save()).unwrap_err();
+    fewer.check(&one.save(), "x").unwrap_err();
 }

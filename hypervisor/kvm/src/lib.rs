@@ -5,7 +5,8 @@
 //!
 //! This crate is the only place that knows the host: `target_arch` and KVM's names appear here and nowhere else.
 //!
-//! * [`open`] opens /dev/kvm; an error says what would mend it. [`report()`] tells a person what this host can do.
+//! * [`open`] opens /dev/kvm; an error says what would mend it. [`report()`] tells a person what this host can do, and
+//!   [`caveat()`] what to expect before a long boot.
 //! * A vCPU is kicked by the first real-time signal (`SIGRTMIN`), whose handler does nothing: threads that run vCPUs must not block it.
 //! * What is only needed to save or restore is asked of KVM when that is first done, not at the start.
 //!
@@ -29,7 +30,7 @@ mod vcpu;
 mod x86_64;
 
 pub use device::{Kvm, open};
-pub use report::report;
+pub use report::{caveat, report};
 
 /// The backend's name in messages.
 pub(crate) const NAME: &str = "KVM";

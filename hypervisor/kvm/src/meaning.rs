@@ -7,7 +7,7 @@ use crate::host::Virtualization;
 mod test;
 
 /// What is said wherever a /dev/kvm without hardware virtualization is the likely reason.
-const NO_HARDWARE: &str = "this host's /dev/kvm works without hardware virtualization (neither vmx nor svm in /proc/cpuinfo): it emulates \
+pub(crate) const NO_HARDWARE: &str = "this host's /dev/kvm works without hardware virtualization (neither vmx nor svm in /proc/cpuinfo): it emulates \
     guest code at CPL 0 one instruction at a time and knows few of them, so an operating system does not boot here. Use a host with hardware \
     virtualization, or the lab, an emulated host with a real KVM: cargo xtask lab (docs/lab.md)";
 

@@ -10,6 +10,7 @@ use skep_hypervisor::report::{Finding, Verdict};
 use crate::Kvm;
 use crate::device::{self, PATH};
 use crate::host::Virtualization;
+use crate::meaning::NO_HARDWARE;
 
 /// Everything found out about this host's KVM, the most important first.
 #[must_use]
@@ -30,6 +31,12 @@ pub fn report() -> Vec<Finding> {
     #[cfg(target_arch = "aarch64")]
     findings.extend(crate::aarch64::report(&kvm));
     findings
+}
+
+/// What a person should know before an operating system is booted on this host; nothing where all is well.
+#[must_use]
+pub fn caveat() -> Option<&'static str> {
+    (Virtualization::of_host() == Virtualization::Absent).then_some(NO_HARDWARE)
 }
 
 fn refusal(error: HypervisorError) -> Finding {
@@ -64,7 +71,7 @@ fn limits(kvm: &Kvm) -> [Finding; 2] {
     let host_cpus = kvm.system.get_nr_vcpus();
     [
         Finding::new("vCPUs", format!("up to {vcpus} in one VM ({host_cpus} recommended by this host)"), Verdict::Ok),
-        Finding::new("memory", format!("up to {} regions mapped at once", kvm.system.get_nr_memslots()), Verdict::Ok),
+        Finding::new("memory regions", format!("up to {} mapped at once", kvm.system.get_nr_memslots()), Verdict::Ok),
     ]
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
@@ -74,7 +75,6 @@ pub(crate) enum Command {
         shell: Shell,
     },
     /// Write the manual pages into a folder
-    #[command(hide = true)]
     Man {
         /// The folder, which is made if it is not there
         #[arg(value_hint = ValueHint::DirPath)]
@@ -104,9 +104,30 @@ pub(crate) struct CheckArgs {
 pub(crate) struct HelloArgs {
     #[command(flatten)]
     pub(crate) machine: MachineFlags,
-    /// Words for the guest's command line: what it does, and how it ends
-    #[arg(value_name = "WORD")]
+    /// What the guest does, and how it ends
+    #[arg(value_name = "WORD", value_parser = PossibleValuesParser::new(words()))]
     pub(crate) words: Vec<String>,
+}
+
+/// The words that the guest knows (guests/bare/src/bin/hello/command.rs).
+pub(crate) const WORDS: [(&str, &str); 13] = [
+    ("first", "say the first line only"),
+    ("cpus", "count processors only"),
+    ("ticks", "take interrupts from every source as well"),
+    ("ticks=slow", "also from those that take a second"),
+    ("echo", "echo lines of input until `bye`, and wait for interrupts meanwhile"),
+    ("echo=poll", "the same, looking again and again"),
+    ("end=poweroff", "end by powering off, as it does by itself"),
+    ("end=reset", "end by a reset"),
+    ("end=i8042", "end by the keyboard controller's reset (x86_64)"),
+    ("end=panic", "end by the report of a kernel's panic"),
+    ("end=triple", "end by a triple fault (x86_64)"),
+    ("end=halt", "don't end: halt with interrupts off"),
+    ("end=spin", "don't end: run for ever"),
+];
+
+fn words() -> impl Iterator<Item = PossibleValue> {
+    WORDS.into_iter().map(|(word, what)| PossibleValue::new(word).help(what))
 }
 
 /// Reads the command line.
@@ -140,3 +161,7 @@ fn not_yet(refused: &clap::Error) -> Option<Problem> {
 pub(crate) fn command() -> clap::Command {
     <Skep as clap::CommandFactory>::command()
 }
+
+#[cfg(test)]
+#[path = "args_test.rs"]
+mod test;

@@ -16,7 +16,7 @@ Exit codes:
   12     a processor of the guest triple-faulted
   13     the hypervisor could not run the guest on
   14     the user ended the machine by the console's escape key
-  128+N  signal N ended the machine (130: Ctrl-C, 143: SIGTERM)";
+  128+N  signal N ended the machine (130: Ctrl-C, 143: SIGTERM; 134: skep itself failed)";
 
 /// Why skep ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub(crate) enum Exit {
     Hypervisor,
     Quit,
     Signal(i32),
+    /// As `abort`, which a panic is in a release.
+    Panicked,
 }
 
 impl Exit {
@@ -44,6 +46,7 @@ impl Exit {
             Exit::TripleFault => 12,
             Exit::Hypervisor => 13,
             Exit::Quit => 14,
+            Exit::Panicked => 134,
             // Shells number it so. No signal is beyond 64.
             Exit::Signal(number) => u8::try_from(number).map_or(u8::MAX, |number| number.saturating_add(128)),
         }
@@ -103,13 +106,14 @@ impl From<skep_config::Conflict> for Failure {
 
 impl Failure {
     /// The error that a user reads.
-    pub(crate) fn error(&self) -> &dyn std::error::Error {
+    pub(crate) fn error(&self) -> &(dyn std::error::Error + 'static) {
         self
     }
 
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Failure::Config(_) | Failure::Machine(Error::Config(_) | Error::NotYet { .. }) => Exit::Usage,
+            Failure::Machine(Error::Panicked { .. }) => Exit::Panicked,
             _ => Exit::Failed,
         }
     }

@@ -23,6 +23,7 @@ use args::Command;
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    skep_vmm::ignore_file_size_signal();
     let done = match args::parse() {
         Ok(Command::Run(args)) => run::run(args, started),
         Ok(Command::Hello(args)) => run::hello(args, started),

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 mod test;
 
 /// Prints an error and what caused it to standard error.
-pub(crate) fn print(error: &dyn Error) {
+pub(crate) fn print(error: &(dyn Error + 'static)) {
     say(&text(error));
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn say(text: &str) {
 }
 
 /// `error: ...`, `caused by: ...` for each cause that the text does not name already, and `try: ...` last.
-fn text(error: &dyn Error) -> String {
+fn text(error: &(dyn Error + 'static)) -> String {
     let mut lines = Vec::new();
     let mut advice = Vec::new();
     let mut said = String::new();
@@ -35,6 +35,9 @@ fn text(error: &dyn Error) -> String {
         }
         advice.extend(tries.filter(|tries| !said.contains(*tries)).map(|tries| format!("  try: {tries}\n")));
         said.push_str(&text);
+        if error.downcast_ref().and_then(io::Error::raw_os_error) == Some(libc::EMFILE) {
+            advice.push("  try: ulimit -n 4096, or LimitNOFILE= in the service's unit: a machine takes a few files for each CPU\n".to_owned());
+        }
         next = error.source();
     }
     lines.extend(advice);

@@ -28,3 +28,9 @@ fn advice_comes_last() {
     assert_eq!(outer("no console\n  try: rm", "disk full"), "error: no console\n  caused by: disk full\n  try: rm\n");
     assert_eq!(outer("no console", "disk full\n  try: rm"), "error: no console\n  caused by: disk full\n  try: rm\n");
 }
+
+#[test]
+fn too_few_files_can_be_mended() {
+    let said = text(&Outer { message: "no console", source: io::Error::from_raw_os_error(libc::EMFILE) });
+    assert!(said.contains("\n  try: ulimit -n "), "{said}");
+}

@@ -1,5 +1,6 @@
 //! `skep run`, `skep hello` and `skep check`.
 
+use std::path::Path;
 use std::time::Instant;
 
 use skep_arch::kernel::KernelError;
@@ -7,6 +8,7 @@ use skep_arch::layout::Row;
 use skep_config::{Action, ArchKind, Config};
 use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use skep_vmm::boot::BootFiles;
+use skep_vmm::console::refuse_inputs;
 use skep_vmm::machine::Machine;
 use skep_vmm::run::StopReason;
 use skep_vmm::{Ending, Error, monitor};
@@ -17,6 +19,7 @@ use crate::{log, pages, report, stats};
 
 /// Runs the machine of the flags and the file, or prints what is asked for instead.
 pub(crate) fn run(args: RunArgs, started: Instant) -> Result<Exit, Failure> {
+    let config_file = args.flags.config.clone();
     let config = args.flags.config(host()?)?;
     log::start(config.log, started);
     if args.dump_config {
@@ -28,7 +31,10 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<Exit, Failure> {
         pages::print(layout_text(&layout).as_bytes())?;
         return Ok(Exit::Done);
     }
-    let files = open(&config)?;
+    let files = open(&config, config_file.as_deref())?;
+    if let Some(caveat) = skep_kvm::caveat() {
+        tracing::warn!("{caveat}");
+    }
     finish(&config, files, started)
 }
 
@@ -50,8 +56,9 @@ pub(crate) fn hello(args: HelloArgs, started: Instant) -> Result<Exit, Failure> 
 
 /// Checks everything that can be checked without a hypervisor.
 pub(crate) fn check(args: CheckArgs) -> Result<Exit, Failure> {
+    let config_file = args.flags.config.clone();
     let config = args.flags.config(host()?)?;
-    let kernel = open(&config)?.kernel.info();
+    let kernel = open(&config, config_file.as_deref())?.kernel.info();
     let text = format!(
         "machine {} ({}), kernel {}: the config is sound\n",
         config.machine,
@@ -66,8 +73,16 @@ fn host() -> Result<ArchKind, Failure> {
     ArchKind::host().ok_or(Failure::Host)
 }
 
-/// Opens the files that the config names, and refuses a kernel for the other architecture.
-fn open(config: &Config) -> Result<BootFiles, Failure> {
+/// Opens the files that the config names, and refuses a kernel for the other architecture, and output to one of the files.
+fn open(config: &Config, config_file: Option<&Path>) -> Result<BootFiles, Failure> {
+    let boot = &config.boot;
+    let inputs = [
+        ("kernel", boot.kernel.as_deref()),
+        ("initramfs", boot.initrd.as_deref()),
+        ("device tree", boot.dtb.as_deref()),
+    ];
+    let inputs = inputs.into_iter().chain([("config file", config_file)]);
+    refuse_inputs(&config.serial, inputs.filter_map(|(role, path)| Some((role, path?)))).map_err(Error::Console)?;
     let files = BootFiles::open(&config.boot.source()?)?;
     let kernel = files.kernel.info().architecture;
     if kernel != config.arch() {

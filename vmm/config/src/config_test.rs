@@ -69,7 +69,10 @@ fn mistakes_are_named_with_their_place() {
             "serial = { file = 'a', socket = 'b' }",
             "vm.toml:1:10: `serial`: exactly one of stdio, file=FILE, pty, socket=PATH and none is needed",
         ),
-        ("[[disk]]\nfile = 'x'", "vm.toml:1:3: `disk` is not supported by this version of skep"),
+        (
+            "[[disk]]\nfile = 'x'",
+            "vm.toml:1:3: `disk` is not supported by this version of skep\n  try: leave it out; a guest has a kernel, an initramfs and a console here",
+        ),
         (
             "[on]\nreset = 'reboot'",
             "vm.toml:2:9: `on.reset`: `reboot` is not one of the choices: they are exit, restart",
@@ -102,6 +105,15 @@ fn nothing_to_boot_can_be_dumped_but_not_run() {
     assert_eq!(config.finish(), Ok(()));
     assert_eq!(config.boot.source(), Err(Conflict::NothingToBoot));
     assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn a_gicv2_has_eight_cpus() {
+    let finish = |text: &str| read(&format!("machine = 'virt-1'\n{text}")).unwrap().finish();
+    assert_eq!(finish("cpus = 8\nirqchip = 'gicv2'"), Ok(()));
+    let refused = Conflict::Gicv2Cpus { cpus: 9, limit: 8 };
+    assert_eq!(finish("cpus = '1,max=9'\nirqchip = 'gicv2'"), Err(refused));
+    assert_eq!(finish("cpus = 9\nirqchip = 'gicv3'"), Ok(()));
 }
 
 #[test]
@@ -179,7 +191,9 @@ prop_compose! {
     ) -> Config {
         Config {
             machine: MachineVersion::VirtV1,
-            irqchip, log, stats, serial, cpus, memory, boot,
+            // A GICv2 has few.
+            irqchip: if cpus.max > 8 { Irqchip::Auto } else { irqchip },
+            log, stats, serial, cpus, memory, boot,
             rng_seed: seed.map(RngSeed),
             cpu_features: CpuFeatures { pauth, sve },
             on: Policy { power_off, reset, panic, triple_fault },

@@ -65,7 +65,9 @@ pub enum Problem {
         hint: String,
     },
     /// A key that this version doesn't serve yet.
-    #[error("`{0}` is not supported by this version of skep")]
+    #[error(
+        "`{0}` is not supported by this version of skep\n  try: leave it out; a guest has a kernel, an initramfs and a console here"
+    )]
     NotYet(String),
     /// No such choice.
     #[error("`{choice}` is not one of the choices: {hint}")]
@@ -167,6 +169,14 @@ pub enum Conflict {
         key: &'static str,
         /// The key that it needs.
         needs: &'static str,
+    },
+    /// More CPUs than an interrupt controller can have.
+    #[error("{cpus} CPUs are more than a GICv2 can have, {limit}\n  try: `--irqchip gicv3`, or at most {limit} CPUs")]
+    Gicv2Cpus {
+        /// The most that there may be.
+        cpus: u32,
+        /// How many the controller takes.
+        limit: u32,
     },
     /// A key that machines of another architecture have.
     #[error("`{key}` is for {needs} guests, and machine {machine} is {}\n  try: leave `{key}` out", machine.arch())]

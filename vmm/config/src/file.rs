@@ -1,6 +1,6 @@
 //! Configs as TOML files.
 
-use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf, absolute};
 
 use serde::Deserialize;
@@ -11,7 +11,11 @@ use crate::Config;
 use crate::error::{Error, Problem};
 use crate::machine::MachineVersion;
 use crate::node::Node;
+use crate::regular::open_regular;
 use crate::serial::Serial;
+
+/// No config is larger than this.
+const SIZE_MAX: u64 = 1 << 20;
 
 impl Config {
     /// Reads a TOML file; its relative paths start at its own folder. `host` decides the machine where the file names none.
@@ -22,7 +26,7 @@ impl Config {
     ///
     /// [`Error::Read`] and [`Error::File`].
     pub fn load(file: &Path, host: ArchKind) -> Result<Self, Error> {
-        let text = fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
+        let text = read(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
         let mut config = Self::from_toml(&text, file, host)?;
         if let Some(folder) = file.parent() {
             config.for_each_path(|path| *path = folder.join(&*path));
@@ -75,6 +79,16 @@ impl Config {
             .chain(serial)
             .for_each(change);
     }
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text);
+    let mut bytes = Vec::new();
+    open_regular(file)?.take(SIZE_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > SIZE_MAX {
+        return Err(invalid("it is larger than 1 MiB, which no config is"));
+    }
+    String::from_utf8(bytes).map_err(|_| invalid("it is not valid UTF-8"))
 }
 
 /// Line and column, from 1, of a byte offset.

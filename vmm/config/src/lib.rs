@@ -7,7 +7,7 @@
 //! * Unknown keys, and keys that this version doesn't serve yet, are errors that say where, and what was probably meant.
 //! * [`Config::to_toml`] writes every key with the value in effect, and reading that back gives the same [`Config`].
 //!
-//! The file is TOML 1.1. What this crate does not do: open files, know a host's limits, or look at a kernel. A count or a size that is
+//! The file is TOML 1.1. What this crate does not do: open the files that a config names, know a host's limits, or look at a kernel. A count or a size that is
 //! merely large passes here, and the hypervisor backend says what it can hold.
 
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ mod machine;
 mod memory;
 mod node;
 mod policy;
+mod regular;
 mod seed;
 mod serial;
 mod size;
@@ -37,6 +38,7 @@ pub use flags::{BootFlags, Flags, MachineFlags};
 pub use machine::MachineVersion;
 pub use memory::Memory;
 pub use policy::{Action, Policy};
+pub use regular::open_regular;
 pub use seed::RngSeed;
 pub use serial::Serial;
 pub use size::{Size, SizeError};
@@ -45,6 +47,9 @@ pub use skep_hypervisor::ArchKind;
 #[cfg(test)]
 #[path = "config_test.rs"]
 mod test;
+
+/// A GICv2 has as many CPU interfaces (IHI 0048B, 2.1).
+const GICV2_CPUS: u32 = 8;
 
 /// Everything that decides what a guest is and how skep runs it.
 ///
@@ -127,6 +132,9 @@ impl Config {
         ];
         match aarch64_only.iter().find(|(_, set)| *set && arch != ArchKind::Aarch64) {
             Some((key, _)) => Err(Conflict::OtherArch { key, needs: ArchKind::Aarch64, machine: self.machine }),
+            None if self.irqchip == Irqchip::Gicv2 && self.cpus.max > GICV2_CPUS => {
+                Err(Conflict::Gicv2Cpus { cpus: self.cpus.max, limit: GICV2_CPUS })
+            }
             None => Ok(()),
         }
     }

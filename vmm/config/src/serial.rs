@@ -52,6 +52,10 @@ impl Group for Serial {
         if keys.link.is_some() && !keys.pty {
             return Err("`link` goes with `pty` only".to_owned());
         }
+        let paths = [("file", &keys.file), ("socket", &keys.socket), ("link", &keys.link)];
+        if let Some((key, _)) = paths.iter().find(|(_, path)| path.as_ref().is_some_and(|p| p.as_os_str().is_empty())) {
+            return Err(format!("`{key}` is empty: a path is needed"));
+        }
         let choices = [
             keys.stdio.then_some(Serial::Stdio),
             keys.file.map(Serial::File),

@@ -23,6 +23,9 @@ fn refuses_none_and_several() {
     assert_eq!(refuse("stdio,none"), one);
     assert_eq!(refuse("file=a,socket=b"), one);
     assert_eq!(refuse("stdio,link=a"), "`link` goes with `pty` only");
+    assert_eq!(refuse("file="), "`file` is empty: a path is needed");
+    assert_eq!(refuse("socket="), "`socket` is empty: a path is needed");
+    assert_eq!(refuse("pty,link="), "`link` is empty: a path is needed");
     assert_eq!(refuse("stdoi"), "unknown key `stdoi`: did you mean `stdio`?");
     assert_eq!(refuse(""), "unknown key ``: the keys here are stdio, file, pty, link, socket, none");
 }

@@ -236,7 +236,11 @@ fn a_socket_goes_with_its_console_and_a_dead_one_is_replaced() {
     assert!(refused(&Serial::Socket(path.clone())).contains("exists, and is no socket"));
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     let long = Path::new("/tmp").join("x".repeat(200));
-    assert!(refused(&Serial::Socket(long)).contains("console: socket /tmp/xxx"));
+    let long = refused(&Serial::Socket(long));
+    assert!(long.contains("is too long for a socket\n  try: a path of at most 107 bytes"), "{long}");
+    let longest = path.with_file_name("x".repeat(106 - path.parent().unwrap().as_os_str().len()));
+    assert_eq!(longest.as_os_str().len(), 107);
+    Bench::new(&Serial::Socket(longest));
 }
 
 /// The path that a pty's console announces.
@@ -266,12 +270,20 @@ fn a_pty_carries_both_ways_and_echoes_nothing() {
 #[test]
 fn a_link_to_a_pty_comes_and_goes() {
     let (_folder, link) = folder();
-    std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+    std::os::unix::fs::symlink("/dev/pts/of-a-killed-process", &link).unwrap();
     let serial = Serial::Pty { link: Some(link.clone()) };
     let console = Console::open(&serial).unwrap();
-    assert_eq!(fs::read_link(&link).unwrap(), announced(&console));
+    let name = announced(&console);
+    assert_eq!(fs::read_link(&link).unwrap(), name);
+    assert!(refused(&serial).contains("is a link already, and not one to a pty that has gone\n  try: "));
     drop(console);
     assert!(fs::symlink_metadata(&link).is_err());
+    for target in ["/nowhere", "/etc/hosts"] {
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        assert!(refused(&serial).contains("is a link already"));
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new(target), "it is the user's own");
+        fs::remove_file(&link).unwrap();
+    }
     fs::write(&link, "precious").unwrap();
     assert!(refused(&serial).contains("exists, and is no symbolic link"));
     assert_eq!(fs::read(&link).unwrap(), b"precious");
@@ -281,11 +293,28 @@ fn a_link_to_a_pty_comes_and_goes() {
 fn a_file_is_emptied_and_written() {
     let (_folder, path) = folder();
     fs::write(&path, "what was there before").unwrap();
-    let mut bench = Bench::new(&Serial::File(path.clone()));
+    let console = Console::open(&Serial::File(path.clone())).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"what was there before", "the machine may come to nothing yet");
+    let mut bench = Bench::attach(console);
     bench.output.write(b"new");
     assert_eq!(fs::read(&path).unwrap(), b"new");
     assert!(refused(&Serial::File("/proc/nowhere/file".into())).starts_with("console: file /proc/nowhere/file: "));
     assert!(refused(&Serial::File("/".into())).contains("directory"));
+}
+
+#[test]
+fn a_file_that_the_machine_is_made_from_is_no_place_for_output() {
+    let (_folder, kernel) = folder();
+    fs::write(&kernel, "precious").unwrap();
+    let other_name = kernel.with_file_name("other");
+    fs::hard_link(&kernel, &other_name).unwrap();
+    let inputs = [("initramfs", Path::new("/nowhere")), ("kernel", &kernel)];
+    for path in [&kernel, &other_name] {
+        let error = refuse_inputs(&Serial::File(path.clone()), inputs).unwrap_err().to_string();
+        assert!(error.contains("is the kernel too, which the guest's output would overwrite\n  try: "), "{error}");
+    }
+    refuse_inputs(&Serial::File(kernel.with_file_name("new")), inputs).unwrap();
+    refuse_inputs(&Serial::Stdio, inputs).unwrap();
 }
 
 #[test]

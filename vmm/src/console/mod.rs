@@ -13,6 +13,7 @@
 
 mod escape;
 mod job;
+pub(crate) mod leftover;
 mod output;
 mod place;
 pub mod terminal;
@@ -23,19 +24,22 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use skep_chipset::{SerialOut, SerialPort};
 use skep_config::Serial;
+use vmm_sys_util::timerfd::TimerFd;
 
-pub use place::ConsoleError;
+pub use place::{ConsoleError, refuse_inputs};
 
 use crate::run::{Request, Requests, StopReason, Subscriber};
 
 use escape::{Command, Escape, Step};
 use job::JobControl;
+use leftover::Leftover;
 use output::{Manner, Outlet, Output, Sink};
-use place::{Leftover, Place};
+use place::Place;
 use terminal::RawTerminal;
 
 #[cfg(test)]
@@ -53,6 +57,10 @@ const INPUT: u32 = 1;
 const OUTPUT: u32 = 2;
 const LISTEN: u32 = 3;
 const JOB: u32 = 4;
+const RETRY: u32 = 5;
+
+/// How long no client is accepted after the host has refused one.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// One serial port's console, which runs on the control thread.
 ///
@@ -60,8 +68,10 @@ const JOB: u32 = 4;
 /// that makes it a part of the control loop. When it is dropped, the terminal is handed back, and what it made on the host goes.
 pub struct Console {
     outlet: Arc<Outlet>,
+    /// The sink is a file whose former content goes.
+    empties: bool,
     source: Option<Source>,
-    listener: Option<UnixListener>,
+    listener: Option<Listener>,
     /// Input that the port had no room for.
     pending: VecDeque<u8>,
     link: Option<Link>,
@@ -74,6 +84,15 @@ pub struct Console {
     terminal: bool,
     /// A pty's other end.
     _peer: Option<File>,
+}
+
+/// Where clients come from.
+struct Listener {
+    socket: UnixListener,
+    /// Ends the time in which nobody is accepted.
+    retry: TimerFd,
+    /// The host has refused the last client, and that was told.
+    refused: bool,
 }
 
 /// Where input comes from.
@@ -109,17 +128,18 @@ struct Interactive {
 }
 
 impl Console {
-    /// Opens or makes what `serial` names. A terminal stays as it is until [`Console::attach`].
+    /// Opens or makes what `serial` names. A terminal and a file stay as they are until [`Console::attach`].
     ///
     /// # Errors
     ///
     /// [`ConsoleError`], by the path and what would mend it.
     pub fn open(serial: &Serial) -> Result<Self, ConsoleError> {
-        let Place { sink, input, terminal, listener, peer, leftovers, announcement } = Place::open(serial)?;
-        let outlet =
-            Outlet::new(sink, listener.is_some()).map_err(|e| ConsoleError::host("the console's wake-up", e))?;
+        let Place { sink, empties, input, terminal, listener, peer, leftovers, announcement } = Place::open(serial)?;
+        let outlet = Outlet::new(sink, listener.is_some()).map_err(|e| ConsoleError::host("the wake-up", e))?;
+        let listener = listener.map(Listener::new).transpose().map_err(|e| ConsoleError::host("a timer", e))?;
         Ok(Console {
             outlet: Arc::new(outlet),
+            empties,
             source: input.map(|file| Source { file, watch: Watch::Parked }),
             listener,
             pending: VecDeque::new(),
@@ -138,7 +158,7 @@ impl Console {
         Box::new(Output::new(self.outlet.clone()))
     }
 
-    /// Leads input to `port`, turns a terminal raw, and tells the user on standard error where the console is. The user's wish to end the
+    /// Leads input to `port`, turns a terminal raw, empties a file, and tells the user on standard error where the console is. The user's wish to end the
     /// machine goes to `requests`.
     ///
     /// On a terminal it blocks SIGTSTP and SIGCONT for the calling thread and those that it starts afterwards, so that the terminal is handed
@@ -146,8 +166,11 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// [`ConsoleError`], where the terminal or a descriptor is refused.
+    /// [`ConsoleError`], where the terminal, the file or a descriptor is refused.
     pub fn attach(mut self, port: Arc<dyn SerialPort>, requests: Arc<Requests>) -> Result<Subscriber, ConsoleError> {
+        if self.empties {
+            self.outlet.empty().map_err(|e| ConsoleError::host("the file can't be emptied", e))?;
+        }
         if let Some(text) = self.announcement.take() {
             // Where nobody listens, nobody needs to know.
             let _ = writeln!(io::stderr(), "skep: {text}");
@@ -189,22 +212,25 @@ impl Console {
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
-        let Some(listener) = &self.listener else { return };
-        let client = listener.accept().and_then(|(client, _)| {
+        let Some(listener) = &mut self.listener else { return };
+        let client = listener.socket.accept().and_then(|(client, _)| {
             client.set_nonblocking(true)?;
             // Two descriptors, for the loop follows each direction by its own.
             Ok((File::from(OwnedFd::from(client.try_clone()?)), File::from(OwnedFd::from(client))))
         });
         match client {
             Ok((input, output)) => {
-                unwatch(ops, listener.as_raw_fd());
+                listener.refused = false;
+                unwatch(ops, listener.socket.as_raw_fd());
                 self.outlet.open(Sink::new(output, Manner::Nonblocking));
                 self.source = Some(Source { file: input, watch: Watch::Parked });
                 self.watch_source(ops);
                 self.follow_sink(ops);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::warn!("console: a client was not accepted: {error}"),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                _ => listener.pause(&error, ops),
+            },
         }
     }
 
@@ -216,7 +242,7 @@ impl Console {
         self.outlet.close();
         self.drop_source(ops);
         if let Some(listener) = &self.listener {
-            watch(ops, Events::with_data(listener, LISTEN, EventSet::IN));
+            watch(ops, Events::with_data(&listener.socket, LISTEN, EventSet::IN));
         }
     }
 
@@ -349,6 +375,32 @@ impl Console {
     }
 }
 
+impl Listener {
+    fn new(socket: UnixListener) -> io::Result<Self> {
+        Ok(Listener { socket, retry: TimerFd::new()?, refused: false })
+    }
+
+    /// The host can't give a client its descriptors: it waits, and the loop must not turn meanwhile.
+    fn pause(&mut self, error: &io::Error, ops: &mut EventOps<'_>) {
+        if !std::mem::replace(&mut self.refused, true) {
+            let advice = if error.raw_os_error() == Some(libc::EMFILE) { " (try: ulimit -n 4096)" } else { "" };
+            tracing::warn!("console: a client can't be accepted yet: {error}{advice}");
+        }
+        match self.retry.reset(RETRY_AFTER, None) {
+            Ok(()) => unwatch(ops, self.socket.as_raw_fd()),
+            Err(error) => tracing::error!("console: the timer can't be set: {error}"),
+        }
+    }
+
+    fn go_on(&mut self, ops: &mut EventOps<'_>) {
+        // It is no longer ready then.
+        if let Err(error) = self.retry.clear() {
+            tracing::error!("console: the timer can't be stopped: {error}");
+        }
+        watch(ops, Events::with_data(&self.socket, LISTEN, EventSet::IN));
+    }
+}
+
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         watch(ops, Events::with_data(self.outlet.event(), WAKE, EventSet::IN));
@@ -356,7 +408,8 @@ impl MutEventSubscriber for Console {
             watch(ops, Events::with_data(interactive.job.file(), JOB, EventSet::IN));
         }
         if let Some(listener) = &self.listener {
-            watch(ops, Events::with_data(listener, LISTEN, EventSet::IN));
+            watch(ops, Events::with_data(&listener.socket, LISTEN, EventSet::IN));
+            watch(ops, Events::with_data(&listener.retry, RETRY, EventSet::IN));
         }
         self.watch_source(ops);
         self.pump(ops);
@@ -373,6 +426,11 @@ impl MutEventSubscriber for Console {
                 self.follow_sink(ops);
             }
             LISTEN => self.accept(ops),
+            RETRY => {
+                if let Some(listener) = &mut self.listener {
+                    listener.go_on(ops);
+                }
+            }
             JOB => {
                 if let Some(interactive) = &mut self.interactive {
                     interactive.job.process();

@@ -145,6 +145,14 @@ impl Outlet {
         self.lock().drain();
     }
 
+    /// Forgets what the sink, a regular file, held before.
+    pub(super) fn empty(&self) -> io::Result<()> {
+        match &self.lock().sink {
+            Some(sink) if sink.manner == Manner::Patient => sink.file.set_len(0),
+            _ => Ok(()),
+        }
+    }
+
     /// A new sink, which first gets what was kept.
     pub(super) fn open(&self, sink: Sink) {
         let mut state = self.lock();

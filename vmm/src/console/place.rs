@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 use skep_config::Serial;
 
+use super::leftover::Leftover;
 use super::output::{Manner, Sink};
 
 /// Why a console can't be had.
@@ -27,15 +28,23 @@ pub enum ConsoleError {
         /// The host's error.
         source: io::Error,
     },
-    /// A path is taken.
+    /// A path won't do.
     #[error("console: {} {why}\n  try: {mend}", path.display())]
-    Taken {
+    Unfit {
         /// The path.
         path: PathBuf,
-        /// By what.
+        /// Why not.
         why: &'static str,
         /// What would mend it.
         mend: &'static str,
+    },
+    /// Output would overwrite what the machine is made from.
+    #[error("console: {} is the {role} too, which the guest's output would overwrite\n  try: another file for the console", path.display())]
+    Input {
+        /// The path.
+        path: PathBuf,
+        /// What it is besides.
+        role: &'static str,
     },
     /// The host refuses something else.
     #[error("console: {what}: {source}")]
@@ -57,24 +66,15 @@ impl ConsoleError {
     }
 }
 
-/// A name on the host that goes when the console does.
-#[derive(Debug)]
-pub(super) struct Leftover(PathBuf);
-
-impl Drop for Leftover {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0)
-            && error.kind() != ErrorKind::NotFound
-        {
-            tracing::warn!("console: {} can't be removed: {error}", self.0.display());
-        }
-    }
-}
+/// struct sockaddr_un has 108 bytes, of which one ends the path (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
 
 /// The ends of a console.
 #[derive(Debug, Default)]
 pub(super) struct Place {
     pub(super) sink: Option<Sink>,
+    /// The sink is a file whose former content goes.
+    pub(super) empties: bool,
     pub(super) input: Option<File>,
     /// The input is the user's terminal.
     pub(super) terminal: bool,
@@ -112,10 +112,11 @@ impl Place {
     fn file(path: &Path) -> Result<Self, ConsoleError> {
         // A FIFO that nobody reads, or a terminal line, must not hold up the start.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path);
+        // It is emptied once the machine stands.
+        let file = OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(path);
         let file = file.map_err(|e| ConsoleError::path("file", path, e))?;
         let manner = if is_regular(&file) { Manner::Patient } else { Manner::Nonblocking };
-        Ok(Place { sink: Some(Sink::new(file, manner)), ..Place::default() })
+        Ok(Place { sink: Some(Sink::new(file, manner)), empties: true, ..Place::default() })
     }
 
     fn pty(link: Option<&Path>) -> Result<Self, ConsoleError> {
@@ -124,19 +125,8 @@ impl Place {
         let mut leftovers = Vec::new();
         let mut announcement = format!("the guest's console is {}", name.display());
         if let Some(link) = link {
-            match fs::symlink_metadata(link) {
-                Ok(there) if there.is_symlink() => {
-                    fs::remove_file(link).map_err(|e| ConsoleError::path("pty link", link, e))?;
-                }
-                Ok(_) => {
-                    let (why, mend) =
-                        ("exists, and is no symbolic link", "name another path for the link to the pty, or remove it");
-                    return Err(ConsoleError::Taken { path: link.to_owned(), why, mend });
-                }
-                Err(_) => {}
-            }
-            symlink(&name, link).map_err(|e| ConsoleError::path("pty link", link, e))?;
-            leftovers.push(Leftover(link.to_owned()));
+            make_link(link, &name)?;
+            leftovers.push(Leftover::link(link, &name).map_err(|e| ConsoleError::path("pty link", link, e))?);
             announcement = format!("{announcement}, by {} too", link.display());
         }
         let sink = Some(Sink::new(output, Manner::Nonblocking));
@@ -151,18 +141,65 @@ impl Place {
     }
 
     fn socket(path: &Path) -> Result<Self, ConsoleError> {
+        if path.as_os_str().len() > SOCKET_PATH_MAX {
+            let (why, mend) =
+                ("is too long for a socket", "a path of at most 107 bytes; a relative one may be shorter");
+            return Err(ConsoleError::Unfit { path: path.to_owned(), why, mend });
+        }
         clear_stale_socket(path)?;
         let listener = UnixListener::bind(path).map_err(|e| ConsoleError::path("socket", path, e))?;
-        let leftovers = vec![Leftover(path.to_owned())];
+        let leftovers = vec![Leftover::file(path).map_err(|e| ConsoleError::path("socket", path, e))?];
         listener.set_nonblocking(true).map_err(|e| ConsoleError::path("socket", path, e))?;
         let announcement = Some(format!("the guest's console is the socket {}", path.display()));
         Ok(Place { listener: Some(listener), leftovers, announcement, ..Place::default() })
     }
 }
 
+/// Refuses a serial port whose file is one of `inputs`, by any name; each has its role.
+///
+/// # Errors
+///
+/// [`ConsoleError::Input`].
+pub fn refuse_inputs<'a>(
+    serial: &Serial,
+    inputs: impl IntoIterator<Item = (&'static str, &'a Path)>,
+) -> Result<(), ConsoleError> {
+    let Serial::File(path) = serial else { return Ok(()) };
+    let identity = |path: &Path| fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
+    let Some(output) = identity(path) else { return Ok(()) };
+    match inputs.into_iter().find(|(_, input)| identity(input) == Some(output)) {
+        Some((role, _)) => Err(ConsoleError::Input { path: path.clone(), role }),
+        None => Ok(()),
+    }
+}
+
+/// Makes a link to a new pty. One that a killed process has left behind is replaced; anything else stays.
+fn make_link(link: &Path, name: &Path) -> Result<(), ConsoleError> {
+    let failed = |source| ConsoleError::path("pty link", link, source);
+    let taken = |why, mend| Err(ConsoleError::Unfit { path: link.to_owned(), why, mend });
+    match fs::symlink_metadata(link) {
+        Ok(there) if there.is_symlink() => {
+            let target = fs::read_link(link).map_err(failed)?;
+            // The new pty may have the number of the one that went.
+            if !target.starts_with("/dev/pts") || (target != name && target.exists()) {
+                return taken(
+                    "is a link already, and not one to a pty that has gone",
+                    "name another path for the link to the pty, or remove it",
+                );
+            }
+            fs::remove_file(link).map_err(failed)?;
+        }
+        Ok(_) => {
+            return taken("exists, and is no symbolic link", "name another path for the link to the pty, or remove it");
+        }
+        Err(_) => {}
+    }
+    symlink(name, link).map_err(failed)
+}
+
 /// Removes a socket that a killed process has left behind; one that is listened on stays.
 fn clear_stale_socket(path: &Path) -> Result<(), ConsoleError> {
-    let taken = |why, mend| Err(ConsoleError::Taken { path: path.to_owned(), why, mend });
+    let taken = |why, mend| Err(ConsoleError::Unfit { path: path.to_owned(), why, mend });
     match fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
             taken("exists, and is no socket", "name another path for the socket, or remove it")

@@ -2,19 +2,17 @@
 //!
 //! It ends with [`RawTerminal`]; at `exit`; in a panic, before its message is written; and at any signal that kills a process, SIGKILL
 //! excepted. While skep is stopped (SIGTSTP) the terminal is in its own mode. A terminal that belongs to another job is left alone.
-#![allow(unsafe_code)] // Signal handlers and atexit have no safe form.
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic;
-use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+
+use crate::emergency;
 
 #[cfg(test)]
 #[path = "terminal_test.rs"]
@@ -32,23 +30,6 @@ struct Terminal {
     wanted: AtomicBool,
     in_force: AtomicBool,
 }
-
-/// The signals that kill a process where nobody handles them. Those that the control thread waits for are blocked and never come here.
-const DEADLY: [i32; 10] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGTERM,
-    libc::SIGABRT,
-    libc::SIGBUS,
-    libc::SIGFPE,
-    libc::SIGILL,
-    libc::SIGSEGV,
-    libc::SIGSYS,
-];
-
-/// The actions that stood before ours, in the order of [`DEADLY`].
-static FORMER: OnceLock<[libc::sigaction; DEADLY.len()]> = OnceLock::new();
 
 /// Raw mode, until it is dropped.
 #[derive(Debug)]
@@ -74,7 +55,7 @@ impl RawTerminal {
                 in_force: AtomicBool::new(false),
             });
             if first.is_ok() {
-                restore_at_any_exit();
+                emergency::arm();
             }
         }
         if let Some(terminal) = TERMINAL.get() {
@@ -144,57 +125,5 @@ impl Terminal {
     /// Whether this process is in the terminal's foreground, or has nothing to do with its job control.
     fn is_ours(&self) -> bool {
         tcgetpgrp(&self.fd).map_or(true, |foreground| foreground == getpgrp())
-    }
-}
-
-fn restore_at_any_exit() {
-    let former = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        restore();
-        former(panic);
-    }));
-    // SAFETY: the handler is a plain function that lives as long as the program. Where there is no room for it, the other ways remain.
-    let _ = unsafe { libc::atexit(on_exit) };
-    let standing = DEADLY.map(|signal| {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: no new action is given, and the old one is written to `action`, which is zero and valid if the call fails.
-        unsafe {
-            libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
-            action.assume_init()
-        }
-    });
-    for (signal, former) in DEADLY.iter().zip(FORMER.get_or_init(|| standing)) {
-        if former.sa_sigaction == libc::SIG_IGN {
-            // `nohup` and the like.
-            continue;
-        }
-        // SAFETY: all zero is a valid sigaction, with an empty mask.
-        let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-        action.sa_sigaction = on_deadly as *const () as libc::sighandler_t;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler does only what a handler may: atomics and system calls.
-        unsafe { libc::sigaction(*signal, &raw const action, ptr::null_mut()) };
-    }
-}
-
-extern "C" fn on_exit() {
-    restore();
-}
-
-/// Restores the terminal and lets the signal do what it would have done.
-extern "C" fn on_deadly(signal: i32, info: *const libc::siginfo_t, _context: *mut libc::c_void) {
-    restore();
-    let index = DEADLY.iter().position(|known| *known == signal);
-    if let Some(former) = FORMER.get().zip(index).and_then(|(former, index)| former.get(index)) {
-        // SAFETY: the action was read from this signal.
-        unsafe { libc::sigaction(signal, former, ptr::null_mut()) };
-    }
-    let may_fault = matches!(signal, libc::SIGBUS | libc::SIGFPE | libc::SIGILL | libc::SIGSEGV);
-    // SAFETY: the kernel hands a valid siginfo to a handler that was set up with SA_SIGINFO.
-    let by_kernel = unsafe { (*info).si_code } > 0;
-    if !(may_fault && by_kernel) {
-        // It was sent: send it again. A fault comes again by itself when the handler returns.
-        // SAFETY: raise(3) may be called in a handler.
-        unsafe { libc::raise(signal) };
     }
 }

@@ -42,6 +42,12 @@ impl<A: Arch> Pci<A> {
         Ok(Self { root, decoder: Decoder::new(), vm })
     }
 
+    /// The part of `ecam` that tables tell the guest of: that of the buses that there can be. Linux on x86_64 looks into every place of every bus that
+    /// it is told of, by two accesses each.
+    pub(super) fn buses(&self, ecam: AddressRange) -> AddressRange {
+        AddressRange::new(ecam.base, ((1 + u64::from(ROOT_PORTS)) << 20).min(ecam.size))
+    }
+
     /// Maps what the registers of all functions say. What `fixed` answers comes before: what the chipset's own registers place.
     pub(super) fn update(&self, memory: &AddressSpace, io: IoSpace<'_>, fixed: impl FnOnce() -> Vec<Mapping>) {
         let spaces = Spaces { memory, io, doorbells: self.vm.doorbells() };

@@ -330,7 +330,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
     let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&board.lines)).map(|line| Ok(line?.description()));
     let intx = intx.collect::<Result<Vec<_>, Error>>()?;
     dsdt.device(&PciHost {
-        ecam: layout::ECAM,
+        ecam: board.pci.buses(layout::ECAM),
         io: layout::port::PCI_IO,
         io_offset: 0,
         memory32: layout::PCI_MMIO32,
@@ -347,7 +347,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
         power: PowerManagement::default(),
         legacy: Legacy { i8042: false, vga: false, cmos_rtc: true, aspm: false },
         console: Some(com1),
-        ecam: &[Ecam { segment: 0, region: layout::ECAM }],
+        ecam: &[Ecam { segment: 0, region: board.pci.buses(layout::ECAM) }],
     };
     Ok(acpi::link(skep_arch::x86_64::acpi::tables(&platform, dsdt)))
 }

@@ -231,7 +231,7 @@ impl Board {
         let panic = nodes::Pvpanic(layout::PVPANIC);
         let intx = INTX.map(|number| self.description(number)).collect::<Result<Vec<_>, _>>()?;
         let pci = fdt::PciHost {
-            ecam: plan.layout.ecam,
+            ecam: self.pci.buses(plan.layout.ecam),
             io: layout::PCI_IO,
             memory32: layout::PCI_MMIO32,
             memory64: plan.layout.pci_mmio64,

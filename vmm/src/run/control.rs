@@ -35,6 +35,14 @@ pub enum ControlError {
     Wait(event_manager::Error),
 }
 
+/// The host's own error, where there is one.
+fn wait(error: event_manager::Error) -> ControlError {
+    match error {
+        event_manager::Error::Epoll(source) => ControlError::Host { what: "epoll", source: source.into() },
+        other => ControlError::Wait(other),
+    }
+}
+
 fn host(what: &'static str) -> impl Fn(io::Error) -> ControlError {
     move |source| ControlError::Host { what, source }
 }
@@ -46,16 +54,26 @@ pub struct Control {
 }
 
 impl Control {
-    /// A loop that drives `clock`, hears of `requests` and turns signals into them.
+    /// A loop that drives `clock` and hears of `requests`. Signals end the process until [`Control::hear_signals`].
     ///
     /// # Errors
     /// Where the host refuses a descriptor.
     pub fn new(clock: &Clock, requests: Arc<Requests>) -> Result<Self, ControlError> {
-        let mut manager = EventManager::new().map_err(ControlError::Wait)?;
+        let mut manager = EventManager::new().map_err(wait)?;
         manager.add_subscriber(Box::new(TimerDriver::new(clock.clone())?) as Subscriber);
         manager.add_subscriber(Box::new(RequestWatch(requests.clone())) as Subscriber);
-        manager.add_subscriber(Box::new(Signals::new(requests.clone()).map_err(host("signals"))?) as Subscriber);
         Ok(Self { manager, requests })
+    }
+
+    /// From here on signals are requests to stop, which [`Control::next_request`] gives on this thread. It comes last before vCPUs start:
+    /// nobody looks at requests while a machine is being made, which takes long where its memory is touched first.
+    ///
+    /// # Errors
+    /// Where the host refuses a descriptor.
+    pub fn hear_signals(&mut self) -> Result<(), ControlError> {
+        let signals = Signals::new(self.requests.clone()).map_err(host("signals"))?;
+        self.add(Box::new(signals));
+        Ok(())
     }
 
     /// Adds what else the thread waits for.
@@ -66,7 +84,7 @@ impl Control {
     /// Handles events until a request comes.
     ///
     /// # Errors
-    /// [`ControlError::Wait`].
+    /// Where the host can't wait.
     pub fn next_request(&mut self) -> Result<Request, ControlError> {
         loop {
             if let Some(request) = self.requests.take() {
@@ -75,7 +93,7 @@ impl Control {
             match self.manager.run() {
                 Ok(_) => {}
                 Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
-                Err(error) => return Err(ControlError::Wait(error)),
+                Err(error) => return Err(wait(error)),
             }
         }
     }

@@ -72,6 +72,7 @@ fn a_timer_that_moves_as_it_fires_does_not_block_the_loop() {
 #[allow(unsafe_code)]
 fn a_signal_is_a_request_to_stop() {
     let (mut control, _requests) = control(&Clock::host());
+    control.hear_signals().unwrap();
     // SAFETY: the signal is blocked in this thread and only makes its signalfd readable.
     unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
     assert!(matches!(control.next_request(), Ok(Request::Stop(StopReason::Signal(libc::SIGTERM)))));

@@ -24,6 +24,11 @@ pub enum Request {
     },
     /// A vCPU can't go on.
     Failed(VcpuError),
+    /// A vCPU's thread has panicked.
+    Panicked {
+        /// Which.
+        vcpu: usize,
+    },
     /// The user, or a signal, ends the machine.
     Stop(StopReason),
 }

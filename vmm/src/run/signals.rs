@@ -11,11 +11,10 @@ use vmm_sys_util::signal::create_sigset;
 
 use super::control::watch;
 use super::{Request, Requests, StopReason};
+use crate::emergency;
 
-/// The signals by which a user, a terminal or a service manager ends a process.
-const SIGNALS: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-
-/// Takes [`SIGNALS`] from here on, for the thread that makes it and for those that it starts afterwards.
+/// Takes the signals by which others end a process, in the thread that makes it and in those that it starts afterwards. What was ignored
+/// stays ignored.
 pub(super) struct Signals {
     file: File,
     requests: Arc<Requests>,
@@ -23,12 +22,15 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn new(requests: Arc<Requests>) -> io::Result<Self> {
-        let set = create_sigset(&SIGNALS).map_err(io::Error::from)?;
+        emergency::handle_signals();
+        let signals: Vec<i32> = emergency::handled().collect();
+        let set = create_sigset(&signals).map_err(io::Error::from)?;
         // SAFETY: the set is initialised, and no old mask is asked for.
         let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
         if blocked != 0 {
             return Err(io::Error::from_raw_os_error(blocked));
         }
+        emergency::listen();
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
@@ -36,6 +38,12 @@ impl Signals {
         }
         // SAFETY: the descriptor is new and nobody else's.
         Ok(Self { file: unsafe { File::from_raw_fd(fd) }, requests })
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        emergency::listen_no_more();
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 use std::time::Instant;
 
 use skep_hypervisor::{Arch, Exit, ExitCounts, Vcpu};
 
 use super::{Gate, Request, Requests};
+
+#[cfg(test)]
+#[path = "vcpus_test.rs"]
+mod test;
 
 /// What a vCPU calls back into, made once for each.
 pub type BoxedIo<A> = Box<<A as Arch>::Io>;
@@ -45,7 +49,7 @@ impl<A: Arch> Vcpus<A> {
             let (slot, gate, requests) = (slot.clone(), self.gate.clone(), requests.clone());
             let first_run = (index == 0).then(|| self.first_run.clone());
             let thread = Builder::new().name(format!("vcpu{index}")).stack_size(THREAD_STACK);
-            self.threads.push(thread.spawn(move || thread_main(&slot, &gate, &requests, first_run.as_deref()))?);
+            self.threads.push(thread.spawn(move || thread_main(index, &slot, &gate, &requests, first_run.as_deref()))?);
         }
         Ok(())
     }
@@ -72,7 +76,7 @@ impl<A: Arch> Drop for Vcpus<A> {
     fn drop(&mut self) {
         self.gate.end();
         for thread in self.threads.drain(..) {
-            // A panic in a vCPU's thread has been reported by the panic hook.
+            // A panic in a vCPU's thread has been reported by the panic hook, and as a request.
             let _ = thread.join();
         }
     }
@@ -85,14 +89,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Being inside the gate, for a vCPU's thread.
+struct Inside<'a> {
+    index: usize,
+    gate: &'a Gate,
+    requests: &'a Requests,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Nobody else would hear of it, and a machine that lacks a vCPU must not run on.
+            self.requests.send(Request::Panicked { vcpu: self.index });
+        }
+        self.gate.leave();
+    }
+}
+
 fn thread_main<A: Arch>(
+    index: usize,
     slot: &Mutex<Slot<A>>,
     gate: &Gate,
     requests: &Requests,
-    first_run: Option<&Mutex<Option<Instant>>>,
+    mut first_run: Option<&Mutex<Option<Instant>>>,
 ) {
-    let mut first_run = first_run;
     while gate.enter() {
+        let _inside = Inside { index, gate, requests };
         if let Some(first_run) = first_run.take() {
             *lock(first_run) = Some(Instant::now());
         }
@@ -108,7 +130,5 @@ fn thread_main<A: Arch>(
                 Err(error) => requests.send(Request::Failed(error)),
             }
         }
-        drop(slot);
-        gate.leave();
     }
 }

@@ -81,7 +81,7 @@ impl Node for PciHost<'_> {
         reg(fdt, &[self.ecam])?;
         fdt.property_u32("#address-cells", 3)?;
         fdt.property_u32("#size-cells", 2)?;
-        fdt.property_array_u32("bus-range", &[0, 255])?;
+        fdt.property_array_u32("bus-range", &[0, (self.ecam.size >> 20).saturating_sub(1).min(255) as u32])?;
         fdt.property_u32("linux,pci-domain", 0)?;
         fdt.property_null("dma-coherent")?;
         fdt.property_array_u32("ranges", &self.ranges())?;

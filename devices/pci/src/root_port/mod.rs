@@ -416,7 +416,7 @@ impl Persist for RootPort {
     }
 
     fn restore(&self, state: &RootPortState) -> Result<(), StateError> {
-        self.interrupts.check(&state.interrupts)?;
+        self.interrupts.check(&state.interrupts, ROOT_PORT_ID)?;
         {
             let mut inner = self.lock();
             let mut space = inner.space.clone();

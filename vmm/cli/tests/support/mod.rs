@@ -95,7 +95,13 @@ impl Builder {
             self.args.extend(["--cmdline".into(), cmdline.into()]);
         }
         let mut command = Command::new(skep());
-        command.args(&self.args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(&self.args);
+        Self::spawn(command)
+    }
+
+    /// Starts a command that is not made of words alone.
+    pub fn spawn(mut command: Command) -> Machine {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("can't start {}: {e}", skep().display()));
         let (to_stdout, stdout) = channel();
         let (to_stderr, stderr) = channel();
