@@ -132,7 +132,7 @@ pub trait Disk: Send + Sync {
     fn on_resize(&self, listener: ResizeListener) -> ResizeSubscription;
 }
 
-/// One worker's way to a disk. No method waits for the medium.
+/// One worker's way to a disk. No method waits for the medium; [`DiskQueue::kick`] may wait for the page cache.
 ///
 /// Dropping a queue with requests in flight waits for them, since the host may still write to their buffers: a worker that must not wait
 /// first reaps until [`DiskQueue::in_flight`] is 0.
@@ -143,7 +143,8 @@ pub trait DiskQueue: Send {
     /// Gives the request back when `depth` requests are in flight.
     fn submit(&mut self, request: Request) -> Result<(), Request>;
 
-    /// Hands what was submitted to the host, a batch at once.
+    /// Hands what was submitted to the host, a batch at once. What the page cache can do at once may have been done when this returns; a
+    /// host that throttles writers holds it up for a moment, so that it is called under no lock that anybody else waits for.
     fn kick(&mut self);
 
     /// Appends what has completed to `done`.
@@ -152,8 +153,8 @@ pub trait DiskQueue: Send {
     /// How many requests are in flight: submitted, and not reaped.
     fn in_flight(&self) -> usize;
 
-    /// Readable while there is something to reap (and perhaps when there is nothing): what a worker blocks on, after it has kicked and
-    /// reaped all there was.
+    /// Readable while something has completed since the last [`DiskQueue::reap`] (and perhaps when nothing has): what a worker blocks on,
+    /// after it has kicked and reaped all there was. When it wakes it kicks and reaps again: a queue may have held requests back.
     fn event(&self) -> BorrowedFd<'_>;
 
     /// Asks for an early end of the request with that tag. It still completes: with [`IoError::Cancelled`], or, where it could not be

@@ -4,6 +4,7 @@
 //!   batches, completions reaped, and nothing in between waits. [`Buffer`] is the guest's memory that a request moves, without a copy.
 //! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
 //!   image is never guessed from its content, which the guest writes.
+//! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second.
 //! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
 //!
 //! A completion says that the whole request is done, or why it is not; a short transfer by the host is continued here.
@@ -17,6 +18,7 @@ mod disk;
 mod error;
 mod file;
 mod gather;
+mod limit;
 pub mod testing;
 
 pub use buffer::{Buffer, NotRam};
@@ -25,3 +27,4 @@ pub use disk::{
 };
 pub use error::{BlockError, IoError};
 pub use file::{Engine, FileDisk, FileOptions};
+pub use limit::{Limit, LimitedDisk, Limits};

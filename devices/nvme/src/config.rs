@@ -53,7 +53,7 @@ impl ControllerConfig {
         };
         Self {
             model: "skep NVMe".to_owned(),
-            nqn: format!("nqn.2014-08.org.nvmexpress:uuid:skep-{serial}"),
+            nqn: format!("nqn.2014-08.org.nvmexpress:skep.{serial}"),
             serial,
             queues: 64,
             in_flight: 256,

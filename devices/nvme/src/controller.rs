@@ -256,7 +256,8 @@ impl Persist for Controller {
     }
 
     /// The registers are as after power-on when this returns, and nothing more is taken. What is in flight ends without the guest being
-    /// told; until it has, an enabled controller is not ready.
+    /// told, though a disk may still fill the memory that a read was given; until it has ended, a controller that is enabled is not ready.
+    /// Whoever resets a whole machine pauses the controller first, and then nothing is in flight.
     fn reset(&self) {
         *locked(&self.paused) = None;
         {

@@ -86,6 +86,16 @@ impl Job {
         self.request.tag
     }
 
+    /// Whether its next step moves its buffer.
+    pub(super) fn moves(&self) -> bool {
+        self.stage == Stage::Move
+    }
+
+    /// Whether nothing is left to do.
+    pub(super) fn has_ended(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
     /// Ends the job after the step that it is in.
     pub(super) fn cancel(&mut self) {
         self.cancelled = true;

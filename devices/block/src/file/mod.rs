@@ -12,6 +12,7 @@ use crate::{BlockError, Disk, DiskInfo, DiskQueue, ResizeListener, ResizeNotices
 mod host;
 mod job;
 mod lock;
+mod now;
 mod threads;
 mod uring;
 
@@ -21,7 +22,7 @@ pub(crate) use lock::lock;
 #[path = "file_test.rs"]
 mod test;
 
-/// How requests reach the host.
+/// How requests reach the host, where the page cache can't do them at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Engine {
     /// io_uring, or threads where the host refuses it.
@@ -29,7 +30,7 @@ pub enum Engine {
     Auto,
     /// io_uring, or an error.
     IoUring,
-    /// A few threads; reads that the page cache can serve are done at once.
+    /// A few threads.
     Threads,
 }
 
@@ -63,6 +64,8 @@ struct Target {
     preferred_size: u32,
     read_only: bool,
     write_through: bool,
+    /// Past the page cache.
+    direct: bool,
     /// The alignment of memory that direct I/O asks for; 1 where it asks for none.
     memory_alignment: usize,
     discard: bool,
@@ -129,6 +132,7 @@ impl FileDisk {
             preferred_size: geometry.preferred_size,
             read_only: options.read_only,
             write_through: options.write_through,
+            direct: options.direct,
             memory_alignment: geometry.memory_alignment,
             discard: geometry.discard,
             no_punch: AtomicBool::new(false),

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::job::{Job, Step};
+use super::job::Job;
+use super::now::Now;
 use super::{Target, host};
 use crate::borrow::borrow;
 use crate::{BlockError, Completion, DiskQueue, Request};
@@ -83,9 +84,9 @@ impl Pool {
         if work.threads > 0 { Ok(()) } else { self.begin_thread(&mut work) }
     }
 
-    fn give(&self, jobs: impl Iterator<Item = Job>, finished: &Arc<Finished>) {
+    fn give(&self, jobs: Vec<Job>, finished: &Arc<Finished>) {
         let mut work = locked(&self.shared.work);
-        work.jobs.extend(jobs.map(|job| (job, finished.clone())));
+        work.jobs.extend(jobs.into_iter().map(|job| (job, finished.clone())));
         let wanted = work.jobs.len().saturating_sub(work.idle).min(MOST - work.threads.min(MOST));
         for _ in 0..wanted {
             if let Err(error) = self.begin_thread(&mut work) {
@@ -141,6 +142,7 @@ pub(super) struct Queue {
     done: Vec<Job>,
     depth: usize,
     with_threads: usize,
+    now: Now,
 }
 
 impl Queue {
@@ -150,23 +152,15 @@ impl Queue {
             EventFd::new(EFD_NONBLOCK).map_err(|source| BlockError::Queue { what: "make an eventfd", source })?;
         let finished = Arc::new(Finished { jobs: Mutex::default(), changed: Condvar::new(), event });
         let depth = depth.into();
-        Ok(Self { pool, finished, submitted: Vec::new(), done: Vec::new(), depth, with_threads: 0 })
-    }
-
-    /// Does what needs no waiting; says whether that was all.
-    fn do_now(job: &mut Job, target: &Target) -> bool {
-        loop {
-            let result = match job.step() {
-                None => return true,
-                Some(Step::Read { iovecs, offset }) => host::read_now(&target.file, iovecs, offset),
-                Some(_) => return false,
-            };
-            // Nothing of an end of file, a refusal or a wait: a thread finds out.
-            if result <= 0 {
-                return false;
-            }
-            job.advance(result, target);
-        }
+        Ok(Self {
+            pool,
+            finished,
+            submitted: Vec::new(),
+            done: Vec::new(),
+            depth,
+            with_threads: 0,
+            now: Now::default(),
+        })
     }
 }
 
@@ -184,25 +178,25 @@ impl DiskQueue for Queue {
             return;
         }
         let target = &self.pool.shared.target;
-        let (now, later): (Vec<_>, Vec<_>) =
-            self.submitted.drain(..).map(|mut job| (Self::do_now(&mut job, target), job)).partition(|(done, _)| *done);
-        if !now.is_empty() {
-            self.done.extend(now.into_iter().map(|(_, job)| job));
-            let _ = self.finished.event.write(1);
+        let mut later = Vec::new();
+        for mut job in self.submitted.drain(..) {
+            let ended = self.now.try_to_end(&mut job, target, true);
+            if ended { self.done.push(job) } else { later.push(job) }
         }
         if !later.is_empty() {
             self.with_threads += later.len();
-            self.pool.give(later.into_iter().map(|(_, job)| job), &self.finished);
+            self.pool.give(later, &self.finished);
         }
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
-        if self.with_threads > 0 || !self.done.is_empty() {
-            let _ = self.finished.event.read();
-        }
         done.extend(self.done.drain(..).map(Job::complete));
         if self.with_threads > 0 {
             let finished = std::mem::take(&mut *locked(&self.finished.jobs));
+            if !finished.is_empty() {
+                // One that is signalled after this leaves it readable, which harms nobody.
+                let _ = self.finished.event.read();
+            }
             self.with_threads -= finished.len();
             done.extend(finished.into_iter().map(Job::complete));
         }

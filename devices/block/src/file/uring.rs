@@ -9,6 +9,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::Target;
 use super::job::{Job, Step};
+use super::now::Now;
 use crate::{BlockError, Completion, DiskQueue, Request};
 
 /// The user data of what cancels; slots are far below.
@@ -37,18 +38,33 @@ pub(super) struct Queue {
     /// Boxed, so that what the kernel points to stays where it is.
     slots: Vec<Option<Box<Job>>>,
     free: Vec<u32>,
+    /// Slots of those that were submitted since the last kick.
+    fresh: Vec<u32>,
     /// Those that need nothing (more) of the host.
     done: Vec<Job>,
     /// How many entries the kernel has not been given yet.
     pending: usize,
+    now: Now,
 }
+
+/// Up to so many reads are tried without the ring: a larger batch is cheaper by it.
+const FEW: usize = 2;
 
 impl Queue {
     pub(super) fn new(target: Arc<Target>, depth: u16) -> Result<Self, BlockError> {
         let made = IoUring::builder().setup_clamp().dontfork().build(u32::from(depth).next_power_of_two());
         let ring = made.map_err(|source| BlockError::Queue { what: "make an io_uring", source })?;
         let slots = (0..depth).map(|_| None).collect();
-        Ok(Self { ring, target, slots, free: (0..depth.into()).rev().collect(), done: Vec::new(), pending: 0 })
+        Ok(Self {
+            ring,
+            target,
+            slots,
+            free: (0..depth.into()).rev().collect(),
+            fresh: Vec::new(),
+            done: Vec::new(),
+            pending: 0,
+            now: Now::default(),
+        })
     }
 
     /// Gives the next step of the job in `slot` to the ring, or ends it.
@@ -118,11 +134,21 @@ impl DiskQueue for Queue {
         }
         let Some(slot) = self.free.pop() else { return Err(request) };
         self.slots[slot as usize] = Some(Box::new(Job::new(request, &self.target)));
-        self.go_on(slot);
+        self.fresh.push(slot);
         Ok(())
     }
 
     fn kick(&mut self) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        let few = fresh.len() <= FEW;
+        for slot in fresh.drain(..) {
+            if let Some(job) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+                // One that has ended has no next step, and leaves its slot.
+                self.now.try_to_end(job, &self.target, few);
+            }
+            self.go_on(slot);
+        }
+        self.fresh = fresh;
         if self.pending > 0 {
             Self::submit(self);
         }
@@ -130,7 +156,9 @@ impl DiskQueue for Queue {
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
         self.collect();
-        self.kick();
+        if self.pending > 0 {
+            Self::submit(self);
+        }
         done.extend(self.done.drain(..).map(Job::complete));
     }
 
@@ -149,13 +177,22 @@ impl DiskQueue for Queue {
         if let Some(job) = &mut self.slots[slot] {
             job.cancel();
         }
+        if self.fresh.contains(&(slot as u32)) {
+            // The host has not seen it; its end comes with the next kick.
+            return;
+        }
         self.push(&opcode::AsyncCancel::new(slot as u64).build().user_data(CANCEL));
-        self.kick();
+        Self::submit(self);
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        // The host has seen nothing of these.
+        for slot in self.fresh.drain(..) {
+            self.slots[slot as usize] = None;
+            self.free.push(slot);
+        }
         while self.free.len() < self.slots.len() {
             if let Err(error) = self.ring.submit_and_wait(1)
                 && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))

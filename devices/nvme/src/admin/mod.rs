@@ -381,10 +381,13 @@ impl Admin {
         let any = !answers.is_empty();
         for answer in answers {
             match answer {
-                Answer::Removed(queue) => self.end_pending(|pending| match pending {
-                    Pending::DeleteSubmission { command, queue: of, .. } if *of == queue => Some((*command, 0)),
-                    _ => None,
-                }),
+                Answer::Removed(queue) => {
+                    self.shared.bus.doorbells_changed();
+                    self.end_pending(|pending| match pending {
+                        Pending::DeleteSubmission { command, queue: of, .. } if *of == queue => Some((*command, 0)),
+                        _ => None,
+                    });
+                }
                 Answer::Aborted { token, aborted } => self.end_pending(|pending| match pending {
                     Pending::Abort { command, token: of } if *of == token => Some((*command, (!aborted).into())),
                     _ => None,

@@ -155,8 +155,9 @@ fn a_pause_waits_for_what_hangs_and_loses_nothing() {
     guest.faults.release();
     paused.recv().unwrap();
     let state = guest.controller.save();
-    let queue = &state.units[0].submission[0];
-    assert_eq!((queue.head, queue.tail, state.units[0].completion.tail), (1, 2, 1), "one done, one not taken");
+    let (taken, told) = (state.units[0].submission[0].head, state.units[0].completion.tail);
+    // One, or both where the disk was faster than the order to stop.
+    assert!((1..=2).contains(&taken) && taken == told, "what was taken is told: {taken}, {told}");
     let guest = guest.successor(config());
     assert_eq!((guest.wait(&mut pair).command, guest.wait(&mut pair).command), (0, 1));
 }
@@ -173,10 +174,13 @@ fn without_bus_mastering_nothing_is_taken_and_nothing_told() {
     guest.ring(&pair);
     assert_eq!(guest.wait(&mut pair).status, Status::SUCCESS);
     // With something in flight, its end can't be told any more.
+    guest.controller.attach(2, &namespace(guest.disk.clone())).unwrap();
     guest.faults.set_rule(|_| Some(Fault::Hang));
     guest.submit(&mut pair, &transfer(io::READ, 0, 1, DATA));
     guest.faults.wait_hanging(1);
     guest.master.set(false);
+    // When this returns, every round of before has ended.
+    assert!(guest.controller.detach(2));
     guest.faults.release();
     wait_for("the fatal status", || guest.status() & 2 == 2);
     guest.master.set(true);

@@ -220,6 +220,20 @@ impl Unit {
         (self.slots.len() - self.free.len()) as u32
     }
 
+    /// A round in which commands are taken.
+    fn take_round(&mut self) -> bool {
+        let wake = self.wake.clone();
+        let _round = wake.round();
+        self.look_at_epoch();
+        self.follow();
+        let (Some(ram), Mode::Running) = (self.ram(), self.mode) else { return false };
+        let any = self.fetch(&ram);
+        if any {
+            self.counters.last.store(self.shared.nanos(), Ordering::Relaxed);
+        }
+        any
+    }
+
     /// Takes commands, each queue its share in its turn.
     fn fetch(&mut self, ram: &Arc<RamView>) -> bool {
         let burst = self.shared.burst.load(Ordering::Relaxed).min(MOST_BURST);
@@ -296,25 +310,35 @@ impl Unit {
     }
 
     /// Hands over what was submitted and takes what is done, until nothing follows from it.
-    fn run(&mut self, ram: Option<&Arc<RamView>>) -> bool {
+    fn run(&mut self) -> bool {
+        let wake = self.wake.clone();
         let mut any = false;
         loop {
+            // The page cache may hold this up, so that nobody waits for it.
+            self.each_queue(|queue| queue.kick());
+            let _round = wake.round();
+            self.look_at_epoch();
+            let ram = self.ram();
             let mut done = std::mem::take(&mut self.done);
-            self.each_queue(|queue| {
-                queue.kick();
-                queue.reap(&mut done);
-            });
-            if done.is_empty() {
-                self.done = done;
-                return any;
-            }
-            any = true;
+            self.each_queue(|queue| queue.reap(&mut done));
+            let found = !done.is_empty();
             for completion in done.drain(..) {
-                self.finish(completion, ram);
+                self.finish(completion, ram.as_ref());
             }
             // What was put there meanwhile comes next; the allocation stays.
             done.append(&mut self.done);
             self.done = done;
+            if !found {
+                return any;
+            }
+            any = true;
+        }
+    }
+
+    /// Queues of an epoch that has ended are dead.
+    fn look_at_epoch(&mut self) {
+        if self.epoch != self.shared.epoch() && matches!(self.mode, Mode::Running | Mode::Pausing) {
+            self.mode = Mode::Dead;
         }
     }
 
@@ -473,24 +497,11 @@ impl Job for Unit {
     fn ready(&mut self, _token: u64, _events: EventSet) {}
 
     fn work(&mut self) -> bool {
-        let wake = self.wake.clone();
-        let _round = wake.round();
         if std::mem::take(&mut self.armed) {
             self.wake.is_up();
         }
-        if self.epoch != self.shared.epoch() && matches!(self.mode, Mode::Running | Mode::Pausing) {
-            self.mode = Mode::Dead;
-        }
-        self.follow();
-        let ram = self.ram();
-        let mut any = false;
-        if let (Some(ram), Mode::Running) = (&ram, self.mode) {
-            any = self.fetch(ram);
-            if any {
-                self.counters.last.store(self.shared.nanos(), Ordering::Relaxed);
-            }
-        }
-        any |= self.run(ram.as_ref());
+        let mut any = self.take_round();
+        any |= self.run();
         self.count_time();
         if let (true, Some(vector)) = (std::mem::take(&mut self.posted), self.completion.vector()) {
             self.shared.interrupt(vector);

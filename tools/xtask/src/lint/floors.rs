@@ -22,6 +22,9 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-chipset", DEVICES),
     // Doorbells are a backend's optional power.
     ("skep-pci", PCI),
+    ("skep-worker", &[]),
+    ("skep-block", &["skep-irq", "skep-memory"]),
+    ("skep-nvme", NVME),
     ("skep-guests", &["skep-guest-protocol"]),
     ("skep-config", CONFIG),
     ("skep-vmm", VMM),
@@ -35,6 +38,17 @@ const ON_HYPERVISOR: &[&str] =
     &["skep-guest-protocol", "skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor"];
 const DEVICES: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus"];
 const PCI: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-bus", "skep-hypervisor"];
+const NVME: &[&str] = &[
+    "skep-state",
+    "skep-clock",
+    "skep-irq",
+    "skep-memory",
+    "skep-bus",
+    "skep-hypervisor",
+    "skep-pci",
+    "skep-worker",
+    "skep-block",
+];
 const CONFIG: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor", "skep-arch"];
 // Not skep-kvm: the machine knows no backend.
 const VMM: &[&str] = &[
@@ -47,11 +61,14 @@ const VMM: &[&str] = &[
     "skep-arch",
     "skep-chipset",
     "skep-pci",
+    "skep-worker",
+    "skep-block",
+    "skep-nvme",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
 ];
-const ALL: [&str; 14] = [
+const ALL: [&str; 17] = [
     "skep-state",
     "skep-clock",
     "skep-irq",
@@ -61,6 +78,9 @@ const ALL: [&str; 14] = [
     "skep-arch",
     "skep-chipset",
     "skep-pci",
+    "skep-worker",
+    "skep-block",
+    "skep-nvme",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
