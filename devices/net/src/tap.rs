@@ -11,8 +11,6 @@ use crate::NetError;
 use crate::guest;
 use crate::link::{GuestSlice, HEADER, Link, LinkInfo, LinkQueue, Offloads};
 
-/// `TUNSETVNETLE`, which libc does not name.
-const TUNSETVNETLE: libc::Ioctl = 0x4004_54dc;
 const TUN: &str = "/dev/net/tun";
 
 /// A queue pair of the interface.
@@ -106,7 +104,7 @@ impl Tap {
         let mend = " (make it for this user: ip tuntap add mode tap user NAME, with `multi_queue` if there are several queue pairs)";
         interface_ioctl(&file, libc::TUNSETIFF, &mut request(name, flags)).map_err(refused("attach to", mend))?;
         number_ioctl(&file, libc::TUNSETVNETHDRSZ, HEADER as i32).map_err(refused("set the header of", ""))?;
-        number_ioctl(&file, TUNSETVNETLE, 1).map_err(refused("set the byte order of", ""))?;
+        number_ioctl(&file, libc::TUNSETVNETLE, 1).map_err(refused("set the byte order of", ""))?;
         Ok(file)
     }
 

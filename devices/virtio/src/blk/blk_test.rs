@@ -374,3 +374,23 @@ fn features_are_within_what_a_transport_offers() {
     let device = Blk::new(&config(MemoryDisk::new(SIZE, 512), 2)).unwrap();
     assert_eq!(device.features() & TRANSPORT, 0);
 }
+
+#[test]
+fn a_batch_costs_one_doorbell_and_one_interrupt() {
+    let disk = MemoryDisk::new(SIZE, 512);
+    let mut rig = Rig::new(Blk::new(&config(disk.clone(), 1)).unwrap());
+    let ring = &mut rig.rings[0];
+    let requests = 20;
+    // The driver asks to be interrupted after the last one of the batch.
+    let event = ring.config.available + 4 + u64::from(ring.config.size) * 2;
+    rig.guest.write(event, &(requests - 1u16).to_le_bytes());
+    for sector in 0..requests {
+        ring.add(&[Piece::Read(&header(0, sector.into())), Piece::Write(512), Piece::Write(1)]);
+    }
+    ring.kick();
+    rig.wait_told(Told::Used(0));
+    assert_eq!(rig.rings[0].used_index(), requests);
+    rig.stop_all();
+    assert!(rig.told.try_recv().is_err(), "there was one interrupt");
+    assert!(disk.counts().kicks <= 2, "the host was called for batches");
+}

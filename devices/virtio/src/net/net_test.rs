@@ -156,7 +156,6 @@ fn frames_that_are_none_are_lost_and_what_is_no_ram_asks_for_a_reset() {
     assert_eq!(link.take(0)[0].len(), skep_net::MAX_FRAME);
     rig.send(1, &[Piece::At { gpa: RAM + RAM_SIZE - 10, len: 60, write: false }]);
     rig.wait_told(Told::NeedsReset);
-    rig.send(0, &[Piece::Write(100)]);
     rig.send(0, &[Piece::Read(&[0; 100])]);
     rig.wait_told(Told::NeedsReset);
     assert_eq!(rig.stop_all().iter().map(|state| state.broken).collect::<Vec<_>>(), [true, true, false]);

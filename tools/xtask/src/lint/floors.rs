@@ -25,6 +25,8 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-worker", &[]),
     ("skep-block", &["skep-irq", "skep-memory"]),
     ("skep-nvme", NVME),
+    ("skep-net", BASE),
+    ("skep-virtio", VIRTIO),
     ("skep-guests", &["skep-guest-protocol"]),
     ("skep-config", CONFIG),
     ("skep-vmm", VMM),
@@ -49,6 +51,7 @@ const NVME: &[&str] = &[
     "skep-worker",
     "skep-block",
 ];
+const VIRTIO: &[&str] = &["skep-state", "skep-memory", "skep-pci", "skep-worker", "skep-block", "skep-net"];
 const CONFIG: &[&str] = &["skep-state", "skep-clock", "skep-irq", "skep-memory", "skep-hypervisor", "skep-arch"];
 // Not skep-kvm: the machine knows no backend.
 const VMM: &[&str] = &[
@@ -64,11 +67,13 @@ const VMM: &[&str] = &[
     "skep-worker",
     "skep-block",
     "skep-nvme",
+    "skep-net",
+    "skep-virtio",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
 ];
-const ALL: [&str; 17] = [
+const ALL: [&str; 19] = [
     "skep-state",
     "skep-clock",
     "skep-irq",
@@ -81,6 +86,8 @@ const ALL: [&str; 17] = [
     "skep-worker",
     "skep-block",
     "skep-nvme",
+    "skep-net",
+    "skep-virtio",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
