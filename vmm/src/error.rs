@@ -111,6 +111,14 @@ pub enum Error {
     /// Two devices in one place, or one outside its address space: a mistake in the machine itself.
     #[error("the machine can't be put together")]
     Bus(#[from] skep_bus::BusError),
+    /// A device can't be made.
+    #[error("device `{id}` can't be made")]
+    Device {
+        /// The device.
+        id: String,
+        /// Why.
+        source: Box<crate::machine::DeviceError>,
+    },
     /// A PCI device has no place.
     #[error(transparent)]
     Pci(#[from] skep_pci::PciError),

@@ -81,6 +81,8 @@ pub fn run<A: Platform>(
     machine.vcpus_mut().start(&requests).map_err(threads)?;
 
     let mut restarts = 0;
+    // Devices that could not stop.
+    let mut abandoned = false;
     let ending = loop {
         clock.resume();
         gate.open();
@@ -96,6 +98,8 @@ pub fn run<A: Platform>(
             Request::Failed(error) => break Ending::Failed(error),
             Request::Panicked { vcpu } => return Err(Error::Panicked { vcpu }),
             Request::Stop(reason) => break Ending::Stopped(reason),
+            // Nobody waits for it any more.
+            Request::Stopped => continue,
         };
         if action == Action::Exit {
             break ending;
@@ -103,16 +107,50 @@ pub fn run<A: Platform>(
         tracing::info!("the guest has ended with {ending:?}: restarting it");
         restarts += 1;
         requests.forget();
+        if let Some(reason) = stop(&machine, &mut control, &requests)? {
+            abandoned = true;
+            break Ending::Stopped(reason);
+        }
         machine.reset()?;
         machine.load(&mut files)?;
     };
-    Ok(Outcome {
+    if !abandoned {
+        abandoned = stop(&machine, &mut control, &requests)?.is_some();
+    }
+    let outcome = Outcome {
         ending,
         exits: machine.vcpus().exits(),
         until_first_instruction: machine.vcpus().first_run().map(|at| at.saturating_duration_since(started)),
         elapsed: started.elapsed(),
         restarts,
-    })
+    };
+    if abandoned {
+        tracing::warn!("the machine ends with requests of its devices in flight");
+        // To drop it would wait for them; the end of the process does not.
+        std::mem::forget(machine);
+    }
+    Ok(outcome)
+}
+
+/// Stops the devices, and says whether the user, or a signal, would not wait for that.
+fn stop<A: Platform>(
+    machine: &Machine<A>,
+    control: &mut Control,
+    requests: &Arc<Requests>,
+) -> Result<Option<StopReason>, Error> {
+    if !machine.has_devices() {
+        return Ok(None);
+    }
+    let tell = requests.clone();
+    machine.begin_stop(move || tell.send(Request::Stopped));
+    loop {
+        match control.next_request()? {
+            Request::Stopped => return Ok(None),
+            Request::Stop(reason) => return Ok(Some(reason)),
+            // The machine stands, and what its vCPUs asked for before has been heard.
+            _ => {}
+        }
+    }
 }
 
 /// The way from the devices to the control thread.

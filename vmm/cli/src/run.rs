@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use skep_arch::kernel::KernelError;
 use skep_arch::layout::Row;
-use skep_config::{Action, ArchKind, Config};
+use skep_config::{Action, ArchKind, Config, Device};
 use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use skep_vmm::boot::BootFiles;
 use skep_vmm::console::refuse_inputs;
@@ -43,6 +43,8 @@ pub(crate) fn hello(args: HelloArgs, started: Instant) -> Result<Exit, Failure> 
     let mut config = Config::new(host()?);
     // It resets when it is asked to, to show that it can.
     config.on.reset = Action::Exit;
+    // It has no driver for it.
+    config.device = vec![Device::rng(false)];
     args.machine.apply(&mut config);
     config.finish()?;
     log::start(config.log, started);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use skep_hypervisor::ArchKind;
 
 use crate::machine::MachineVersion;
+use crate::place::Place;
 
 #[cfg(test)]
 #[path = "error_test.rs"]
@@ -66,7 +67,7 @@ pub enum Problem {
     },
     /// A key that this version doesn't serve yet.
     #[error(
-        "`{0}` is not supported by this version of skep\n  try: leave it out; a guest has a kernel, an initramfs and a console here"
+        "`{0}` is not supported by this version of skep\n  try: leave it out; the console and signals control a guest here"
     )]
     NotYet(String),
     /// No such choice.
@@ -97,7 +98,7 @@ pub enum Problem {
 }
 
 /// Keys and flags of the schema that later versions serve. They are refused by name, never taken and ignored.
-const LATER: [&str; 4] = ["disk", "net", "device", "control"];
+const LATER: [&str; 1] = ["control"];
 
 impl Problem {
     /// Says of a name that is not in the schema whether a later version will have it.
@@ -188,5 +189,70 @@ pub enum Conflict {
         needs: ArchKind,
         /// The machine of this config.
         machine: MachineVersion,
+    },
+    /// Two devices of one name.
+    #[error("two devices are called `{id}`\n  try: another `id` for one of them")]
+    SameId {
+        /// The name.
+        id: String,
+    },
+    /// Two devices in one place.
+    #[error("`{first}` and `{second}` are both at {place}\n  try: another `place` for one of them, or none")]
+    PlaceTaken {
+        /// The place.
+        place: Place,
+        /// The device that the config names first.
+        first: String,
+        /// The other one.
+        second: String,
+    },
+    /// A place that the machine does not have.
+    #[error(
+        "`{id}` is at {place}, which is no free place of machine {machine} with {ports} root ports\n  \
+         try: root:1 to root:15, or port:NUMBER with `pci-ports` above NUMBER"
+    )]
+    NoPlace {
+        /// The device.
+        id: String,
+        /// The place that it is given.
+        place: Place,
+        /// The machine.
+        machine: MachineVersion,
+        /// Its root ports.
+        ports: u8,
+    },
+    /// More devices than places.
+    #[error(
+        "bus 0 has no place left for `{id}`\n  try: root ports, by `pci-ports`; or disks that share a `controller`"
+    )]
+    NoPlaceLeft {
+        /// The device.
+        id: String,
+    },
+    /// Too many root ports.
+    #[error("`pci-ports` is {ports}\n  try: {most} at most")]
+    Ports {
+        /// How many were asked for.
+        ports: u8,
+        /// How many there can be.
+        most: u8,
+    },
+    /// Too many disks on one controller.
+    #[error("controller `{controller}` has more than {most} disks\n  try: another `controller` for some of them")]
+    Namespaces {
+        /// The controller.
+        controller: String,
+        /// How many it can have.
+        most: usize,
+    },
+    /// What the controller has is given for a disk that is not its first.
+    #[error("`{id}`: `{key}` is that of controller `{controller}`\n  try: give it with the controller's first disk")]
+    ControllersOwn {
+        /// The disk.
+        id: String,
+        /// The key.
+        key: &'static str,
+        /// The controller.
+        controller: String,
     },
 }

@@ -8,6 +8,7 @@ use skep_hypervisor::ArchKind;
 use toml::de::DeTable;
 
 use crate::Config;
+use crate::device::DeviceKind;
 use crate::error::{Error, Problem};
 use crate::machine::MachineVersion;
 use crate::node::Node;
@@ -68,6 +69,11 @@ impl Config {
 
     /// Every path in the config.
     fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
+        let disks = self.disk.iter_mut().map(|disk| &mut disk.file);
+        let sockets = self.device.iter_mut().filter_map(|device| match &mut device.kind {
+            DeviceKind::Vsock { socket, .. } => Some(socket),
+            DeviceKind::Rng { .. } | DeviceKind::Balloon { .. } => None,
+        });
         let boot = &mut self.boot;
         let serial = match &mut self.serial {
             Serial::File(path) | Serial::Socket(path) | Serial::Pty { link: Some(path) } => Some(path),
@@ -77,6 +83,8 @@ impl Config {
             .into_iter()
             .flatten()
             .chain(serial)
+            .chain(disks)
+            .chain(sockets)
             .for_each(change);
     }
 }

@@ -10,9 +10,12 @@ use crate::Config;
 use crate::boot::Boot;
 use crate::choice::{CpuFeatures, Irqchip, LogLevel};
 use crate::cpus::Cpus;
+use crate::device::Device;
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::machine::MachineVersion;
 use crate::memory::Memory;
+use crate::net::Net;
 use crate::policy::Action;
 use crate::seed::RngSeed;
 use crate::serial::Serial;
@@ -33,6 +36,9 @@ pub struct Flags {
     /// What to boot.
     #[command(flatten)]
     pub boot: BootFlags,
+    /// Its devices.
+    #[command(flatten)]
+    pub devices: DeviceFlags,
     /// Everything else.
     #[command(flatten)]
     pub machine: MachineFlags,
@@ -60,6 +66,37 @@ pub struct BootFlags {
     /// The firmware's variables (not in this version)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub firmware_vars: Option<PathBuf>,
+}
+
+/// The devices.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Devices")]
+pub struct DeviceFlags {
+    /// Disk: FILE,format=raw[,device=nvme|virtio-blk][,readonly][,direct][,id=ID][,serial=TEXT]...
+    ///
+    /// FILE is an image or a block device. The format is always named, and never guessed. `device=nvme` is the default; such disks may share
+    /// one controller (`controller=ID`), and have blocks of `block-size=512|4096` bytes. `direct` leaves out the host's page cache,
+    /// `queues=N` limits the queues. May be repeated.
+    #[arg(long, value_name = "FILE,format=raw[,...]")]
+    pub disk: Vec<Disk>,
+    /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]
+    ///
+    /// `tap` is an interface of the host, made for this user: ip tuntap add mode tap user NAME. `user` needs no rights: the program `passt` makes
+    /// the guest's connections the user's own. May be repeated.
+    #[arg(long, value_name = "tap=NAME|user[,...]")]
+    pub net: Vec<Net>,
+    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom] or vsock=SOCKET[,cid=N]
+    ///
+    /// `rng` is there without being asked for. With `vsock`, a program of the host connects to SOCKET and says CONNECT PORT; the guest's connections to
+    /// the host's PORT go to SOCKET_PORT. May be repeated.
+    #[arg(long, value_name = "KIND[,...]")]
+    pub device: Vec<Device>,
+    /// PCI root ports: slots for devices that can come and go, 15 at most [default: 0]
+    ///
+    /// A device says where it is by `place=port:NUMBER` (from 0 on) or `place=root:DEVICE` on bus 0; without, it has the next free device number
+    /// on bus 0. Only a device behind a root port can be unplugged. Each port costs the guest some time at boot.
+    #[arg(long, value_name = "N")]
+    pub pci_ports: Option<u8>,
 }
 
 /// The machine, its console, and how it runs.
@@ -129,6 +166,7 @@ impl Flags {
     /// Replaces in `config` what flags were given for.
     pub fn apply(self, config: &mut Config) {
         self.boot.apply(&mut config.boot);
+        self.devices.apply(config);
         self.machine.apply(config);
     }
 }
@@ -148,6 +186,16 @@ impl BootFlags {
         replace_some(&mut boot.dtb, self.dtb);
         replace_some(&mut boot.firmware, self.firmware);
         replace_some(&mut boot.firmware_vars, self.firmware_vars);
+    }
+}
+
+impl DeviceFlags {
+    /// Replaces in `config` what flags were given for: a list as a whole.
+    fn apply(self, config: &mut Config) {
+        replace(&mut config.disk, Some(self.disk).filter(|list| !list.is_empty()));
+        replace(&mut config.net, Some(self.net).filter(|list| !list.is_empty()));
+        replace(&mut config.device, Some(self.device).filter(|list| !list.is_empty()));
+        replace(&mut config.pci_ports, self.pci_ports);
     }
 }
 

@@ -42,6 +42,7 @@ fn flags_alone_make_a_config() {
         on: crate::Policy { reset: Action::Exit, ..crate::Policy::default() },
         log: LogLevel::Debug,
         stats: true,
+        device: vec![crate::Device { place: Some(crate::Place::Root(1)), ..crate::Device::rng(true) }],
         ..Config::new(ArchKind::X86_64)
     };
     assert_eq!(config, expected);
@@ -59,6 +60,25 @@ fn flags_replace_what_the_file_says() {
     assert_eq!(config.boot.initrd, Some(folder.path().join("i")), "the file's paths start at its folder");
     assert_eq!(config.memory, Memory { size: Size::gib(2), ..Memory::default() }, "a group is replaced whole");
     assert_eq!((config.cpus.count, config.stats, config.log), (8, false, LogLevel::Info));
+}
+
+#[test]
+fn devices_are_a_list_which_flags_replace_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vm.toml");
+    fs::write(&file, "disk = ['a,format=raw', 'b,format=raw']\nnet = ['user']\n[[device]]\nvsock = \"s\"").unwrap();
+    let file = file.to_str().unwrap();
+    let from_file = config(&["--config", file]).unwrap();
+    assert_eq!(
+        from_file.disk.iter().map(|disk| disk.file.clone()).collect::<Vec<_>>(),
+        [folder.path().join("a"), folder.path().join("b")]
+    );
+    let socket = crate::DeviceKind::Vsock { socket: folder.path().join("s"), cid: 3 };
+    assert_eq!((from_file.net.len(), &from_file.device[0].kind), (1, &socket));
+    let flags =
+        config(&["--config", file, "--disk", "c,format=raw", "--device", "rng=false", "--pci-ports", "2"]).unwrap();
+    assert_eq!((flags.disk.len(), flags.disk[0].file.as_path(), flags.net.len()), (1, Path::new("c"), 1));
+    assert_eq!((flags.device, flags.pci_ports), (vec![crate::Device::rng(false)], 2));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! * What the user gave wins in this order: flag, file, default. A flag replaces what the file says under the same name, whole.
 //! * Relative paths in a file start at the file's folder, relative paths in flags at the working folder.
 //! * Unknown keys, and keys that this version doesn't serve yet, are errors that say where, and what was probably meant.
+//! * Of what there may be several (`disk`, `net`, `device`), the file has a list, of texts or of tables (`[[disk]]`), and the flag is repeated.
 //! * [`Config::to_toml`] writes every key with the value in effect, and reading that back gives the same [`Config`].
 //!
 //! The file is TOML 1.1. What this crate does not do: open the files that a config names, know a host's limits, or look at a kernel. A count or a size that is
@@ -15,13 +16,19 @@
 mod boot;
 mod choice;
 mod cpus;
+mod device;
+mod disk;
 mod error;
 mod file;
 mod flags;
 mod group;
+mod hardware;
+mod id;
 mod machine;
 mod memory;
+mod net;
 mod node;
+mod place;
 mod policy;
 mod regular;
 mod seed;
@@ -33,10 +40,14 @@ use serde::{Deserialize, Serialize};
 pub use boot::{Boot, BootSource};
 pub use choice::{CpuFeatures, Irqchip, LogLevel};
 pub use cpus::Cpus;
+pub use device::{Device, DeviceKind};
+pub use disk::{Disk, DiskDevice, Format};
 pub use error::{Conflict, Error, Problem};
-pub use flags::{BootFlags, Flags, MachineFlags};
+pub use flags::{BootFlags, DeviceFlags, Flags, MachineFlags};
 pub use machine::MachineVersion;
 pub use memory::Memory;
+pub use net::{Mac, Net};
+pub use place::{FIRST_PORT, MOST_PORTS, Place};
 pub use policy::{Action, Policy};
 pub use regular::open_regular;
 pub use seed::RngSeed;
@@ -71,6 +82,9 @@ pub struct Config {
     /// The seed handed to the guest's random number generator at boot, for runs that repeat; from the host's generator if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng_seed: Option<RngSeed>,
+    /// Root ports on PCI, each with a slot for a device that can come and go; each costs the guest's boot some time.
+    #[serde(default)]
+    pub pci_ports: u8,
     /// Where the first serial port leads.
     #[serde(default)]
     pub serial: Serial,
@@ -89,6 +103,15 @@ pub struct Config {
     /// What happens when the guest ends or fails.
     #[serde(default)]
     pub on: Policy,
+    /// Disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<Disk>,
+    /// Network cards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<Net>,
+    /// Other devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device: Vec<Device>,
 }
 
 impl Config {
@@ -100,12 +123,16 @@ impl Config {
             log: LogLevel::default(),
             stats: false,
             rng_seed: None,
+            pci_ports: 0,
             serial: Serial::default(),
             cpus: Cpus::default(),
             cpu_features: CpuFeatures::default(),
             memory: Memory::default(),
             boot: Boot::default(),
             on: Policy::default(),
+            disk: Vec::new(),
+            net: Vec::new(),
+            device: Vec::new(),
         }
     }
 
@@ -122,6 +149,7 @@ impl Config {
     pub fn finish(&mut self) -> Result<(), Conflict> {
         let arch = self.arch();
         self.boot.check(self.machine)?;
+        self.finish_devices()?;
         if self.boot.kernel.is_some() && self.boot.cmdline.is_none() {
             self.boot.cmdline = Some(self.machine.default_cmdline().to_owned());
         }

@@ -43,6 +43,14 @@ impl MachineVersion {
         }
     }
 
+    /// Device numbers on bus 0 that the chipset has.
+    pub(crate) fn chipset_devices(self) -> &'static [u8] {
+        match self {
+            MachineVersion::Q35V1 => &[0, 31],
+            MachineVersion::VirtV1 => &[0],
+        }
+    }
+
     /// The command line of a kernel for which none was given: on x86_64 Linux has to be told of the serial console, on aarch64 the
     /// device tree says it.
     pub(crate) fn default_cmdline(self) -> &'static str {

@@ -332,6 +332,8 @@ fn expectation(expected: &dyn Expected) -> String {
     match text.as_str() {
         "a boolean" => "true or false".to_owned(),
         "path string" => "a path".to_owned(),
+        "a string" => "a text".to_owned(),
+        "a sequence" => "a list, such as [[disk]] makes".to_owned(),
         "u8" => up_to(u8::MAX.into()),
         "u16" => up_to(u16::MAX.into()),
         "u32" => up_to(u32::MAX.into()),

@@ -49,6 +49,8 @@ impl<A: Tested> Rig<A> {
     fn new() -> Self {
         let mut config = Config::new(A::KIND);
         config.memory.size = Size(64 << 20);
+        config.pci_ports = 4;
+        config.device = vec![skep_config::Device::rng(false)];
         let services = Services {
             clock: Clock::manual(0),
             requests: skep_chipset::Requests::new(|_| ()),
@@ -222,7 +224,7 @@ fn the_hierarchy_is_saved_with_the_machine() {
         let (one, two) = (Rig::<A>::new(), Rig::<A>::new());
         one.place();
         let record = |rig: &Rig<A>| {
-            let component = rig.machine.components().iter().find(|(name, _)| name == "pci").unwrap();
+            let component = rig.machine.components().into_iter().find(|(name, _)| name == "pci").unwrap();
             (component.1.clone(), component.1.save_record())
         };
         let (_, state) = record(&one);

@@ -1,5 +1,6 @@
 //! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
 
+mod devices;
 mod pci;
 mod platform;
 mod q35;
@@ -18,8 +19,10 @@ use skep_pci::RootComplex;
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::run::{Gate, Slot, Vcpus};
+use devices::Devices;
 
-pub use platform::{Named, Plan, Platform, Services};
+pub use devices::DeviceError;
+pub use platform::{Ejected, Named, Plan, Platform, Services};
 
 #[cfg(test)]
 mod machine_test;
@@ -33,6 +36,7 @@ pub struct Machine<A: Platform> {
     plan: Plan<A>,
     // Threads end before what they run on goes: fields drop in this order.
     vcpus: Vcpus<A>,
+    devices: Arc<Devices>,
     board: Arc<A::Board>,
     memory: MemoryMap,
     clock: Clock,
@@ -90,18 +94,24 @@ impl<A: Platform> Machine<A> {
         gate: Arc<Gate>,
         services: Services,
     ) -> Result<Self, Error> {
-        let (plan, builder) = Self::plan(config, hypervisor)?;
+        let mut config = config.clone();
+        config.finish()?;
+        let (plan, builder) = Self::plan(&config, hypervisor)?;
         let parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
-        add_ram(config, &plan, &memory)?;
+        add_ram(&config, &plan, &memory)?;
         memory.listen(parts.vm.memory())?;
-        let board = A::assemble(&plan, &parts.vm, parts.interrupts, services)?;
+        let devices = Arc::new(Devices::default());
+        let theirs = devices.clone();
+        let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(&endpoint));
+        let board = A::assemble(&plan, &parts.vm, parts.interrupts, services, ejected)?;
+        devices.add(&config, A::pci(&board), &clock)?;
         if let Some(first) = parts.vcpus.first() {
             A::connect_kick(&board, first.kicker());
         }
         let slots = parts.vcpus.into_iter().map(|vcpu| Slot { io: A::io(&board, vcpu.index()), vcpu });
         let vcpus = Vcpus::new(slots.collect(), gate);
-        Ok(Self { config: config.clone(), plan, vcpus, board, memory, clock, vm: parts.vm, loaded_once: false })
+        Ok(Self { config, plan, vcpus, devices, board, memory, clock, vm: parts.vm, loaded_once: false })
     }
 
     /// Loads the guest and sets the first vCPU to begin there, with the gate closed and empty.
@@ -118,14 +128,27 @@ impl<A: Platform> Machine<A> {
         Ok(())
     }
 
-    /// Puts everything but RAM into its power-on state, in place, with the gate closed and empty.
+    /// Whether there is anything that [`begin_stop`](Self::begin_stop) would stop.
+    pub fn has_devices(&self) -> bool {
+        !self.devices.is_empty()
+    }
+
+    /// Begins to stop all devices' queues, with the gate closed and empty, and calls `done`, on any thread, when nothing is in flight any more.
+    /// They go on after [`reset`](Self::reset).
+    pub fn begin_stop(&self, done: impl FnOnce() + Send + Sync + 'static) {
+        self.devices.begin_stop(done);
+    }
+
+    /// Puts everything but RAM into its power-on state, in place, with the gate closed and empty and the devices stopped.
     ///
     /// # Errors
     /// Where the backend refuses.
     pub fn reset(&mut self) -> Result<(), Error> {
+        // What is behind PCI's functions is reset by them.
         for (_, component) in A::components(&self.board) {
             component.reset_component();
         }
+        self.devices.resume();
         A::relocate(&self.board);
         for mut slot in self.vcpus.paused() {
             slot.vcpu.reset()?;
@@ -143,9 +166,9 @@ impl<A: Platform> Machine<A> {
         &mut self.vcpus
     }
 
-    /// The devices' state, by name.
-    pub fn components(&self) -> &[Named] {
-        A::components(&self.board)
+    /// The devices' state, by name, in the order in which it is saved.
+    pub fn components(&self) -> Vec<Named> {
+        A::components(&self.board).iter().cloned().chain(self.devices.components()).collect()
     }
 
     /// The backend's VM.

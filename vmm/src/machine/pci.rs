@@ -9,12 +9,7 @@ use skep_irq::{IrqLine, MsiTarget};
 use skep_memory::MemoryMap;
 use skep_pci::{Decoder, IoSpace, Mapping, RootComplex, RootComplexConfig, Spaces, Window};
 
-use crate::Error;
-
-/// Root ports of a machine, each with a slot: `port:0` to `port:3`.
-const ROOT_PORTS: u8 = 4;
-/// Device number of the first one on bus 0.
-const FIRST_ROOT_PORT: u8 = 0x10;
+use super::platform::Ejected;
 
 /// The hierarchy, and the address spaces' view of it.
 pub(super) struct Pci<A: Arch> {
@@ -25,27 +20,22 @@ pub(super) struct Pci<A: Arch> {
 }
 
 impl<A: Arch> Pci<A> {
-    /// A root complex with its root ports, and nothing in them.
+    /// A root complex with nothing on its bus. `ejected` is told of each device that a guest has let go.
     pub(super) fn new(
         vm: Arc<dyn Vm<A>>,
         memory: MemoryMap,
         messages: Arc<dyn MsiTarget>,
         lines: Vec<IrqLine>,
-    ) -> Result<Self, Error> {
-        let ejected = Box::new(|endpoint: Arc<skep_pci::Endpoint>| {
-            tracing::info!("the guest has let the PCI device at {} go", endpoint.place());
-        });
+        ejected: Ejected,
+    ) -> Self {
         let root = Arc::new(RootComplex::new(RootComplexConfig { memory, messages, lines, ejected }));
-        for number in 0..ROOT_PORTS {
-            root.add_port(number, FIRST_ROOT_PORT + number)?;
-        }
-        Ok(Self { root, decoder: Decoder::new(), vm })
+        Self { root, decoder: Decoder::new(), vm }
     }
 
     /// The part of `ecam` that tables tell the guest of: that of the buses that there can be. Linux on x86_64 looks into every place of every bus that
     /// it is told of, by two accesses each.
     pub(super) fn buses(&self, ecam: AddressRange) -> AddressRange {
-        AddressRange::new(ecam.base, ((1 + u64::from(ROOT_PORTS)) << 20).min(ecam.size))
+        AddressRange::new(ecam.base, ((1 + self.root.ports().len() as u64) << 20).min(ecam.size))
     }
 
     /// Maps what the registers of all functions say. What `fixed` answers comes before: what the chipset's own registers place.

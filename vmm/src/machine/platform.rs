@@ -12,7 +12,7 @@ use skep_clock::Clock;
 use skep_config::Config;
 use skep_hypervisor::{Arch, Capabilities, Vm};
 use skep_memory::MemoryMap;
-use skep_pci::RootComplex;
+use skep_pci::{Endpoint, RootComplex};
 use skep_state::Component;
 
 use crate::Error;
@@ -46,6 +46,9 @@ pub struct Services {
     pub memory: MemoryMap,
 }
 
+/// Told of each device that a guest has let go.
+pub type Ejected = Box<dyn Fn(Arc<Endpoint>) + Send + Sync>;
+
 /// A component of a machine, by its name in a snapshot.
 pub type Named = (String, Arc<dyn Component>);
 
@@ -78,6 +81,7 @@ pub trait Platform: Arch {
         vm: &Arc<dyn Vm<Self>>,
         interrupts: Self::Interrupts,
         services: Services,
+        ejected: Ejected,
     ) -> Result<Arc<Self::Board>, Error>;
 
     /// Maps what the devices' registers say: after an access that moved something, a reset or a restore.

@@ -26,7 +26,7 @@ use skep_pci::{ECAM_REGION, IoSpace, LpcBridge, Mapping, Mch, PORTS_REGION, Root
 use skep_state::Component;
 
 use super::pci::{Pci, window};
-use super::platform::{Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
+use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::run::BoxedIo;
@@ -127,6 +127,7 @@ impl Platform for X86_64 {
         vm: &Arc<dyn Vm<Self>>,
         interrupts: Interrupts,
         services: Services,
+        ejected: Ejected,
     ) -> Result<Arc<Board>, Error> {
         let Services { clock, requests, serial, memory: ram } = services;
         let external = Arc::new(ExternalInterrupt::default());
@@ -174,7 +175,7 @@ impl Platform for X86_64 {
         ports.map("debugcon", &[debugcon::PORTS], Arc::new(DebugCon::new()))?;
 
         let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&lines)).collect::<Result<_, _>>()?;
-        let pci = Pci::new(vm.clone(), ram, apics, intx)?;
+        let pci = Pci::new(vm.clone(), ram, apics, intx, ejected);
         let (mch, lpc) = (Arc::new(Mch::default()), Arc::new(LpcBridge::new(base)));
         pci.root.add_chipset(MCH, mch.clone())?;
         pci.root.add_chipset(LPC, lpc.clone())?;

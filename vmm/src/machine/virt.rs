@@ -24,7 +24,7 @@ use skep_pci::{ECAM_REGION, GenericHostBridge, IoSpace, NoMessages, RootComplex,
 use skep_state::Component;
 
 use super::pci::{Pci, window};
-use super::platform::{Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
+use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::run::BoxedIo;
@@ -89,6 +89,7 @@ impl Platform for Aarch64 {
         vm: &Arc<dyn Vm<Self>>,
         interrupts: Interrupts,
         services: Services,
+        ejected: Ejected,
     ) -> Result<Arc<Board>, Error> {
         let Interrupts { gic, lines, its } = interrupts;
         let space = AddressSpace::memory();
@@ -125,7 +126,7 @@ impl Platform for Aarch64 {
         };
         let has_messages = msi.is_some();
         let intx = INTX.map(line).collect::<Result<_, _>>()?;
-        let pci = Pci::new(vm.clone(), services.memory, msi.unwrap_or_else(|| Arc::new(NoMessages)), intx)?;
+        let pci = Pci::new(vm.clone(), services.memory, msi.unwrap_or_else(|| Arc::new(NoMessages)), intx, ejected);
         pci.root.add_chipset(0, Arc::new(GenericHostBridge::default()))?;
         let ecam = plan.layout.ecam;
         space.map("ECAM", ecam.base, ecam.size, ECAM_REGION, pci.root.clone())?;

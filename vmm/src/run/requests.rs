@@ -29,6 +29,8 @@ pub enum Request {
         /// Which.
         vcpu: usize,
     },
+    /// The devices have stopped, as was asked of them.
+    Stopped,
     /// The user, or a signal, ends the machine.
     Stop(StopReason),
 }

@@ -2,6 +2,7 @@
 # The init of the test guests. It greets, says what it found, and does what skep.action= on the command line says:
 #   poweroff (default), reboot, panic, shell, echo (answers "got LINE" to each line until "bye", then powers off),
 #   wait (for ever). skep.dmesg: prints the kernel's messages first. skep.fdt: prints the device tree in hexadecimal first.
+#   skep.script=BASE64: runs a shell script first, in / with -e, and says "skep: script CODE" when it has ended.
 #   skep.warn: lets the kernel warn, so that a test sees that warnings are seen.
 /bin/busybox mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
@@ -16,11 +17,22 @@ echo "skep: cpus $(nproc)"
 echo "skep: memory $(awk '/^MemTotal:/ { print $2 }' /proc/meminfo) KiB"
 echo "skep: clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 
+if [ -e /modules/order ]; then
+    for module in $(cat /modules/order); do
+        insmod "/modules/$module" || echo "skep: cannot load $module"
+    done
+fi
+
 action=poweroff
 for word in $(cat /proc/cmdline); do
     case $word in
         skep.action=*) action=${word#skep.action=} ;;
         skep.dmesg) dmesg ;;
+        skep.script=*)
+            echo "${word#skep.script=}" | base64 -d >/tmp/script
+            sh -e /tmp/script
+            echo "skep: script $?"
+            ;;
         skep.warn) echo "<4>skep: a warning of the test's own" >/dev/kmsg ;;
         skep.fdt)
             echo "skep: board $(tr '\0' ' ' </proc/device-tree/compatible)"

@@ -18,9 +18,12 @@ const APPLETS: &str = "ash awk base64 basename cat chmod chown chroot clear cmp 
     pwd readlink realpath reboot rm rmdir rmmod sed seq setsid sh sha256sum sleep sort stat stty sync sysctl tail tar tee \
     telnet test time timeout top touch tr true truncate tty umount uname uniq uptime usleep vi wc wget which xargs yes zcat";
 
-/// The initramfs of the guests.
-pub(crate) fn guest(busybox: &[u8]) -> Vec<u8> {
+/// The initramfs of the guests, with `modules` in the order in which they are loaded.
+pub(crate) fn guest(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut cpio = base(busybox);
+    if !modules.is_empty() {
+        add_modules(&mut cpio, modules);
+    }
     cpio.file("init", 0o755, GUEST_INIT.as_bytes());
     cpio.finish()
 }
@@ -30,13 +33,17 @@ pub(crate) fn host(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut cpio = base(busybox);
     cpio.file("init", 0o755, HOST_INIT.as_bytes());
     cpio.directory("lab");
+    add_modules(&mut cpio, modules);
+    cpio.finish()
+}
+
+fn add_modules(cpio: &mut Cpio, modules: &[(String, Vec<u8>)]) {
     cpio.directory("modules");
     let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
     cpio.file("modules/order", 0o644, order.as_bytes());
     for (name, content) in modules {
         cpio.file(&format!("modules/{name}"), 0o644, content);
     }
-    cpio.finish()
 }
 
 fn base(busybox: &[u8]) -> Cpio {

@@ -4,6 +4,7 @@
 
 mod cpio;
 mod debian;
+mod disk;
 mod initramfs;
 mod kernel;
 mod module;
@@ -19,7 +20,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// Raise it when the products are made in another way, and they are made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
+
+/// Debian's cloud kernel has drivers for NVMe and ext4 built in, and these as modules.
+const VIRTIO: [&str; 6] =
+    ["virtio-pci", "virtio-blk", "virtio-net", "virtio-rng", "virtio-balloon", "vmw-vsock-virtio-transport"];
 
 /// The name of the file that says what a directory was made of, written last.
 const STAMP: &str = "made-of";
@@ -52,7 +57,8 @@ impl Images {
 
     /// The directory with the guests' kernels and initramfs:
     /// on x86_64 `vmlinuz` (bzImage), `vmlinux` (the ELF in it) and `vmlinuz-generic` (the bzImage of Debian's generic kernel),
-    /// on aarch64 `Image`, `Image.gz` and `Image.zboot`; on both `initramfs.cpio.gz`.
+    /// on aarch64 `Image`, `Image.gz` and `Image.zboot`; on both `initramfs.cpio.gz`, `initramfs-virtio.cpio.gz` with the modules for virtio
+    /// devices, and `disk.ext4`, a small disk with a file on it.
     pub(crate) fn guest(&self) -> &Path {
         &self.guest
     }
@@ -123,7 +129,10 @@ impl Images {
                 Vec::new()
             }
         };
-        guest("initramfs.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox)))?;
+        guest("initramfs.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &[])))?;
+        let modules = initramfs::modules(&packages.join("cloud/lib/modules"), &VIRTIO)?;
+        guest("initramfs-virtio.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &modules)))?;
+        disk::make(&self.guest.join("disk.ext4"))?;
         // Not compressed: the emulated host would take longer to unpack it than QEMU takes to load it.
         write(&self.host.join("initramfs.cpio"), &initramfs::host(&busybox, &host_modules))
     }

@@ -56,11 +56,20 @@ impl Builder {
 
     /// The same with another kernel file.
     pub fn kernel(name: &str) -> Self {
+        Self::boot(name, "initramfs.cpio.gz")
+    }
+
+    /// The usual one with the kernel's modules for virtio devices, loaded.
+    pub fn debian_with_virtio() -> Self {
+        Self::boot(usual_kernel(), "initramfs-virtio.cpio.gz")
+    }
+
+    fn boot(name: &str, initramfs: &str) -> Self {
         let mut builder = Self::command(&["run", "--kernel"]);
         builder.memory = Some("256M".to_owned());
         builder.args.push(image(name).into());
         builder.args.push("--initrd".into());
-        builder.args.push(image("initramfs.cpio.gz").into());
+        builder.args.push(image(initramfs).into());
         let console = if is_x86_64() { "ttyS0" } else { "ttyAMA0" };
         builder.cmdline = Some(format!("console={console} quiet panic=-1"));
         builder
@@ -84,6 +93,11 @@ impl Builder {
         cmdline.push(' ');
         cmdline.push_str(words);
         self
+    }
+
+    /// A shell script that the guest runs before it ends; it says `skep: script 0` when nothing in it has failed.
+    pub fn script(self, text: &str) -> Self {
+        self.cmdline(&format!("skep.script={}", base64(text)))
     }
 
     /// Starts it.
@@ -120,6 +134,17 @@ impl Builder {
     pub fn finish(self) -> Finished {
         self.start().finish()
     }
+}
+
+/// RFC 4648 section 4.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |bytes: &[u8]| {
+        let bits = (0..3).fold(0, |bits, at| bits << 8 | usize::from(bytes.get(at).copied().unwrap_or(0)));
+        let digit = |at: usize| if at <= bytes.len() { DIGITS[bits >> (18 - 6 * at) & 0x3f] } else { b'=' };
+        [0, 1, 2, 3].map(|at| char::from(digit(at)))
+    };
+    text.as_bytes().chunks(3).flat_map(group).collect()
 }
 
 fn follow(mut from: impl Read + Send + 'static, to: std::sync::mpsc::Sender<Vec<u8>>) {

@@ -1,0 +1,140 @@
+//! Devices besides disks and network cards.
+
+use std::path::PathBuf;
+
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::group::{Group, group};
+use crate::place::Place;
+
+#[cfg(test)]
+#[path = "device_test.rs"]
+mod test;
+
+/// What a device is. A machine has each kind once at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Random numbers for the guest (virtio). They are there unless the config says `rng=false`.
+    Rng {
+        /// Whether it is there.
+        present: bool,
+    },
+    /// A balloon, by which the guest gives memory back to the host (virtio).
+    Balloon {
+        /// The guest may take pages out of it before it runs out of memory.
+        deflate_on_oom: bool,
+    },
+    /// Streams between programs of the guest and programs of the host (virtio).
+    Vsock {
+        /// The Unix socket at which programs of the host reach the guest.
+        socket: PathBuf,
+        /// The guest's context id.
+        cid: u32,
+    },
+}
+
+impl DeviceKind {
+    /// The kind's key, which is the device's name as well.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DeviceKind::Rng { .. } => "rng",
+            DeviceKind::Balloon { .. } => "balloon",
+            DeviceKind::Vsock { .. } => "vsock",
+        }
+    }
+}
+
+/// A device: `rng[=false]|balloon[,deflate-on-oom]|vsock=SOCKET[,cid=N][,place=PLACE]`.
+///
+/// [`crate::Config::finish`] fills in `place`, and adds `rng` where nothing is said of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Where it is on PCI.
+    pub place: Option<Place>,
+}
+
+impl Device {
+    /// The one that gives random numbers, or says that there is none.
+    pub fn rng(present: bool) -> Self {
+        Device { kind: DeviceKind::Rng { present }, place: None }
+    }
+
+    /// Whether the guest sees a device.
+    pub fn is_present(&self) -> bool {
+        self.kind != DeviceKind::Rng { present: false }
+    }
+}
+
+/// The context ids that guests can have: below are the host's, above is none.
+const CIDS: std::ops::RangeInclusive<u32> = 3..=0xffff_fffe;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Keys {
+    rng: Option<bool>,
+    #[serde(default)]
+    balloon: bool,
+    #[serde(default)]
+    deflate_on_oom: bool,
+    vsock: Option<PathBuf>,
+    cid: Option<u32>,
+    place: Option<Place>,
+}
+
+impl Group for Device {
+    type Keys = Keys;
+    const LEADING: Option<&'static str> = None;
+
+    fn from_keys(keys: Keys) -> Result<Self, String> {
+        let beside = |key, given: bool, needs, there: bool| match given && !there {
+            true => Err(format!("`{key}` goes with `{needs}` only")),
+            false => Ok(()),
+        };
+        beside("deflate-on-oom", keys.deflate_on_oom, "balloon", keys.balloon)?;
+        beside("cid", keys.cid.is_some(), "vsock", keys.vsock.is_some())?;
+        let cid = keys.cid.unwrap_or(*CIDS.start());
+        if !CIDS.contains(&cid) {
+            return Err(format!("`cid` must be {} to {}", CIDS.start(), CIDS.end()));
+        }
+        let kinds = [
+            keys.rng.map(|present| DeviceKind::Rng { present }),
+            keys.balloon.then_some(DeviceKind::Balloon { deflate_on_oom: keys.deflate_on_oom }),
+            keys.vsock.map(|socket| DeviceKind::Vsock { socket, cid }),
+        ];
+        let mut kinds = kinds.into_iter().flatten();
+        let (Some(kind), None) = (kinds.next(), kinds.next()) else {
+            return Err("exactly one of rng, balloon and vsock=SOCKET is needed".to_owned());
+        };
+        let device = Device { kind, place: keys.place };
+        if !device.is_present() && device.place.is_some() {
+            return Err("`place` is of no use to a device that is not there".to_owned());
+        }
+        Ok(device)
+    }
+}
+
+group!(Device, "a text such as \"balloon\", or a table of one of rng, balloon and vsock, and of place");
+
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match &self.kind {
+            DeviceKind::Rng { present } => map.serialize_entry("rng", present)?,
+            DeviceKind::Balloon { deflate_on_oom } => {
+                map.serialize_entry("balloon", &true)?;
+                map.serialize_entry("deflate-on-oom", deflate_on_oom)?;
+            }
+            DeviceKind::Vsock { socket, cid } => {
+                map.serialize_entry("vsock", socket)?;
+                map.serialize_entry("cid", cid)?;
+            }
+        }
+        if let Some(place) = &self.place {
+            map.serialize_entry("place", place)?;
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,23 @@
+use super::*;
+
+#[test]
+fn a_device_is_one_of_the_kinds() {
+    assert_eq!("rng".parse(), Ok(Device::rng(true)));
+    assert_eq!("rng=false".parse(), Ok(Device::rng(false)));
+    let balloon = Device { kind: DeviceKind::Balloon { deflate_on_oom: true }, place: Some(Place::Root(7)) };
+    assert_eq!("balloon,deflate-on-oom,place=root:7".parse(), Ok(balloon));
+    let vsock = |cid| Device { kind: DeviceKind::Vsock { socket: "s".into(), cid }, place: None };
+    assert_eq!("vsock=s".parse(), Ok(vsock(3)));
+    assert_eq!("vsock=s,cid=9".parse(), Ok(vsock(9)));
+    for (text, message) in [
+        ("place=root:1", "exactly one of rng, balloon and vsock=SOCKET is needed"),
+        ("rng,balloon", "exactly one of rng, balloon and vsock=SOCKET is needed"),
+        ("rng,cid=5", "`cid` goes with `vsock` only"),
+        ("rng,deflate-on-oom", "`deflate-on-oom` goes with `balloon` only"),
+        ("vsock=s,cid=2", "`cid` must be 3 to 4294967294"),
+        ("rng=false,place=root:1", "`place` is of no use to a device that is not there"),
+        ("baloon", "unknown key `baloon`: did you mean `balloon`?"),
+    ] {
+        assert_eq!(text.parse::<Device>().unwrap_err().to_string(), message, "{text}");
+    }
+}

@@ -1,0 +1,146 @@
+//! Disks.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::group::{Group, group};
+use crate::id::check_id;
+use crate::place::Place;
+
+#[cfg(test)]
+#[path = "disk_test.rs"]
+mod test;
+
+/// How a disk's content is stored in its file. It is named and never guessed: a guest could write an image of another format into its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Byte by byte; a block device too.
+    Raw,
+}
+
+/// What a disk is to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskDevice {
+    /// A namespace of an NVMe controller, which every guest has a driver for.
+    #[default]
+    Nvme,
+    /// A virtio block device.
+    VirtioBlk,
+}
+
+/// A disk: `FILE,format=raw[,device=nvme|virtio-blk][,id=ID][,serial=TEXT][,readonly][,direct][,place=PLACE]...`.
+///
+/// [`crate::Config::finish`] fills in `id`, and, but for those that join another disk's controller, `serial`, `place` and `queues`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Disk {
+    /// The image, or a block device of the host.
+    pub file: PathBuf,
+    /// How its content is stored.
+    pub format: Format,
+    /// What the guest sees.
+    pub device: DiskDevice,
+    /// The name in messages, in snapshots and for `skep ctl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The serial number that the guest sees: at most 20 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The guest can't write, and the file is opened for reading only.
+    pub readonly: bool,
+    /// Past the host's page cache.
+    pub direct: bool,
+    /// Bytes of a logical block of NVMe: 512 or 4096.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// Queues, or pairs of queues, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// The NVMe disks of the same controller are its namespaces, in the order of the config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controller: Option<String>,
+    /// Where it is on PCI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// What one MSI-X table, one page of doorbells and a host's patience have room for.
+const MOST_QUEUES: u16 = 256;
+/// Characters of a serial number.
+const MOST_SERIAL: usize = 20;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Keys {
+    file: Option<PathBuf>,
+    format: Option<Format>,
+    #[serde(default)]
+    device: DiskDevice,
+    id: Option<String>,
+    serial: Option<String>,
+    #[serde(default)]
+    readonly: bool,
+    #[serde(default)]
+    direct: bool,
+    block_size: Option<u32>,
+    queues: Option<u16>,
+    controller: Option<String>,
+    place: Option<Place>,
+}
+
+impl Group for Disk {
+    type Keys = Keys;
+    const LEADING: Option<&'static str> = Some("file");
+
+    fn from_keys(keys: Keys) -> Result<Self, String> {
+        let file = keys.file.filter(|file| !file.as_os_str().is_empty());
+        let file = file.ok_or("a disk needs a file: FILE,format=raw")?;
+        let unnamed = || {
+            let name = file.display();
+            format!(
+                "`{name}`: the format is never guessed, since its guest writes what a guess looks at: add format=raw"
+            )
+        };
+        let format = keys.format.ok_or_else(unnamed)?;
+        for id in [&keys.id, &keys.controller].into_iter().flatten() {
+            check_id(id)?;
+        }
+        if let Some(serial) = &keys.serial
+            && (serial.is_empty() || serial.len() > MOST_SERIAL || !serial.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(format!(
+                "`{serial}` is no serial number: 1 to {MOST_SERIAL} characters of ASCII without spaces"
+            ));
+        }
+        if keys.queues.is_some_and(|queues| !(1..=MOST_QUEUES).contains(&queues)) {
+            return Err(format!("`queues` must be 1 to {MOST_QUEUES}"));
+        }
+        let nvme = keys.device == DiskDevice::Nvme;
+        for (key, given) in [("block-size", keys.block_size.is_some()), ("controller", keys.controller.is_some())] {
+            if given && !nvme {
+                return Err(format!("`{key}` goes with device=nvme only"));
+            }
+        }
+        if keys.block_size.is_some_and(|size| ![512, 4096].contains(&size)) {
+            return Err("`block-size` must be 512 or 4096".to_owned());
+        }
+        Ok(Disk {
+            file,
+            format,
+            device: keys.device,
+            id: keys.id,
+            serial: keys.serial,
+            readonly: keys.readonly,
+            direct: keys.direct,
+            block_size: nvme.then_some(keys.block_size.unwrap_or(512)),
+            queues: keys.queues,
+            controller: keys.controller,
+            place: keys.place,
+        })
+    }
+}
+
+group!(Disk, "a text such as \"FILE,format=raw\", or a table of file, format, device, id and others");

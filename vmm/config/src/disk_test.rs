@@ -1,0 +1,65 @@
+use super::*;
+
+fn refused(text: &str) -> String {
+    text.parse::<Disk>().unwrap_err().to_string()
+}
+
+#[test]
+fn a_disk_is_its_file_and_what_is_said_of_it() {
+    let disk: Disk = "a.img,format=raw".parse().unwrap();
+    let plain = Disk {
+        file: "a.img".into(),
+        format: Format::Raw,
+        device: DiskDevice::Nvme,
+        id: None,
+        serial: None,
+        readonly: false,
+        direct: false,
+        block_size: Some(512),
+        queues: None,
+        controller: None,
+        place: None,
+    };
+    assert_eq!(disk, plain);
+    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,place=port:1";
+    let expected = Disk {
+        file: "a,b.img".into(),
+        device: DiskDevice::VirtioBlk,
+        id: Some("root".to_owned()),
+        serial: Some("X1".to_owned()),
+        readonly: true,
+        direct: true,
+        block_size: None,
+        queues: Some(4),
+        place: Some(Place::Port(1)),
+        ..plain
+    };
+    assert_eq!(text.parse::<Disk>(), Ok(expected));
+}
+
+#[test]
+fn what_is_no_disk_says_why() {
+    assert_eq!(
+        refused("a.img"),
+        "`a.img`: the format is never guessed, since its guest writes what a guess looks at: add format=raw"
+    );
+    for (text, message) in [
+        ("format=raw", "a disk needs a file: FILE,format=raw"),
+        (",format=raw", "a disk needs a file: FILE,format=raw"),
+        ("a,format=raw,queues=0", "`queues` must be 1 to 256"),
+        ("a,format=raw,block-size=1024", "`block-size` must be 512 or 4096"),
+        ("a,format=raw,device=virtio-blk,block-size=512", "`block-size` goes with device=nvme only"),
+        ("a,format=raw,device=virtio-blk,controller=c", "`controller` goes with device=nvme only"),
+        ("a,format=raw,id=a b", "`a b` is no name: 1 to 20 letters, digits, `-`, `_` and `.`"),
+        (
+            "a,format=raw,serial=012345678901234567890",
+            "`012345678901234567890` is no serial number: 1 to 20 characters of ASCII without spaces",
+        ),
+        ("a,format=raw,read-only", "unknown key `read-only`: did you mean `readonly`?"),
+        ("a,format=row", "`format`: `row` is not one of the choices: did you mean `raw`?"),
+        ("a,format=raw,device=nvmr", "`device`: `nvmr` is not one of the choices: did you mean `nvme`?"),
+        ("a,format=raw,place=x", "`place`: `x` is no place: write root:DEVICE or port:NUMBER"),
+    ] {
+        assert_eq!(refused(text), message, "{text}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Network cards.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::group::{Group, group};
+use crate::id::check_id;
+use crate::place::Place;
+
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod test;
+
+/// An Ethernet address of one card, written `52:54:00:12:34:56`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The address of a card that was given none: it follows from what the card is connected to, so that it stays, and two cards of one host
+    /// differ. `52:54:00` is what virtual cards have by custom.
+    fn of(network: &str) -> Self {
+        // FNV-1a.
+        let hash = network
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        let [a, b, c, ..] = hash.to_le_bytes();
+        Mac([0x52, 0x54, 0x00, a, b, c])
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let byte = |part: &str| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None };
+        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+        let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
+        let bytes = bytes.ok_or_else(|| format!("`{text}` is no Ethernet address: write it as 52:54:00:12:34:56"))?;
+        if bytes[0] & 1 != 0 || bytes == [0; 6] {
+            return Err(format!("`{text}` can't be a card's own address: the lowest bit of its first byte must be 0"));
+        }
+        Ok(Mac(bytes))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mac {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A virtio network card: `tap=NAME[,queues=N]|user[,id=ID][,mac=MAC][,place=PLACE]`.
+///
+/// [`crate::Config::finish`] fills in `id`, `mac` and `place`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Net {
+    /// To the host's tap interface of that name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// To the user's own connections, by the program `passt`, where there is no tap interface.
+    pub user: bool,
+    /// Pairs of queues, of a tap interface made with `multi_queue`.
+    pub queues: u16,
+    /// The name in messages, in snapshots and for `skep ctl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The card's address. Hosts that share a network should each give their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// Where it is on PCI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// What a tap interface has at most (Linux: `MAX_TAP_QUEUES`).
+const MOST_QUEUES: u16 = 256;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Keys {
+    tap: Option<String>,
+    #[serde(default)]
+    user: bool,
+    queues: Option<u16>,
+    id: Option<String>,
+    mac: Option<Mac>,
+    place: Option<Place>,
+}
+
+impl Net {
+    /// Fills in the address.
+    pub(crate) fn fill_mac(&mut self) {
+        let network = self.tap.as_deref().or(self.id.as_deref()).unwrap_or_default();
+        self.mac.get_or_insert_with(|| Mac::of(network));
+    }
+}
+
+impl Group for Net {
+    type Keys = Keys;
+    const LEADING: Option<&'static str> = None;
+
+    fn from_keys(keys: Keys) -> Result<Self, String> {
+        if keys.tap.is_some() == keys.user {
+            return Err("exactly one of tap=NAME and user is needed".to_owned());
+        }
+        let queues = keys.queues.unwrap_or(1);
+        if !(1..=MOST_QUEUES).contains(&queues) {
+            return Err(format!("`queues` must be 1 to {MOST_QUEUES}"));
+        }
+        if queues > 1 && keys.user {
+            return Err("`queues` goes with `tap` only".to_owned());
+        }
+        if let Some(id) = &keys.id {
+            check_id(id)?;
+        }
+        Ok(Net { tap: keys.tap, user: keys.user, queues, id: keys.id, mac: keys.mac, place: keys.place })
+    }
+}
+
+group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, queues, id, mac and place");
