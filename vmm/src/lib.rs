@@ -6,7 +6,7 @@
 //! * [`console`]: the first serial port on the host: terminal, file, pty, socket.
 //! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
 //!
-//! What it does not do yet: firmware, PCI and everything on it, saving and migrating (the state types are there).
+//! What it does not do yet: firmware, plugging devices while a guest runs, saving and migrating (the state types are there).
 
 pub mod boot;
 pub mod console;

@@ -30,6 +30,7 @@ Examples:
           a kernel, with its console on this terminal; Ctrl-] h shows the keys
   skep run --kernel Image --cpus 4,max=8,threads=2 --memory 8G,hugepages=2M
   skep run --kernel bzImage --serial pty,link=vm.console --on-reset exit --log info --stats
+  skep run --kernel vmlinuz --initrd initrd.img --disk debian.img,format=raw --net user --cmdline \"console=ttyS0 root=/dev/nvme0n1\"
   skep run --config vm.toml --cmdline \"console=ttyS0 debug\"
 
 A config file:
@@ -40,6 +41,9 @@ A config file:
   cmdline = \"console=ttyS0\"
   [on]
   reset = \"exit\"
+  [[disk]]
+  file = \"debian.img\"
+  format = \"raw\"
 
 A comma inside a value is written twice: --serial file=a,,b.log";
 

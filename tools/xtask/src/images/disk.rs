@@ -18,7 +18,7 @@ pub(super) fn make(image: &Path) -> Result<()> {
     fs::File::create(image)?.set_len(SIZE).with_context(|| format!("cannot make {}", image.display()))?;
     process::output(
         Command::new(process::find("mke2fs")?)
-            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-J", "size=4", "-d"])
+            .args(["-q", "-F", "-t", "ext4", "-b", "1024", "-J", "size=1", "-d"])
             .args([content.path(), image]),
     )?;
     Ok(())

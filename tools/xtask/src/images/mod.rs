@@ -111,7 +111,7 @@ impl Images {
                 guest("vmlinuz", &kernel)?;
                 guest("vmlinux", &kernel::vmlinux(&kernel)?)?;
                 guest("vmlinuz-generic", &read(&boot_file(&packages.join("generic"))?)?)?;
-                let mut modules = initramfs::modules(&packages.join("cloud/lib/modules"), &["kvm-amd"])?;
+                let mut modules = initramfs::modules(&packages.join("cloud/lib/modules"), &["kvm-amd", "tun"])?;
                 for (_, content) in modules.iter_mut().filter(|(name, _)| name == "kvm_amd.ko") {
                     *content = module::always_intercept_cr8(content).context("kvm-amd.ko")?;
                 }
@@ -126,7 +126,7 @@ impl Images {
                 guest("Image.gz", &packed)?;
                 guest("Image.zboot", &kernel::zboot(&packed))?;
                 // Debian's arm64 kernel has KVM built in.
-                Vec::new()
+                initramfs::modules(&packages.join("cloud/lib/modules"), &["tun"])?
             }
         };
         guest("initramfs.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &[])))?;

@@ -1,1 +1,118 @@
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::channel;
 
+use skep_config::{Config, Device};
+use skep_hypervisor::fake::Fake;
+use skep_hypervisor::{Aarch64, Hypervisor, X86_64};
+use skep_memory::MemoryMap;
+
+use crate::machine::{Machine, Platform, Services};
+use crate::run::Gate;
+
+use super::*;
+
+fn machine<A: Platform>(edit: impl FnOnce(&mut Config)) -> Result<Machine<A>, Error>
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let mut config = Config::new(A::KIND);
+    config.memory.size = skep_config::Size(64 << 20);
+    edit(&mut config);
+    let services = Services {
+        clock: Clock::manual(0),
+        requests: skep_chipset::Requests::new(|_| ()),
+        serial: Box::new(()),
+        memory: MemoryMap::new(),
+    };
+    Machine::new(&config, &Fake::<A>::default(), Arc::new(Gate::default()), services)
+}
+
+/// A configuration with a device of each kind that needs nothing of the host but files in `folder`.
+fn some_of_each(folder: &Path) -> impl Fn(&mut Config) {
+    for name in ["a", "b", "c"] {
+        fs::write(folder.join(name), vec![0; 1 << 20]).unwrap();
+    }
+    let folder = folder.display().to_string();
+    move |config| {
+        let disk = |text: &str| format!("{folder}/{text}").parse().unwrap();
+        config.disk = vec![
+            disk("a,format=raw,readonly"),
+            disk("b,format=raw,readonly,device=virtio-blk,id=data"),
+            disk("c,format=raw,readonly,place=port:0"),
+        ];
+        config.device = vec!["balloon".parse().unwrap()];
+        config.pci_ports = 1;
+    }
+}
+
+fn stop<A: Platform>(machine: &Machine<A>) {
+    let (done, stopped) = channel();
+    machine.begin_stop(move || done.send(()).unwrap());
+    stopped.recv().unwrap();
+}
+
+fn each_device_is_there_and_is_saved<A: Platform>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let edit = some_of_each(folder.path());
+    let mut one = machine::<A>(&edit).unwrap();
+    let names: Vec<_> = one.components().into_iter().map(|(name, _)| name).skip_while(|name| name != "pci").collect();
+    let expected =
+        ["pci", "disk0", "data", "data/transport", "disk1", "balloon", "balloon/transport", "rng", "rng/transport"];
+    assert_eq!(names, expected);
+    let places: Vec<_> = one.pci().endpoints().iter().map(|endpoint| endpoint.place().to_string()).collect();
+    assert_eq!(places, ["root:1", "root:2", "root:3", "root:4", "port:0"]);
+    stop(&one);
+    let two = machine::<A>(&edit).unwrap();
+    stop(&two);
+    for ((name, from), (_, to)) in one.components().into_iter().zip(two.components()) {
+        to.restore_record(&from.save_record()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    one.reset().unwrap();
+    stop(&one);
+    stop(&one);
+}
+
+#[test]
+fn each_device_is_there_and_is_saved_on_both_machines() {
+    each_device_is_there_and_is_saved::<X86_64>();
+    each_device_is_there_and_is_saved::<Aarch64>();
+}
+
+#[test]
+fn a_machine_without_devices_has_nothing_to_stop() {
+    let machine = machine::<X86_64>(|config| config.device = vec![Device::rng(false)]).unwrap();
+    assert!(!machine.has_devices());
+    stop(&machine);
+}
+
+#[test]
+fn a_device_that_the_guest_lets_go_is_no_longer_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine::<Aarch64>(some_of_each(folder.path())).unwrap();
+    let endpoints = machine.pci().endpoints();
+    let plugged = endpoints.iter().find(|endpoint| endpoint.place() == PciPlace::Port(0)).unwrap();
+    machine.devices.ejected(plugged);
+    assert!(machine.components().iter().all(|(name, _)| name != "disk1"));
+    machine.devices.ejected(plugged);
+    stop(&machine);
+}
+
+#[test]
+fn what_is_wrong_with_a_device_is_told_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.img");
+    fs::write(&path, vec![0; 100]).unwrap();
+    let text = format!("{},format=raw,id=root", path.display());
+    let error = machine::<X86_64>(|config| config.disk = vec![text.parse().unwrap()]).err().unwrap();
+    assert_eq!(error.to_string(), "device `root` can't be made");
+    let Error::Device { source, .. } = error else { panic!("{error}") };
+    let expected = format!(
+        "`{}` can't be used as a disk: it has 100 bytes, and a disk is made of blocks of 512\n  try: another size, by `truncate -s SIZE FILE`",
+        path.display()
+    );
+    assert_eq!(source.to_string(), expected);
+}
