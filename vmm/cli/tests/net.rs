@@ -1,4 +1,5 @@
 //! Stock Debian kernels with a network card on a tap interface of the host.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
 
