@@ -60,17 +60,8 @@ where
     let edit = some_of_each(folder.path());
     let mut one = machine::<A>(&edit).unwrap();
     let names: Vec<_> = one.components().into_iter().map(|(name, _)| name).skip_while(|name| name != "pci").collect();
-    let expected = [
-        "pci",
-        "disk0",
-        "data",
-        "data/transport",
-        "disk1",
-        "balloon",
-        "balloon/transport",
-        "rng",
-        "rng/transport",
-    ];
+    let expected =
+        ["pci", "disk0", "data", "data/transport", "disk1", "balloon", "balloon/transport", "rng", "rng/transport"];
     assert_eq!(names, expected);
     let places: Vec<_> = one.pci().endpoints().iter().map(|endpoint| endpoint.place().to_string()).collect();
     assert_eq!(places, ["root:1", "root:2", "root:3", "root:4", "port:0"]);
