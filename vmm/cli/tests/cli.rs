@@ -142,7 +142,8 @@ fn absurd_numbers_are_usage_errors() {
     refused("--log", "loud", "warn");
     refused("--disk", "a.img", "the format is never guessed");
     refused("--disk", "a.img,format=raw,read-only", "did you mean `readonly`?");
-    refused("--net", "tap", "exactly one of tap=NAME and user");
+    refused("--net", "tap", "`tap`: found `true`, expected a text");
+    refused("--net", "id=x", "exactly one of tap=NAME and user");
     refused("--device", "baloon", "did you mean `balloon`?");
 }
 

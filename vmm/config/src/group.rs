@@ -49,7 +49,8 @@ pub(crate) fn from_text<G: Group>(text: &str) -> Result<G, Problem> {
     let items = split(text).into_iter().enumerate().map(|(index, item)| match (item.split_once('='), G::LEADING) {
         (Some((key, value)), _) => (key.to_owned(), Node::bare(value)),
         (None, Some(leading)) if index == 0 => (leading.to_owned(), Node::bare(&item)),
-        (None, _) => (item, Node::bare("true")),
+        // Not a text: what takes one needs `key=value`.
+        (None, _) => (item, Node::set()),
     });
     let keys = G::Keys::deserialize(Node::table(items)).map_err(NodeError::into_problem)?;
     G::from_keys(keys).map_err(Problem::Other)

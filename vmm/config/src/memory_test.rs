@@ -32,8 +32,5 @@ fn refuses_what_no_host_could_do() {
     assert_eq!(refuse("1G,hugepage=2M"), "unknown key `hugepage`: did you mean `hugepages`?");
     assert_eq!(refuse("1G,prefault=yes"), "`prefault`: found `yes`, expected true or false");
     assert_eq!(refuse("512"), "`size`: size `512` has no unit: write `512M` for mebibytes, or `512B` for bytes");
-    assert_eq!(
-        refuse("1G,hugepages"),
-        "`hugepages`: `true` is not a size: write a whole number and a unit, such as `512M` or `4G`"
-    );
+    assert_eq!(refuse("1G,hugepages"), "`hugepages`: found `true`, expected a size such as \"512M\" or \"4G\"");
 }

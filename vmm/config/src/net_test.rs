@@ -19,6 +19,7 @@ fn a_card_is_what_it_is_connected_to() {
     assert_eq!(net.mac.unwrap().to_string(), "02:00:00:00:00:ab");
     for (text, message) in [
         ("id=x", "exactly one of tap=NAME and user is needed"),
+        ("tap", "`tap`: found `true`, expected a text"),
         ("user,tap=t", "exactly one of tap=NAME and user is needed"),
         ("user,queues=2", "`queues` goes with `tap` only"),
         ("tap=t,queues=0", "`queues` must be 1 to 256"),

@@ -45,6 +45,11 @@ impl Node {
         Node { value: Value::Bare(text.to_owned()), at: None }
     }
 
+    /// What a key alone stands for.
+    pub(crate) fn set() -> Self {
+        Node { value: Value::Bool(true), at: None }
+    }
+
     /// A table of values from a flag.
     pub(crate) fn table(entries: impl IntoIterator<Item = (String, Node)>) -> Self {
         let entries = entries.into_iter().map(|(name, node)| (Key { name, at: None }, node));
