@@ -32,7 +32,7 @@ fn few_system_calls_come_before_the_guest() {
     println!("system calls from exec to the first run of a vCPU: {all}, of them ioctl: {ioctls}; by number: {calls:?}");
     assert!(ioctls >= 5, "a virtual machine takes some: {calls:?}");
     assert!(ioctls <= 40, "{ioctls} ioctls: {calls:?}");
-    assert!(all <= 220, "{all} system calls: {calls:?}");
+    assert!(all <= 200, "{all} system calls: {calls:?}");
 }
 
 #[test]
