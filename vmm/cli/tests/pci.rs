@@ -52,7 +52,7 @@ fn debian_finds_the_host_bridge_and_the_root_ports() {
 
 #[test]
 fn the_ports_have_slots_and_interrupt_by_messages() {
-    let mut machine = Builder::debian().cmdline("skep.action=shell").start();
+    let mut machine = Builder::debian().args(&["--pci-ports", "4"]).cmdline("skep.action=shell").start();
     machine.wait_for("# ");
     machine.send("cd /sys/bus/pci/slots; echo slots *; cd ../devices/0000:00:10.0\n");
     machine.wait_for("slots 1 2 3 4");

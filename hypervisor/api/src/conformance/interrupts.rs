@@ -259,13 +259,13 @@ pub fn level_lines_interrupt_until_deasserted<A: Target>(subject: &Subject<A>) {
         rig.bus.wait(A::DEVICE + READY, 1);
         line.assert();
         assert_eq!(rig.join(running), Stop::At(0));
-        assert_eq!(rig.slot(table, irq), (3, A::cpu_id(0)), "it has come again while the line was high");
+        let came = came(&rig, table, irq, 3);
         deassert_at(&rig, 1, [Arc::clone(&line)]);
         let running = rig.start(0);
         line.assert();
         assert_eq!(rig.join(running), Stop::End);
         rig.results(list);
-        assert_eq!(rig.slot(table, irq), (4, A::cpu_id(0)), "it has come once more");
+        self::came(&rig, table, irq, came + 1);
         assert!(!line.is_asserted());
     });
 }
@@ -302,8 +302,17 @@ pub fn shared_lines_are_high_while_any_is<A: Target>(subject: &Subject<A>) {
         first.assert();
         assert_eq!(rig.run(0), Stop::End);
         rig.results(list);
-        assert_eq!(rig.slot(table, irq), (3, A::cpu_id(0)));
+        came(&rig, table, irq, 3);
     });
+}
+
+/// How often a level line's interrupt has come: `least`, or once more. A KVM without hardware virtualization, when its host is busy, tells now
+/// and then of an end that was none, and a line that is still high then interrupts once too often, which a level may.
+fn came<A: Target>(rig: &Rig<A>, table: u64, irq: u64, least: u64) -> u64 {
+    let (count, cpu) = rig.slot(table, irq);
+    assert!((least..=least + 1).contains(&count), "it has come {count} times, and {least} were due");
+    assert_eq!(cpu, A::cpu_id(0));
+    count
 }
 
 /// Lets the handler's `count`th write deassert these lines.

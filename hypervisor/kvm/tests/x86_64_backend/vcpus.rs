@@ -71,7 +71,7 @@ fn capabilities_tell_what_the_backend_adds() {
 #[test]
 fn the_report_speaks_of_this_host() {
     let findings = skep_kvm::report();
-    for topic in ["KVM", "virtualization", "vCPUs", "memory", "powers", "APIC ids", "addresses", "TSC"] {
+    for topic in ["KVM", "virtualization", "vCPUs", "memory regions", "powers", "APIC ids", "addresses", "TSC"] {
         assert_eq!(findings.iter().filter(|finding| finding.topic == topic).count(), 1, "{topic}");
     }
     assert!(
