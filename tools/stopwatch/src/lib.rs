@@ -13,6 +13,7 @@ mod resident;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
+use std::mem;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,7 +76,7 @@ impl Reading {
 /// its guest's memory.
 pub fn measure(command: &mut Command, until: &str, ram: u64, limit: Duration) -> io::Result<Reading> {
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let watched = Arc::new(Watched(Mutex::new(None)));
+    let watched = Arc::new(Watched::default());
     // It ends when the sender goes.
     let (alive, ended) = channel::<()>();
     let watchdog = thread::spawn({
@@ -105,20 +106,40 @@ pub fn measure(command: &mut Command, until: &str, ram: u64, limit: Duration) ->
 }
 
 /// The program, shared with what kills it when its time is over.
-struct Watched(Mutex<Option<Child>>);
+#[derive(Default)]
+struct Watched(Mutex<Program>);
+
+#[derive(Default)]
+enum Program {
+    #[default]
+    Starting,
+    Running(Child),
+    /// It is gone, or will be as soon as it has started.
+    Over,
+}
 
 impl Watched {
     fn set(&self, child: Child) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        let mut program = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *program {
+            // Its time was over before it had started.
+            Program::Over => end(child),
+            _ => *program = Program::Running(child),
+        }
     }
 
     fn kill(&self) {
-        if let Some(child) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Both fail when it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
+        let mut program = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Program::Running(child) = mem::replace(&mut *program, Program::Over) {
+            end(child);
         }
     }
+}
+
+fn end(mut child: Child) {
+    // Both fail when it has ended already.
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn wait_for(mut from: impl Read, text: &[u8]) -> io::Result<()> {
