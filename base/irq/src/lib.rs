@@ -15,6 +15,7 @@
 
 mod line;
 mod msi;
+pub mod testing;
 
 pub use line::{EoiListener, EoiSubscription, IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
 pub use msi::{

@@ -22,6 +22,8 @@ use std::fmt::Debug;
 
 use minicbor::{Decode, Encode};
 
+pub mod testing;
+
 #[cfg(test)]
 #[path = "state_test.rs"]
 mod test;

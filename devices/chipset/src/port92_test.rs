@@ -3,11 +3,11 @@ use std::sync::Arc;
 use skep_clock::Clock;
 
 use super::*;
-use crate::testing::{Log, Rig, device_properties, refuses};
+use crate::testing::{Log, Rig, device_properties, refuses, requests};
 
 fn rig() -> Rig<Port92> {
     let log = Log::default();
-    let device = Arc::new(Port92::new(log.requests()));
+    let device = Arc::new(Port92::new(requests(&log)));
     Rig { device, clock: Clock::manual(0), log, regions: &[(0, 1)], poke: Box::new(|_| ()) }
 }
 

@@ -50,12 +50,12 @@ impl Device for PvPanic {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::testing::Log;
+    use crate::testing::{Log, requests};
 
     #[test]
     fn events_are_told_apart_and_what_is_unknown_is_nothing() {
         let log = Log::default();
-        let device = PvPanic::new(log.requests());
+        let device = PvPanic::new(requests(&log));
         let mut data = [0xff; 2];
         device.read(0, 0, &mut data);
         assert_eq!(data, [7, 0]);

@@ -3,11 +3,11 @@ use std::sync::Arc;
 use skep_clock::Clock;
 
 use super::*;
-use crate::testing::{Log, Rig, device_properties, refuses};
+use crate::testing::{Log, Rig, device_properties, refuses, requests};
 
 fn rig() -> Rig<ResetControl> {
     let log = Log::default();
-    let device = Arc::new(ResetControl::new(log.requests()));
+    let device = Arc::new(ResetControl::new(requests(&log)));
     Rig { device, clock: Clock::manual(0), log, regions: &[(0, 4), (0, 2)], poke: Box::new(|_| ()) }
 }
 

@@ -1,57 +1,26 @@
-//! What the devices' tests share: a wire that notes what happens on it, and properties that every device must have.
+//! What the devices' tests share: properties that every device must have.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use skep_bus::Device;
 use skep_clock::Clock;
-use skep_irq::{IrqLine, LineDescription, LineTarget, Polarity, Trigger};
-use skep_state::{Component, Record};
+pub(crate) use skep_irq::testing::Log;
+use skep_state::Component;
+use skep_state::testing::spoilt;
 
 use crate::{Requests, SerialOut};
 
-/// Everything a device does to the outside, in its order.
-#[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    pub(crate) fn note(&self, event: impl Into<String>) {
-        self.0.lock().unwrap().push(event.into());
-    }
-
-    /// What has happened since it was last asked.
-    pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-
-    /// A line whose changes are noted as `NAME+` and `NAME-`.
-    pub(crate) fn line(&self, name: &'static str) -> IrqLine {
-        let description = LineDescription { number: 0, trigger: Trigger::Level, polarity: Polarity::High };
-        IrqLine::to(Arc::new(Wire { name, log: self.clone() }), description)
-    }
-
-    /// Requests, noted as they are written in Rust.
-    pub(crate) fn requests(&self) -> Requests {
-        let log = self.clone();
-        Requests::new(move |request| log.note(format!("{request:?}")))
-    }
-
-    /// Output, noted as text.
-    pub(crate) fn out(&self) -> Box<dyn SerialOut> {
-        Box::new(Out(self.clone()))
-    }
+/// Requests, noted as they are written in Rust.
+pub(crate) fn requests(log: &Log) -> Requests {
+    let log = log.clone();
+    Requests::new(move |request| log.note(format!("{request:?}")))
 }
 
-struct Wire {
-    name: &'static str,
-    log: Log,
-}
-
-impl LineTarget for Wire {
-    fn set_level(&self, _line: u32, asserted: bool) {
-        self.log.note(format!("{}{}", self.name, if asserted { '+' } else { '-' }));
-    }
+/// Output, noted as text.
+pub(crate) fn out(log: &Log) -> Box<dyn SerialOut> {
+    Box::new(Out(log.clone()))
 }
 
 struct Out(Log);
@@ -170,80 +139,13 @@ pub(crate) fn hostile<D: Device + Component>(build: impl Fn() -> Rig<D>, before:
     let rig = build();
     before.iter().for_each(|step| drop(rig.step(*step)));
     let record = rig.device.save_record();
-    let leaves = leaves(&record.body);
-    assert!(!leaves.is_empty());
-    for leaf in leaves {
-        for value in HOSTILE {
-            let mut body = record.body.clone();
-            body.splice(leaf.clone(), value.iter().copied());
-            let rig = build();
-            if rig.device.restore_record(&Record { body, ..record.clone() }).is_ok() {
-                after.iter().for_each(|step| drop(rig.step(*step)));
-                let saved = rig.device.save_record();
-                build().device.restore_record(&saved).unwrap();
-            }
+    for spoilt in spoilt(&record) {
+        let rig = build();
+        if rig.device.restore_record(&spoilt).is_ok() {
+            after.iter().for_each(|step| drop(rig.step(*step)));
+            let saved = rig.device.save_record();
+            build().device.restore_record(&saved).unwrap();
         }
-    }
-}
-
-/// CBOR of 0, 1, 2, 7, 0x10, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 2^63 - 1, 2^64 - 1, -1, false, true, null.
-const HOSTILE: &[&[u8]] = &[
-    &[0x00],
-    &[0x01],
-    &[0x02],
-    &[0x07],
-    &[0x10],
-    &[0x18, 0x7f],
-    &[0x18, 0x80],
-    &[0x18, 0xff],
-    &[0x19, 0x01, 0x00],
-    &[0x19, 0x7f, 0xff],
-    &[0x19, 0xff, 0xff],
-    &[0x1a, 0x7f, 0xff, 0xff, 0xff],
-    &[0x1a, 0xff, 0xff, 0xff, 0xff],
-    &[0x1b, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
-    &[0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
-    &[0x20],
-    &[0xf4],
-    &[0xf5],
-    &[0xf6],
-];
-
-/// Where the values (not the field numbers) of a CBOR item stand (RFC 8949 section 3).
-fn leaves(body: &[u8]) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    let end = walk(body, 0, &mut found);
-    assert_eq!(end, body.len());
-    found
-}
-
-fn walk(body: &[u8], at: usize, found: &mut Vec<Range<usize>>) -> usize {
-    let extra = match body[at] & 0x1f {
-        0..=23 => 0,
-        short @ 24..=27 => 1usize << (short - 24),
-        other => panic!("indefinite length {other}"),
-    };
-    let head = at + 1 + extra;
-    let argument = if extra == 0 {
-        usize::from(body[at] & 0x1f)
-    } else {
-        body[at + 1..head].iter().fold(0, |value, byte| value << 8 | usize::from(*byte))
-    };
-    match body[at] >> 5 {
-        0 | 1 | 7 => {
-            found.push(at..head);
-            head
-        }
-        2 | 3 => {
-            found.push(at..head + argument);
-            head + argument
-        }
-        4 => (0..argument).fold(head, |at, _| walk(body, at, found)),
-        5 => (0..argument).fold(head, |at, _| {
-            let value = walk(body, at, &mut Vec::new());
-            walk(body, value, found)
-        }),
-        _ => panic!("a tag"),
     }
 }
 

@@ -1,7 +1,7 @@
 use skep_irq::RequesterId;
 
 use super::*;
-use crate::testing::{Log, Sink};
+use crate::testing::{Log, Sink, line};
 
 const ON: Control = Control { pin_disabled: false, bus_master: true, messages: Messages::Msix { masked: false } };
 
@@ -9,7 +9,7 @@ fn interrupts(vectors: u16) -> (Sink, Log, Interrupts) {
     let sink = Sink::default();
     let log = sink.log.clone();
     let target: Arc<dyn MsiTarget> = Arc::new(sink.clone());
-    let interrupts = Interrupts::new(vectors, &target, &RequesterId(8).into(), log.line(3));
+    let interrupts = Interrupts::new(vectors, &target, &RequesterId(8).into(), line(&log, 3));
     (sink, log, interrupts)
 }
 

@@ -50,7 +50,7 @@ fn what_does_not_fit_is_named() {
 #[test]
 fn large_bars_are_aligned_in_their_windows() {
     let sink = Sink::default();
-    let lines = (0..4).map(|number| sink.log.line(number)).collect();
+    let lines = (0..4).map(|number| line(&sink.log, number)).collect();
     let root = RootComplex::new(RootComplexConfig {
         memory: memory(),
         messages: Arc::new(sink.clone()),

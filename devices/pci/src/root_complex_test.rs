@@ -1,9 +1,10 @@
 use proptest::prelude::*;
-use skep_state::{Record, State};
+use skep_state::State;
 
 use super::*;
 use crate::FunctionState;
 use crate::testing::*;
+use skep_state::testing::spoilt;
 
 #[test]
 fn what_is_not_there_is_all_ones() {
@@ -191,18 +192,14 @@ proptest! {
         before.iter().for_each(|step| drop(rig.step(step)));
         let saved = rig.root.save();
         for (index, function) in saved.functions.iter().enumerate() {
-            for leaf in leaves(&function.record.body) {
-                for value in HOSTILE {
-                    let mut body = function.record.body.clone();
-                    body.splice(leaf.clone(), value.iter().copied());
-                    let mut state = saved.clone();
-                    state.functions[index].record = Record { body, ..function.record.clone() };
-                    let victim = self::rig();
-                    if victim.root.restore(&state).is_ok() {
-                        victim.update();
-                        after.iter().for_each(|step| drop(victim.step(step)));
-                        self::rig().root.restore_record(&victim.root.save_record()).unwrap();
-                    }
+            for spoilt in spoilt(&function.record) {
+                let mut state = saved.clone();
+                state.functions[index].record = spoilt;
+                let victim = self::rig();
+                if victim.root.restore(&state).is_ok() {
+                    victim.update();
+                    after.iter().for_each(|step| drop(victim.step(step)));
+                    self::rig().root.restore_record(&victim.root.save_record()).unwrap();
                 }
             }
         }

@@ -7,51 +7,29 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use skep_bus::{Action, AddressSpace, Device};
 use skep_hypervisor::{Doorbell, HypervisorError};
-use skep_irq::{
-    IrqError, IrqLine, LineDescription, LineTarget, MsiMessage, MsiRoutes, MsiTarget, Polarity, RequesterId, Route,
-    RouteChange, Trigger,
-};
+pub(crate) use skep_irq::testing::Log;
+use skep_irq::{IrqError, IrqLine, MsiMessage, MsiRoutes, MsiTarget, RequesterId, Route, RouteChange};
 use skep_memory::{Backing, MemoryMap, RamOptions, Region, RegionKind};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::*;
 
-/// Everything that happens, in its order.
-#[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    pub(crate) fn note(&self, event: impl Into<String>) {
-        self.0.lock().unwrap().push(event.into());
-    }
-
-    /// What has happened since it was last asked.
-    pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-
-    /// Line `number`, whose changes are noted as `INTx NUMBER+` and `-`.
-    pub(crate) fn line(&self, number: u32) -> IrqLine {
-        let description = LineDescription { number, trigger: Trigger::Level, polarity: Polarity::High };
-        IrqLine::to(Arc::new(self.clone()), description)
-    }
-}
-
-impl LineTarget for Log {
-    fn set_level(&self, line: u32, asserted: bool) {
-        self.note(format!("INTx {line}{}", if asserted { '+' } else { '-' }));
-    }
+/// Line `number`, whose changes are noted as `INTx NUMBER+` and `-`.
+pub(crate) fn line(log: &Log, number: usize) -> IrqLine {
+    log.line(format!("INTx {number}"))
 }
 
 /// Notes attached and detached doorbells.
-impl skep_hypervisor::Doorbells for Log {
+pub(crate) struct Bells(pub(crate) Log);
+
+impl skep_hypervisor::Doorbells for Bells {
     fn attach(&self, doorbell: Doorbell, _fd: &EventFd) -> Result<(), HypervisorError> {
-        self.note(format!("attach {:?} {:x}", doorbell.space, doorbell.address));
+        self.0.note(format!("attach {:?} {:x}", doorbell.space, doorbell.address));
         Ok(())
     }
 
     fn detach(&self, doorbell: Doorbell, _fd: &EventFd) -> Result<(), HypervisorError> {
-        self.note(format!("detach {:?} {:x}", doorbell.space, doorbell.address));
+        self.0.note(format!("detach {:?} {:x}", doorbell.space, doorbell.address));
         Ok(())
     }
 }
@@ -182,7 +160,7 @@ pub(crate) fn memory() -> MemoryMap {
 
 /// A place outside any hierarchy.
 pub(crate) fn socket(sink: &Sink, place: PciPlace) -> Socket {
-    let lines = [0, 1, 2, 3].map(|number| sink.log.line(number));
+    let lines = [0, 1, 2, 3].map(|number| line(&sink.log, number));
     Socket::new(place, memory(), Arc::new(sink.clone()), lines)
 }
 
@@ -220,7 +198,7 @@ pub(crate) fn rig() -> Rig {
     let root = Arc::new(RootComplex::new(RootComplexConfig {
         memory: memory(),
         messages: Arc::new(sink.clone()),
-        lines: (0..8).map(|number| log.line(number)).collect(),
+        lines: (0..8).map(|number| line(&log, number)).collect(),
         ejected: Box::new({
             let ejected = ejected.clone();
             move |endpoint| ejected.lock().unwrap().push(endpoint.place())
@@ -252,7 +230,8 @@ pub(crate) fn placed() -> Rig {
 
 impl Rig {
     pub(crate) fn update(&self) {
-        let spaces = Spaces { memory: &self.memory, io: IoSpace::Ports(&self.ports), doorbells: Some(&self.log) };
+        let spaces =
+            Spaces { memory: &self.memory, io: IoSpace::Ports(&self.ports), doorbells: Some(&Bells(self.log.clone())) };
         self.decoder.update(&spaces, || self.root.mappings());
     }
 
@@ -390,57 +369,3 @@ pub(crate) fn steps(count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
     });
     proptest::collection::vec(step, count)
 }
-
-/// Where the values (not the field numbers) of a CBOR item stand (RFC 8949 section 3).
-pub(crate) fn leaves(body: &[u8]) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    assert_eq!(walk(body, 0, &mut found), body.len());
-    found
-}
-
-fn walk(body: &[u8], at: usize, found: &mut Vec<Range<usize>>) -> usize {
-    let extra = match body[at] & 0x1f {
-        0..=23 => 0,
-        short @ 24..=27 => 1usize << (short - 24),
-        other => panic!("indefinite length {other}"),
-    };
-    let head = at + 1 + extra;
-    let argument = if extra == 0 {
-        usize::from(body[at] & 0x1f)
-    } else {
-        body[at + 1..head].iter().fold(0, |value, byte| value << 8 | usize::from(*byte))
-    };
-    match body[at] >> 5 {
-        0 | 1 | 7 => {
-            found.push(at..head);
-            head
-        }
-        2 | 3 => {
-            found.push(at..head + argument);
-            head + argument
-        }
-        4 => (0..argument).fold(head, |at, _| walk(body, at, found)),
-        5 => (0..argument).fold(head, |at, _| {
-            let value = walk(body, at, &mut Vec::new());
-            walk(body, value, found)
-        }),
-        _ => panic!("a tag"),
-    }
-}
-
-/// CBOR of 0, 1, 0x7f, 0xff, 0x100, 0xffff, 0x7fff_ffff, 0xffff_ffff, 2^64 - 1, -1, false, true, null.
-pub(crate) const HOSTILE: &[&[u8]] = &[
-    &[0x00],
-    &[0x01],
-    &[0x18, 0x7f],
-    &[0x18, 0xff],
-    &[0x19, 0x01, 0x00],
-    &[0x19, 0xff, 0xff],
-    &[0x1a, 0x7f, 0xff, 0xff, 0xff],
-    &[0x1a, 0xff, 0xff, 0xff, 0xff],
-    &[0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
-    &[0x20],
-    &[0xf4],
-    &[0xf5],
-    &[0xf6],
-];

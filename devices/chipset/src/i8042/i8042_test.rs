@@ -4,14 +4,14 @@ use std::sync::Arc;
 use skep_clock::Clock;
 
 use super::*;
-use crate::testing::{Log, Rig, device_properties, refuses};
+use crate::testing::{Log, Rig, device_properties, refuses, requests};
 
 fn rig() -> Rig<I8042> {
     let log = Log::default();
     let device = Arc::new(I8042::new(I8042Config {
         keyboard_irq: log.line("irq1"),
         auxiliary_irq: log.line("irq12"),
-        requests: log.requests(),
+        requests: requests(&log),
     }));
     let poked = device.clone();
     Rig {

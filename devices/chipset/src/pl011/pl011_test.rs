@@ -1,14 +1,14 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::testing::{Log, Rig, device_properties, refuses};
+use crate::testing::{Log, Rig, device_properties, out, refuses};
 
 /// 32 bits at 115200 bits per second, with a little more.
 const TIMEOUT: u64 = 280_000;
 
 fn rig() -> Rig<Pl011> {
     let (log, clock) = (Log::default(), Clock::manual(0));
-    let device = Pl011::new(Pl011Config { irq: log.line("irq"), clock: clock.clone(), out: log.out() });
+    let device = Pl011::new(Pl011Config { irq: log.line("irq"), clock: clock.clone(), out: out(&log) });
     let poked = device.clone();
     let poke = Box::new(move |value: u64| match value % 64 {
         63 => poked.receive_break(),

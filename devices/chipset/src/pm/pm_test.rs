@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Log, Rig, device_properties, refuses};
+use crate::testing::{Log, Rig, device_properties, refuses, requests};
 
 /// A machine with firmware, which has placed the block.
 fn rig() -> Rig<Pm> {
@@ -10,7 +10,7 @@ fn rig() -> Rig<Pm> {
 
 fn power_on(base: Option<u16>) -> Rig<Pm> {
     let (log, clock) = (Log::default(), Clock::manual(0));
-    let device = Pm::new(PmConfig { sci: log.line("sci"), clock: clock.clone(), requests: log.requests(), base });
+    let device = Pm::new(PmConfig { sci: log.line("sci"), clock: clock.clone(), requests: requests(&log), base });
     let poked = device.clone();
     let poke = Box::new(move |value: u64| match value % 3 {
         0 => {

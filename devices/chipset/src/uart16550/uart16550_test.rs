@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::testing::{Log, Rig, device_properties, refuses};
+use crate::testing::{Log, Rig, device_properties, out, refuses};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -17,7 +17,7 @@ const TIMEOUT: u64 = 347_220;
 
 fn rig() -> Rig<Uart16550> {
     let (log, clock) = (Log::default(), Clock::manual(0));
-    let device = Uart16550::new(Uart16550Config { irq: log.line("irq"), clock: clock.clone(), out: log.out() });
+    let device = Uart16550::new(Uart16550Config { irq: log.line("irq"), clock: clock.clone(), out: out(&log) });
     let poked = device.clone();
     let poke = Box::new(move |value: u64| match value % 32 {
         31 => poked.receive_break(),

@@ -4,24 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub(crate) use skep_irq::testing::Log;
 use skep_state::{Persist, State, StateError};
 
 use crate::{DeviceType, Interrupt, Notifier, QueueStart, QueueState, Stopped, VirtioDevice};
-
-/// What has happened, in its order.
-#[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    pub(crate) fn note(&self, event: impl Into<String>) {
-        self.0.lock().unwrap().push(event.into());
-    }
-
-    /// What has happened since it was last asked.
-    pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-}
 
 /// A device of two queues, whose stops end when the test lets them.
 pub(crate) struct Puppet {
