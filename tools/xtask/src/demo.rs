@@ -1,41 +1,90 @@
-//! `cargo xtask demo`: a stock Debian kernel boots as a guest under skep, to the greeting of its init, on both architectures.
+//! `cargo xtask demo`: stock Debian guests boot under skep on both architectures: a kernel to the greeting of its init, and a whole system to a
+//! login, from an NVMe disk and from a virtio one, with a network.
 
 use crate::arch::Arch;
-use crate::images::Images;
+use crate::images::{Images, portable, rootfs};
 use crate::lab::{Board, LAB, Lab, Program, Progress};
+use crate::paths::Scratch;
 use crate::process::show;
 use crate::test::{self, Kvm};
 use anyhow::{Context, Result};
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What the guests' init says first (see `images/guest-init.sh`); the kernel's name and version follow.
-const GREETING: &str = "skep: hello from Debian guest init: ";
+/// Boots a system to a login and looks around in it.
+const LOGIN: &str = include_str!("demo.sh");
 
-/// Boot a stock Debian kernel under skep on both architectures, and show its console
+/// Seconds that a guest may take.
+const LIMIT: u64 = 420;
+
+/// Boot stock Debian guests under skep on both architectures, and show their consoles
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only this architecture
     #[arg(long)]
     arch: Option<Arch>,
+    /// Only a kernel with a small init: without Debian's root file system, which takes minutes to make the first time
+    #[arg(long)]
+    quick: bool,
+}
+
+/// What a guest is to show.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Show {
+    /// A kernel, to the greeting of its init (see `images/guest-init.sh`).
+    Init,
+    /// Debian's system, to a login, from a disk of that device.
+    System(&'static str),
+}
+
+impl Show {
+    fn all(quick: bool) -> &'static [Show] {
+        if quick { &[Show::Init] } else { &[Show::Init, Show::System("nvme"), Show::System("virtio-blk")] }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Show::Init => "a kernel and its init".to_owned(),
+            Show::System(device) => format!("Debian on {device}, with a network"),
+        }
+    }
+
+    /// What the console says when it is there; what follows in the line is shown.
+    fn mark(self) -> &'static str {
+        match self {
+            Show::Init => "skep: hello from Debian guest init: ",
+            // What is typed there is echoed.
+            Show::System(_) => "skep login: root",
+        }
+    }
+}
+
+/// Where things are, in the place where guests run.
+struct Paths {
+    skep: String,
+    images: String,
+    disk: String,
+    login: String,
 }
 
 /// How a guest did.
 struct Boot {
     arch: Arch,
     place: String,
-    /// What the greeting says, and the time from skep's start to it.
-    greeting: Option<(String, Duration)>,
-    /// skep's exit code.
+    show: Show,
+    /// What its mark's line says besides, and the time from skep's start to it.
+    seen: Option<(String, Duration)>,
+    /// The exit code of skep, or of what looks around.
     code: i32,
     total: Duration,
 }
 
 impl Boot {
     fn good(&self) -> bool {
-        self.greeting.is_some() && self.code == 0
+        self.seen.is_some() && self.code == 0
     }
 }
 
@@ -46,87 +95,121 @@ pub(crate) fn main(args: &Args) -> Result<i32> {
     for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
         eprintln!("demo: building skep for {arch}");
         let skep = test::skep(arch)?;
-        let images = Images::get(arch)?;
         let native = Kvm::here() == Kvm::Hardware && Arch::of_this_machine() == Some(arch);
-        let boot = if native { on_hardware(arch, &skep, &images) } else { in_lab(arch, &skep, &images) };
-        boots.push(boot.with_context(|| format!("no guest booted on {arch}"))?);
+        let done = if native { on_hardware(arch, &skep, args.quick) } else { in_lab(arch, &skep, args.quick) };
+        boots.extend(done.with_context(|| format!("no guest booted on {arch}"))?);
     }
 
     println!();
     for boot in &boots {
-        let Boot { arch, place, code, .. } = boot;
-        match &boot.greeting {
+        let Boot { arch, place, show, code, .. } = boot;
+        match &boot.seen {
             Some((words, after)) => {
-                println!(
-                    "{arch}: on {place}, the guest's init greeted {:.1} s after skep's start:",
-                    after.as_secs_f64()
-                );
-                println!("    {words}");
+                println!("{arch}: {}: there {:.1} s after skep's start, on {place}", show.name(), after.as_secs_f64());
+                if !words.is_empty() {
+                    println!("    {words}");
+                }
             }
-            None => println!("{arch}: on {place}, the guest's init did not greet"),
+            None => println!("{arch}: {}: it did not come, on {place}", show.name()),
         }
-        println!("    skep ended with code {code} after {:.1} s", boot.total.as_secs_f64());
+        println!("    ended with code {code} after {:.1} s", boot.total.as_secs_f64());
     }
     let good = boots.iter().filter(|boot| boot.good()).count();
     println!("{good} of {} guests booted as they should; {:.0} s in all", boots.len(), start.elapsed().as_secs_f64());
     Ok(i32::from(good < boots.len()))
 }
 
-/// The command line of skep; `skep` and `images` are paths where it runs.
-fn command(arch: Arch, skep: &str, images: &str) -> Vec<String> {
+/// The command line that shows it.
+fn command(arch: Arch, show: Show, paths: &Paths) -> Vec<String> {
     let kernel = match arch {
         Arch::X86_64 => "vmlinuz",
         Arch::Aarch64 => "Image",
     };
-    let command_line = format!("console={} panic=-1", arch.console());
-    let kernel = format!("{images}/{kernel}");
-    let initrd = format!("{images}/initramfs.cpio.gz");
-    let words = [
-        skep,
-        "run",
-        "--kernel",
-        &kernel,
-        "--initrd",
-        &initrd,
-        "--cmdline",
-        &command_line,
-        "--memory",
-        "256M",
-        "--cpus",
-        "1",
-        "--serial",
-        "stdio",
-    ];
-    words.map(str::to_owned).into()
+    let images = &paths.images;
+    let (more, initrd, memory) = match show {
+        Show::Init => ("", Some("initramfs.cpio.gz"), "256M"),
+        // The kernel has a driver for NVMe built in; the one for virtio disks is a module.
+        Show::System("nvme") => (" root=/dev/nvme0n1 rw", None, "512M"),
+        Show::System(_) => (" skep.root=/dev/vda", Some("initramfs-virtio.cpio.gz"), "512M"),
+    };
+    let command_line = format!("console={} panic=-1{more}", arch.console());
+    let mut words = Vec::new();
+    if show != Show::Init {
+        words.extend(["sh".to_owned(), paths.login.clone()]);
+    }
+    words.extend([paths.skep.clone(), "run".to_owned(), "--kernel".to_owned(), format!("{images}/{kernel}")]);
+    if let Some(initrd) = initrd {
+        words.extend(["--initrd".to_owned(), format!("{images}/{initrd}")]);
+    }
+    words.extend(
+        ["--cmdline", &command_line, "--memory", memory, "--cpus", "1", "--serial", "stdio"].map(str::to_owned),
+    );
+    if let Show::System(device) = show {
+        let disk = format!("{},format=raw,device={device}", paths.disk);
+        words.extend(["--disk", &disk, "--net", "user"].map(str::to_owned));
+    }
+    words
 }
 
-fn in_lab(arch: Arch, skep: &Path, images: &Images) -> Result<Boot> {
+fn in_lab(arch: Arch, skep: &Path, quick: bool) -> Result<Vec<Boot>> {
     let board = Board::of(arch);
-    let lab = Lab::new(board).carry(images.guest(), "images").carry(skep, "skep").limit(Duration::from_secs(300));
-    let argv = command(arch, &format!("{LAB}/skep"), &format!("{LAB}/images"));
-    let line = argv.join(" ");
-    let program = Program::new(argv).limit(Duration::from_secs(240));
-    let mut watch = Watch::new();
-    let outcomes = lab.run(&[program], &mut |progress| match progress {
-        Progress::Begin(_) => {
-            println!("== {line} (in the lab)");
-            watch = Watch::new();
+    let shows = Show::all(quick);
+    let scratch = Scratch::new()?;
+    let login = scratch.path().join("login.sh");
+    fs::write(&login, LOGIN)?;
+    let limit = Duration::from_secs(LIMIT * shows.len() as u64 + 60);
+    let mut lab = Lab::new(board).carry(Images::get(arch)?.guest(), "images").carry(skep, "skep").limit(limit);
+    if !quick {
+        let tools = portable::TOOLS.get(arch)?;
+        lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
+        lab = lab.carry(rootfs::disk(arch, false)?, "debian.ext4").carry(login, "login.sh");
+    }
+    let place = |name| format!("{LAB}/{name}");
+    let paths =
+        Paths { skep: place("skep"), images: place("images"), disk: place("debian.ext4"), login: place("login.sh") };
+    let commands: Vec<_> = shows.iter().map(|&show| command(arch, show, &paths)).collect();
+    let programs: Vec<_> =
+        commands.iter().map(|words| Program::new(words.clone()).limit(Duration::from_secs(LIMIT))).collect();
+    let mut watch = Watch::new("");
+    let mut boots = Vec::new();
+    lab.run(&programs, &mut |progress| match progress {
+        Progress::Begin(number) => {
+            println!("== {} (in the lab)", commands[number].join(" "));
+            watch = Watch::new(shows[number].mark());
         }
         Progress::Output(bytes) => watch.see(bytes),
-        Progress::End(..) => {}
+        Progress::End(number, outcome) => boots.push(Boot {
+            arch,
+            place: format!("the lab's {}", board.name()),
+            show: shows[number],
+            seen: watch.seen.take(),
+            code: outcome.code,
+            total: outcome.time,
+        }),
     })?;
-    let outcome = outcomes.first().context("the lab ran nothing")?;
-    let place = format!("the lab's {}", board.name());
-    Ok(Boot { arch, place, greeting: watch.greeting, code: outcome.code, total: outcome.time })
+    Ok(boots)
 }
 
-fn on_hardware(arch: Arch, skep: &Path, images: &Images) -> Result<Boot> {
-    let argv = command(arch, &skep.to_string_lossy(), &images.guest().to_string_lossy());
-    println!("== {}", argv.join(" "));
-    let mut watch = Watch::new();
+fn on_hardware(arch: Arch, skep: &Path, quick: bool) -> Result<Vec<Boot>> {
+    let scratch = Scratch::new()?;
+    let (login, disk) = (scratch.path().join("login.sh"), scratch.path().join("debian.ext4"));
+    fs::write(&login, LOGIN)?;
+    if !quick {
+        fs::copy(rootfs::disk(arch, false)?, &disk).context("cannot copy Debian's disk")?;
+    }
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let images = Images::get(arch)?;
+    let paths = Paths { skep: text(skep), images: text(images.guest()), disk: text(&disk), login: text(&login) };
+    Show::all(quick).iter().map(|&show| boot(arch, show, &command(arch, show, &paths))).collect()
+}
+
+/// Boots a guest on this machine.
+fn boot(arch: Arch, show: Show, words: &[String]) -> Result<Boot> {
+    println!("== {}", words.join(" "));
+    let mut watch = Watch::new(show.mark());
     let mut child = Command::new("timeout")
-        .arg("240")
-        .args(&argv)
+        .arg(LIMIT.to_string())
+        .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -137,26 +220,22 @@ fn on_hardware(arch: Arch, skep: &Path, images: &Images) -> Result<Boot> {
         watch.see(&buffer[..length]);
     }
     let code = child.wait()?.code().unwrap_or(128);
-    Ok(Boot {
-        arch,
-        place: "this machine's KVM".to_owned(),
-        greeting: watch.greeting,
-        code,
-        total: watch.start.elapsed(),
-    })
+    let place = "this machine's KVM".to_owned();
+    Ok(Boot { arch, place, show, seen: watch.seen, code, total: watch.start.elapsed() })
 }
 
-/// Shows what a guest prints, and notes when it greets.
+/// Shows what a guest prints, and notes when it says its mark.
 struct Watch {
+    mark: &'static str,
     start: Instant,
     line: Vec<u8>,
-    greeting: Option<(String, Duration)>,
+    seen: Option<(String, Duration)>,
 }
 
 impl Watch {
     /// The clock starts now.
-    fn new() -> Watch {
-        Watch { start: Instant::now(), line: Vec::new(), greeting: None }
+    fn new(mark: &'static str) -> Watch {
+        Watch { mark, start: Instant::now(), line: Vec::new(), seen: None }
     }
 
     fn see(&mut self, bytes: &[u8]) {
@@ -166,8 +245,8 @@ impl Watch {
                 self.line.push(byte);
                 continue;
             }
-            if let Some((_, words)) = String::from_utf8_lossy(&self.line).split_once(GREETING) {
-                self.greeting.get_or_insert((words.trim_end().to_owned(), self.start.elapsed()));
+            if let Some((_, words)) = String::from_utf8_lossy(&self.line).split_once(self.mark) {
+                self.seen.get_or_insert((words.trim().to_owned(), self.start.elapsed()));
             }
             self.line.clear();
         }

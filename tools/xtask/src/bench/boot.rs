@@ -4,7 +4,7 @@
 //! fills the lab's page cache, is not counted.
 
 use super::figures::{Table, median};
-use super::qemu::{self, Portable};
+use super::qemu;
 use super::{MEMORY, MEMORY_BYTES, release};
 use crate::arch::Arch;
 use crate::images::Images;
@@ -48,19 +48,19 @@ pub(super) fn main(args: &Args) -> Result<()> {
 }
 
 fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
-    let portable = Portable::get(arch)?;
+    let portable = qemu::portable(arch)?;
     let skeps = super::skeps(arch, &args.skep)?;
     let mut lab = Lab::new(Board::of(arch))
         .icount(true)
         .carry(Images::get(arch)?.guest(), "images")
-        .carry(&portable.directory, "qemu")
+        .carry(portable, "qemu")
         .carry(release("stopwatch", arch)?, "bin/stopwatch")
         .limit(LIMIT);
     for (name, program) in &skeps {
         lab = lab.carry(program, format!("bin/{name}"));
     }
     let names: Vec<&str> = skeps.iter().map(|(name, _)| name.as_str()).collect();
-    let mut contenders = contenders(arch, &names, &portable);
+    let mut contenders = contenders(arch, &names);
     let watch = [&format!("{LAB}/bin/stopwatch"), GREETING, &MEMORY_BYTES.to_string()].map(str::to_owned);
     let all: Vec<Program> = contenders.iter().map(|one| Program::new([&watch[..], &one.command].concat())).collect();
     let programs: Vec<Program> = (0..=args.rounds).flat_map(|_| all.clone()).collect();
@@ -84,7 +84,7 @@ fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
     Ok(contenders)
 }
 
-fn contenders(arch: Arch, skeps: &[&str], portable: &Portable) -> Vec<Contender> {
+fn contenders(arch: Arch, skeps: &[&str]) -> Vec<Contender> {
     // The kernel's file, its format, and the machines of QEMU's that start it here: their names in the table, and QEMU's for them.
     type Row = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
     let kernels: &[Row] = match arch {
@@ -109,7 +109,7 @@ fn contenders(arch: Arch, skeps: &[&str], portable: &Portable) -> Vec<Contender>
             contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });
         }
         for (name, machine) in *machines {
-            let mut command = portable.command(&format!("{LAB}/qemu"));
+            let mut command = qemu::command(arch, &format!("{LAB}/qemu"));
             command.extend(qemu::arguments(machine, &kernel, &append));
             command.extend(["-initrd".to_owned(), initrd.clone()]);
             contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });

@@ -11,9 +11,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The release that guests and the lab are made of.
-const RELEASE: &str = "bookworm";
+pub(super) const RELEASE: &str = "bookworm";
 /// Where Debian and Ubuntu put the keys of Debian's archive (package debian-archive-keyring).
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Where the archive is: lines of a `sources.list`.
+pub(super) fn sources() -> String {
+    format!(
+        "deb [signed-by={KEYRING}] http://deb.debian.org/debian {RELEASE} main\n\
+         deb [signed-by={KEYRING}] http://deb.debian.org/debian-security {RELEASE}-security main\n"
+    )
+}
 
 /// Debian's archive as seen by a machine of one architecture.
 pub(crate) struct Archive {
@@ -30,11 +38,7 @@ impl Archive {
         for sub in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot make {}", dir.join(sub).display()))?;
         }
-        let sources = format!(
-            "deb [signed-by={KEYRING}] http://deb.debian.org/debian {RELEASE} main\n\
-             deb [signed-by={KEYRING}] http://deb.debian.org/debian-security {RELEASE}-security main\n"
-        );
-        fs::write(dir.join("sources.list"), sources)?;
+        fs::write(dir.join("sources.list"), sources())?;
         fs::write(dir.join("status"), "")?;
         let archive = Archive { arch, dir: dir.to_owned() };
         // Without the error mode, an unreachable archive is a warning and the old lists stay.

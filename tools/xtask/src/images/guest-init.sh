@@ -3,6 +3,7 @@
 #   poweroff (default), reboot, panic, shell, echo (answers "got LINE" to each line until "bye", then powers off),
 #   wait (for ever). skep.dmesg: prints the kernel's messages first. skep.fdt: prints the device tree in hexadecimal first.
 #   skep.script=BASE64: runs a shell script first, in / with -e, and says "skep: script CODE" when it has ended.
+#   skep.root=DEVICE: goes on with the system on that disk, once the modules are loaded.
 #   skep.warn: lets the kernel warn, so that a test sees that warnings are seen.
 /bin/busybox mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
@@ -32,6 +33,12 @@ for word in $(cat /proc/cmdline); do
             echo "${word#skep.script=}" | base64 -d >/tmp/script
             sh -e /tmp/script
             echo "skep: script $?"
+            ;;
+        skep.root=*)
+            mkdir /root-disk
+            mount -t ext4 "${word#skep.root=}" /root-disk && umount /dev/pts /tmp /sys /proc &&
+                exec switch_root /root-disk /sbin/init </dev/console >/dev/console 2>&1
+            echo "skep: cannot go on with ${word#skep.root=}"
             ;;
         skep.warn) echo "<4>skep: a warning of the test's own" >/dev/kmsg ;;
         skep.fdt)

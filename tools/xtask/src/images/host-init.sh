@@ -25,6 +25,8 @@ stty raw -echo
 
 mount -t ext4 -o noatime /dev/nvme0n1 /lab || { echo "lab: cannot mount what was carried in"; poweroff -f; }
 mkdir /out
+# Debian's own programs find their libraries where they always do.
+[ ! -d /lab/lib ] || { ln -s /lab/lib /lib; ln -s /lab/lib /lib64; }
 export PATH=/bin:/sbin:/lab/bin HOME=/root TMPDIR=/tmp TERM=linux LAB_OUT=/out
 
 # Tells the other side what happens, in a line that it knows from the programs' output by the byte and the word it begins with.

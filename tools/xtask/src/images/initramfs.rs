@@ -15,7 +15,7 @@ pub(crate) const HOST_INIT: &str = include_str!("host-init.sh");
 const APPLETS: &str = "ash awk base64 basename cat chmod chown chroot clear cmp cp cttyhack cut date dd df dirname dmesg \
     du echo env expr false find free grep gunzip gzip halt head hexdump hostname id ifconfig insmod ip kill less ln losetup \
     ls lsmod lspci md5sum mkdir mkfifo mknod mktemp modprobe more mount mv nc nproc od pidof ping poweroff printf ps \
-    pwd readlink realpath reboot rm rmdir rmmod sed seq setsid sh sha256sum sleep sort stat stty sync sysctl tail tar tee \
+    pwd readlink realpath reboot rm rmdir rmmod sed seq setsid sh sha256sum sleep sort stat stty switch_root sync sysctl tail tar tee \
     telnet test time timeout top touch tr true truncate tty umount uname uniq uptime usleep vi wc wget which xargs yes zcat";
 
 /// The initramfs of the guests, with `modules` in the order in which they are loaded.

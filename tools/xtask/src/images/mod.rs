@@ -8,8 +8,10 @@ mod disk;
 mod initramfs;
 mod kernel;
 mod module;
+pub(crate) mod portable;
+pub(crate) mod rootfs;
 
-pub(crate) use debian::Archive;
+use debian::Archive;
 
 use crate::arch::Arch;
 use crate::paths;
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Only this architecture
     #[arg(long)]
     arch: Option<Arch>,
+    /// Also the disk with Debian's root file system
+    #[arg(long)]
+    rootfs: bool,
     /// Ask Debian's archive for newer packages, though there are some in the cache
     #[arg(long)]
     refresh: bool,
@@ -61,6 +66,11 @@ impl Images {
     /// devices, and `disk.ext4`, a small disk with a file on it.
     pub(crate) fn guest(&self) -> &Path {
         &self.guest
+    }
+
+    /// The file that says what these images were made of.
+    fn made_of(&self) -> PathBuf {
+        self.guest.with_file_name(STAMP)
     }
 
     /// The kernel of the lab's host.
@@ -150,6 +160,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         }
         for line in fs::read_to_string(paths::cache()?.join("packages").join(arch.name()).join(STAMP))?.lines() {
             println!("  of {line}");
+        }
+        if args.rootfs {
+            println!("  {}", rootfs::disk(arch, args.refresh)?.display());
         }
     }
     Ok(())

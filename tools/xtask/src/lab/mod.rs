@@ -33,6 +33,7 @@ pub(crate) struct Lab {
     memory_mib: u32,
     carried: Vec<(PathBuf, String)>,
     bring_back: Option<PathBuf>,
+    disk: Option<PathBuf>,
     limit: Duration,
 }
 
@@ -67,6 +68,7 @@ impl Lab {
             memory_mib: 3072,
             carried: Vec::new(),
             bring_back: None,
+            disk: None,
             limit: Duration::from_secs(15 * 60),
         }
     }
@@ -98,6 +100,12 @@ impl Lab {
     /// Brings back into `directory` what programs leave in the directory that they know as `LAB_OUT`.
     pub(crate) fn bring_back(mut self, directory: impl Into<PathBuf>) -> Lab {
         self.bring_back = Some(directory.into());
+        self
+    }
+
+    /// Gives the lab one more disk, an image that it may write to: `/dev/nvme1n1`, or the one after it where files are brought back.
+    pub(crate) fn disk(mut self, image: impl Into<PathBuf>) -> Lab {
+        self.disk = Some(image.into());
         self
     }
 

@@ -41,10 +41,10 @@ impl Qemu {
         command.args(if terminal { ["-serial", "mon:stdio"] } else { ["-serial", "stdio"] });
         command.arg("-kernel").arg(images.host_kernel()).arg("-initrd").arg(images.host_initramfs());
         command.args(["-append", &kernel_command_line(lab)]);
-        for (serial, file) in [("carried", CARRIED), ("back", BACK)] {
-            let path = scratch.join(file);
+        let made = [("carried", CARRIED), ("back", BACK)].map(|(serial, file)| (serial, scratch.join(file)));
+        for (serial, path) in made.into_iter().chain(lab.disk.clone().map(|image| ("disk", image))) {
             if path.exists() {
-                // The disk lives for one boot: it need not survive this machine's.
+                // The disk lives for one boot, or is made by it: it need not survive this machine's.
                 let drive = format!(
                     "file={},format=raw,if=none,id={serial},cache=unsafe",
                     path.display().to_string().replace(',', ",,")

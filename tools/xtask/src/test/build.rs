@@ -17,6 +17,8 @@ enum Need {
     AnyKvm,
     /// Hardware virtualization, or the lab.
     Hardware,
+    /// That, and Debian's root file system.
+    Debian,
 }
 
 impl Need {
@@ -25,6 +27,7 @@ impl Need {
             "skep-kvm" => Need::AnyKvm,
             _ if file.starts_with("cli") => Need::Nothing,
             _ if file.starts_with("native_") => Need::AnyKvm,
+            _ if file.starts_with("debian") => Need::Debian,
             _ => Need::Hardware,
         }
     }
@@ -43,6 +46,8 @@ pub(super) struct TestProgram {
     pub(super) path: PathBuf,
     /// Whether it runs without hardware virtualization.
     pub(super) without_hardware: bool,
+    /// Whether its guests have Debian's root file system.
+    pub(super) debian: bool,
 }
 
 /// What was built for an architecture.
@@ -82,10 +87,12 @@ pub(super) fn build(arch: Arch, wanted: &[String]) -> Result<Built> {
     for name in PACKAGES {
         let id = &package(&metadata, name)?.id;
         for program in executables.iter().filter(|one| one.test && one.target.is("test") && one.package == *id) {
+            let need = Need::of(name, &program.target.name);
             built.tests.push(TestProgram {
                 name: format!("{name}/{}", program.target.name),
                 path: program.path.clone(),
-                without_hardware: Need::of(name, &program.target.name) == Need::AnyKvm,
+                without_hardware: need == Need::AnyKvm,
+                debian: need == Need::Debian,
             });
         }
     }

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: the integration tests of both architectures, on hardware or in the lab.
 //!
 //! They are ordinary Rust tests, built statically and told by their environment where things are: `SKEP_BIN` the `skep`
-//! to start, `SKEP_IMAGES` the guests' kernels and initramfs (see [`crate::images`]), and in a lab `SKEP_LAB` its board.
+//! to start, `SKEP_IMAGES` the guests' kernels and initramfs (see [`crate::images`]), `SKEP_DEBIAN` a disk with Debian's root file system (for
+//! test files whose name begins with `debian`), and in a lab `SKEP_LAB` its board.
 
 mod build;
 mod place;
@@ -11,7 +12,7 @@ pub(crate) use build::skep;
 pub(crate) use place::Kvm;
 
 use crate::arch::Arch;
-use crate::images::Images;
+use crate::images::{Images, portable, rootfs};
 use crate::lab::{Board, LAB, Lab, Program, Progress};
 use crate::process::show;
 use anyhow::{Context, Result, bail};
@@ -19,6 +20,7 @@ use build::Built;
 use place::Place;
 use report::{Counts, Line};
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,6 +121,11 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         .carry(images.guest(), "images")
         .carry(&built.skep, "bin/skep")
         .limit(limit * u32::try_from(built.tests.len()).unwrap_or(u32::MAX));
+    if built.tests.iter().any(|test| test.debian) {
+        let tools = portable::TOOLS.get(board.arch())?;
+        lab = lab.carry(rootfs::disk(board.arch(), false)?, "debian.ext4");
+        lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
+    }
     let mut programs = Vec::new();
     for test in &built.tests {
         let name = format!("tests/{}", test.name);
@@ -126,6 +133,7 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         let program = Program::new(std::iter::once(format!("{LAB}/{name}")).chain(harness_arguments(args)))
             .env("SKEP_BIN", format!("{LAB}/bin/skep"))
             .env("SKEP_IMAGES", format!("{LAB}/images"))
+            .env("SKEP_DEBIAN", format!("{LAB}/debian.ext4"))
             .env("SKEP_LAB", board.name())
             .env("RUST_BACKTRACE", "1")
             .limit(limit);
@@ -154,6 +162,7 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
 
 fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
     let images = Images::get(arch)?;
+    let debian = built.tests.iter().any(|test| test.debian).then(|| rootfs::disk(arch, false)).transpose()?;
     let mut lines = Vec::new();
     for test in &built.tests {
         println!("== {}", test.name);
@@ -164,6 +173,7 @@ fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
             .args(harness_arguments(args))
             .env("SKEP_BIN", &built.skep)
             .env("SKEP_IMAGES", images.guest())
+            .env("SKEP_DEBIAN", debian.as_deref().unwrap_or(Path::new("")))
             .env_remove("SKEP_LAB")
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())

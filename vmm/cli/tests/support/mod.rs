@@ -26,6 +26,17 @@ pub fn image(name: &str) -> PathBuf {
     path
 }
 
+/// A disk with Debian's root file system, which a guest may change: the lab's own, else a copy in `scratch`.
+pub fn debian_disk(scratch: &Path) -> PathBuf {
+    let disk = std::env::var_os("SKEP_DEBIAN").expect("SKEP_DEBIAN names Debian's disk: run `cargo xtask test`");
+    if std::env::var_os("SKEP_LAB").is_some() {
+        return disk.into();
+    }
+    let copy = scratch.join("debian.ext4");
+    std::fs::copy(&disk, &copy).unwrap_or_else(|e| panic!("can't copy {}: {e}", disk.display()));
+    copy
+}
+
 /// Whether the guest is an x86_64 one: guests are of the host's architecture.
 pub fn is_x86_64() -> bool {
     std::env::consts::ARCH == "x86_64"
@@ -62,6 +73,19 @@ impl Builder {
     /// The usual one with the kernel's modules for virtio devices, loaded.
     pub fn debian_with_virtio() -> Self {
         Self::boot(usual_kernel(), "initramfs-virtio.cpio.gz")
+    }
+
+    /// Debian's system on an NVMe disk, which the kernel mounts itself, or on a virtio one, whose driver an initramfs loads first. It boots to
+    /// a login.
+    pub fn debian_system(disk: &Path, device: &str) -> Self {
+        let mut builder = Self::boot(usual_kernel(), "initramfs-virtio.cpio.gz").memory("512M");
+        let root = if device == "nvme" {
+            builder.args.drain(3..);
+            "root=/dev/nvme0n1 rw"
+        } else {
+            "skep.root=/dev/vda"
+        };
+        builder.cmdline(root).args(&["--disk", &format!("{},format=raw,device={device}", disk.display())])
     }
 
     fn boot(name: &str, initramfs: &str) -> Self {
@@ -207,6 +231,34 @@ impl Machine {
     /// Waits until the log (standard error) says `text`.
     pub fn wait_for_log(&mut self, text: &str) -> String {
         wait_for(&mut self.stderr, text, self.deadline)
+    }
+
+    /// Logs in as root at a console that asks who is there.
+    pub fn log_in(&mut self) {
+        // A whole system takes longer than a kernel, and so does what is done in it.
+        self.deadline += 2 * PATIENCE;
+        self.wait_for("skep login:");
+        self.send("root\n");
+        self.wait_for("root@skep:~#");
+        // No echo, no line that is wrapped, and a prompt that nothing else prints.
+        self.send("stty -echo; bind 'set enable-bracketed-paste off'; PS1='<ready>'; PS2=\n");
+        self.wait_for("<ready>");
+        self.wait_for("<ready>");
+    }
+
+    /// Runs a command in a shell that [`Self::log_in`] has left, and gives back what it printed.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn sh(&mut self, command: &str) -> String {
+        let start = self.stdout.read;
+        self.send(&format!("{command}\necho \"<code $?>\"\n"));
+        self.wait_for("<code ");
+        let text = self.stdout.text[start..self.stdout.read].replace("<ready>", "").replace('\r', "");
+        let code = self.wait_for(">");
+        self.wait_for("<ready>");
+        assert!(code.contains("<code 0>"), "`{command}` failed: {text}{code}");
+        text.trim_end_matches("<code ").trim().to_owned()
     }
 
     /// Types into the console.

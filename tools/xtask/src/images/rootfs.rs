@@ -1,0 +1,150 @@
+//! A root file system of Debian's, on a disk that guests boot from.
+//!
+//! mmdebstrap fetches and unpacks the packages, of either architecture on a machine of any. What comes after, the maintainers' scripts, has to
+//! run on the architecture: on this machine where it is of that one, else in the lab. The lab puts all onto the disk, since
+//! files have owners there that only root can give. It takes minutes, once: the disk is kept in the cache.
+
+use super::{Images, debian, read};
+use crate::arch::Arch;
+use crate::lab::{Board, LAB, Lab, Program, Progress};
+use crate::paths::{self, Scratch};
+use crate::process;
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Raise it when the disk is made in another way, and it is made anew.
+const RECIPE: u32 = 1;
+
+/// What the system has besides Debian's essential packages: what boots it to a login, and what the tests use in it.
+const PACKAGES: &str =
+    "systemd-sysv,udev,kmod,login,passwd,e2fsprogs,iproute2,iputils-ping,pciutils,nvme-cli,fio,iperf3,socat";
+
+/// Bytes of the disk; the file is sparse.
+const SIZE: u64 = 1 << 30;
+
+/// The second half, which runs in the new system.
+const CONFIGURE: &str = include_str!("rootfs-configure.sh");
+
+/// What mmdebstrap does between the unpacking and the packing up: keeps the packages for the second half, or runs that. They are decompressed
+/// here: an emulated processor would take minutes for it.
+const HOOK: &str = r#"set -e
+mkdir "$1/debs"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+printf '2.0\n' >"$scratch/debian-binary"
+for deb in "$1"/var/cache/apt/archives/*.deb; do
+    dpkg-deb --ctrl-tarfile "$deb" >"$scratch/control.tar"
+    dpkg-deb --fsys-tarfile "$deb" >"$scratch/data.tar"
+    rm "$deb"
+    (cd "$scratch" && ar qcS "$1/debs/${deb##*/}" debian-binary control.tar data.tar)
+done
+mkdir -p "$1/usr/lib/modules"
+cp -a "$SKEP_MODULES"/* "$1/usr/lib/modules"
+cp "$SKEP_CONFIGURE" "$1/configure"
+if [ -n "$SKEP_NATIVE" ]; then chroot "$1" sh /configure && rm "$1/configure"; fi
+"#;
+
+/// What the lab does: puts the system onto its second disk, and runs what has not run yet.
+const INSTALL: &str = r#"set -e
+mkdir /root/new
+mount -t ext4 /dev/nvme1n1 /root/new
+tar -xf /lab/system.tar -C /root/new
+if [ -e /root/new/configure ]; then
+    for one in dev proc sys; do mount --bind /$one /root/new/$one; done
+    # By its path: busybox takes a plain name for an applet of its own.
+    chroot /root/new /bin/sh /configure
+    for one in dev proc sys; do umount /root/new/$one; done
+    rm /root/new/configure
+fi
+umount /root/new
+"#;
+
+/// The disk of `arch`, made if it is not there yet, or in any case to `refresh` it: ext4 without partitions, labelled `skep-root`, with the
+/// modules of Debian's cloud kernel.
+pub(crate) fn disk(arch: Arch, refresh: bool) -> Result<PathBuf> {
+    make(arch, refresh).with_context(|| format!("cannot make Debian's root file system for {arch}"))
+}
+
+fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
+    let images = Images::get(arch)?;
+    let directory = paths::cache()?.join("images").join(format!("{arch}-debian"));
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // One at a time: others wait for what this one makes.
+    let lock = fs::File::create(directory.join("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive).context("cannot lock the cache")?;
+
+    let (disk, made_of) = (directory.join("debian.ext4"), directory.join(super::STAMP));
+    let stamp = stamp(&images)?;
+    if !refresh && disk.is_file() && fs::read_to_string(&made_of).is_ok_and(|old| old == stamp) {
+        return Ok(disk);
+    }
+    let _ = fs::remove_file(&made_of);
+    let scratch = Scratch::new()?;
+    let system = scratch.path().join("system.tar");
+    unpack(arch, scratch.path(), &system)?;
+    install(arch, scratch.path(), &system)?;
+    fs::rename(scratch.path().join("debian.ext4"), &disk).context("cannot keep the disk")?;
+    fs::write(made_of, stamp)?;
+    eprintln!("images: {} is ready", disk.display());
+    Ok(disk)
+}
+
+/// The first half, and on a machine of the architecture the second as well: the system in a tar archive.
+fn unpack(arch: Arch, scratch: &Path, system: &Path) -> Result<()> {
+    let native = Arch::of_this_machine() == Some(arch);
+    eprintln!("images: fetching Debian's packages for a root file system of {arch}");
+    let (hook, configure) = (scratch.join("hook.sh"), scratch.join("configure.sh"));
+    fs::write(&hook, HOOK)?;
+    fs::write(&configure, CONFIGURE)?;
+    let packages = paths::cache()?.join("packages").join(arch.name());
+    let mut command = Command::new(process::find("mmdebstrap")?);
+    command
+        .args(["--quiet", "--variant=extract", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""])
+        .args([&format!("--architectures={}", arch.debian()), "--include=?essential", &format!("--include={PACKAGES}")])
+        .arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
+        .args(["doc", "info", "locale", "man"].map(|one| format!("--dpkgopt=path-exclude=/usr/share/{one}/*")))
+        .arg(format!("--extract-hook=sh {} \"$1\"", hook.display()))
+        .args([debian::RELEASE.as_ref(), system.as_os_str()])
+        .args(debian::sources().lines())
+        .env("SKEP_MODULES", packages.join("cloud/lib/modules"))
+        .env("SKEP_CONFIGURE", configure)
+        .env("SKEP_NATIVE", if native { "yes" } else { "" });
+    process::output(&mut command)?;
+    Ok(())
+}
+
+/// Puts the system onto the disk `debian.ext4` in the directory `scratch`.
+fn install(arch: Arch, scratch: &Path, system: &Path) -> Result<()> {
+    let (disk, script) = (scratch.join("debian.ext4"), scratch.join("install.sh"));
+    fs::File::create(&disk)?.set_len(SIZE).with_context(|| format!("cannot make {}", disk.display()))?;
+    process::output(
+        Command::new(process::find("mke2fs")?).args(["-q", "-F", "-t", "ext4", "-L", "skep-root"]).arg(&disk),
+    )?;
+    fs::write(&script, INSTALL)?;
+    let lab = Lab::new(Board::of(arch)).carry(system, "system.tar").carry(script, "install.sh").disk(disk);
+    let limit = Duration::from_secs(20 * 60);
+    let program = Program::new(["sh".to_owned(), format!("{LAB}/install.sh")]).limit(limit);
+    let outcomes = lab.limit(limit).run(&[program], &mut |progress| {
+        if let Progress::Output(bytes) = progress {
+            process::show(bytes);
+        }
+    })?;
+    match outcomes.first().map(|outcome| outcome.code) {
+        Some(0) => Ok(()),
+        code => bail!("the packages cannot be installed (code {code:?}); what went wrong is above"),
+    }
+}
+
+/// What the disk is made of: the kernel whose modules it has, the packages, the scripts and the recipe.
+fn stamp(images: &Images) -> Result<String> {
+    let kernel = read(&images.made_of()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+    let mut hasher = DefaultHasher::new();
+    (RECIPE, PACKAGES, CONFIGURE, HOOK, INSTALL, SIZE).hash(&mut hasher);
+    let kernel = kernel.lines().find(|line| line.contains("cloud")).unwrap_or_default();
+    Ok(format!("{kernel}\nrecipe {:016x}\n", hasher.finish()))
+}

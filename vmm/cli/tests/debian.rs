@@ -1,0 +1,115 @@
+//! Debian's own system on a disk: it boots to a login, and its tools find the devices to be what they should be.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Builder, Machine, debian_disk};
+
+fn logged_in(machine: Builder) -> Machine {
+    let mut machine = machine.start();
+    machine.log_in();
+    machine
+}
+
+/// Ends it as a user does, and looks at what its kernel had to say.
+fn power_off(mut machine: Machine) {
+    let complaints = machine.sh("dmesg --level emerg,alert,crit,err");
+    assert_eq!(complaints, "", "the kernel's log");
+    assert_eq!(machine.sh("systemctl --failed --no-legend"), "", "units that failed");
+    machine.send("poweroff\n");
+    machine.finish().expect_code(0);
+}
+
+fn empty(path: PathBuf, size: u64) -> PathBuf {
+    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+fn flag(path: &Path, more: &str) -> String {
+    format!("{},format=raw,{more}", path.display())
+}
+
+/// Random writes at a depth that keeps the queues full, each block read back and compared.
+fn fio(machine: &mut Machine, node: &str) {
+    let job = "--rw=randwrite --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --size=4M";
+    let verify = "--verify=crc32c --verify_fatal=1 --do_verify=1";
+    let said = machine.sh(&format!("fio --name=verify --filename=/dev/{node} {job} {verify} --output-format=terse"));
+    assert!(said.contains(";verify;"), "{said}");
+    // More than one block size, and trims in between.
+    let mixed = "--rw=randtrimwrite --bsrange=4k-64k --iodepth=8 --ioengine=libaio --direct=1 --size=4M";
+    machine.sh(&format!("fio --name=mixed --filename=/dev/{node} {mixed} --output-format=terse"));
+}
+
+#[test]
+fn debian_on_nvme() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = empty(scratch.path().join("nvme.img"), 16 << 20);
+    let virtio = empty(scratch.path().join("virtio.img"), 16 << 20);
+    let machine = Builder::debian_system(&debian_disk(scratch.path()), "nvme");
+    let machine = machine.args(&["--disk", &flag(&data, "serial=SKEP-DATA")]);
+    let machine = machine.args(&["--disk", &flag(&virtio, "device=virtio-blk"), "--net", "tap=skep1"]);
+    let mut machine = logged_in(machine);
+    assert_eq!(machine.sh("findmnt -no SOURCE,FSTYPE /"), "/dev/nvme0n1 ext4");
+    assert_eq!(machine.sh("cat /sys/class/nvme/nvme1/serial"), "SKEP-DATA");
+
+    fio(&mut machine, "nvme1n1");
+    fio(&mut machine, "vda");
+    nvme_cli(&mut machine);
+    let functions = machine.sh("lspci -vv");
+    println!("{functions}");
+    over_tap(&mut machine);
+    power_off(machine);
+}
+
+/// What a storage engineer looks at: each command, feature and log page that the controller says it has.
+fn nvme_cli(machine: &mut Machine) {
+    println!("{}", machine.sh("nvme list; nvme id-ctrl /dev/nvme1 -H; nvme id-ns /dev/nvme1n1 -H"));
+    println!(
+        "{}",
+        machine.sh(
+            "for f in 1 2 4 5 6 7 8 9 0xa 0xb 0xe 0xf; do nvme get-feature /dev/nvme1 -f $f -H || echo FAILED $f; done"
+        )
+    );
+    println!("{}", machine.sh("nvme error-log /dev/nvme1; nvme smart-log /dev/nvme1; nvme fw-log /dev/nvme1; nvme changed-ns-list-log /dev/nvme1; nvme effects-log /dev/nvme1"));
+    println!("{}", machine.sh("nvme list-ns /dev/nvme1; nvme ns-descs /dev/nvme1n1; nvme list-ctrl /dev/nvme1; nvme show-regs /dev/nvme1 -H"));
+    println!("{}", machine.sh("nvme set-feature /dev/nvme1 -f 2 -v 1; nvme get-feature /dev/nvme1 -f 2; nvme set-feature /dev/nvme1 -f 2 -v 0"));
+    println!("{}", machine.sh("nvme format /dev/nvme1n1 --ses=1 --force; nvme write-zeroes /dev/nvme1n1 -s 0 -c 7; nvme verify /dev/nvme1n1 -s 0 -c 7; nvme flush /dev/nvme1n1; nvme dsm /dev/nvme1n1 -s 0 -b 8 -d"));
+    println!("{}", machine.sh("nvme create-ns /dev/nvme1 -s 100 -c 100; nvme sanitize /dev/nvme1 -a 2; nvme reset /dev/nvme1; dmesg | tail -20"));
+}
+
+fn ip(words: &[&str]) {
+    let status = Command::new("ip").args(words).status().unwrap();
+    assert!(status.success(), "ip {words:?}");
+}
+
+fn over_tap(machine: &mut Machine) {
+    ip(&["addr", "add", "192.168.78.1/24", "dev", "skep1"]);
+    ip(&["link", "set", "skep1", "up"]);
+    let card = machine.sh("ls -d /sys/class/net/e* | head -1");
+    let card = card.rsplit('/').next().unwrap();
+    machine.sh(&format!("ip addr add 192.168.78.2/24 dev {card}; ip link set {card} up; ping -c 3 -W 20 192.168.78.1"));
+    let mut server = Command::new("iperf3").args(["-s", "-B", "192.168.78.1"]).spawn().unwrap();
+    let up = machine.sh("until iperf3 -c 192.168.78.1 -n 8M; do :; done");
+    let down = machine.sh("iperf3 -c 192.168.78.1 -n 8M -R; iperf3 -c 192.168.78.1 -n 8M -P 4");
+    println!("{up}\n{down}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn debian_on_virtio_blk() {
+    let scratch = tempfile::tempdir().unwrap();
+    let machine = Builder::debian_system(&debian_disk(scratch.path()), "virtio-blk").args(&["--net", "user"]);
+    let mut machine = logged_in(machine);
+    assert_eq!(machine.sh("findmnt -no SOURCE,FSTYPE /"), "/dev/vda ext4");
+    println!(
+        "{}",
+        machine.sh(
+            "systemd-analyze blame | head; ip a; ip r; ping -c 1 -W 20 $(ip -4 route show default | cut -d' ' -f3)"
+        )
+    );
+    power_off(machine);
+}
