@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use support::{Builder, Machine, debian_disk};
 
@@ -102,14 +106,61 @@ fn over_tap(machine: &mut Machine) {
 #[test]
 fn debian_on_virtio_blk() {
     let scratch = tempfile::tempdir().unwrap();
-    let machine = Builder::debian_system(&debian_disk(scratch.path()), "virtio-blk").args(&["--net", "user"]);
+    let socket = scratch.path().join("vsock");
+    let machine = Builder::debian_system(&debian_disk(scratch.path()), "virtio-blk");
+    let machine = machine.args(&["--net", "user", "--device", &format!("vsock={},cid=7", socket.display())]);
     let mut machine = logged_in(machine);
     assert_eq!(machine.sh("findmnt -no SOURCE,FSTYPE /"), "/dev/vda ext4");
-    println!(
-        "{}",
-        machine.sh(
-            "systemd-analyze blame | head; ip a; ip r; ping -c 1 -W 20 $(ip -4 route show default | cut -d' ' -f3)"
-        )
-    );
+    over_passt(&mut machine);
+    over_vsock(&mut machine, &socket);
     power_off(machine);
+}
+
+/// The address comes by DHCP; the gateway's is the host's own.
+fn over_passt(machine: &mut Machine) {
+    let mut server = Command::new("iperf3").args(["-s", "-p", "5301"]).spawn().unwrap();
+    machine.sh("until ip -4 route show default | grep -q .; do sleep 1; done");
+    let gateway = machine.sh("ip -4 route show default | cut -d' ' -f3");
+    machine.sh(&format!("ping -c 2 -W 20 {gateway}"));
+    let said = machine.sh(&format!("iperf3 -c {gateway} -p 5301 -n 4M && iperf3 -c {gateway} -p 5301 -n 4M -R"));
+    assert_eq!(said.matches("iperf Done.").count(), 2, "{said}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+/// A megabyte each way and back, from either side.
+fn over_vsock(machine: &mut Machine, socket: &Path) {
+    let mut path = socket.as_os_str().to_owned();
+    path.push("_7000");
+    let listener = UnixListener::bind(path).unwrap();
+    let host = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        io::copy(&mut &stream, &mut &stream).unwrap()
+    });
+    machine.sh("yes 0123456789abcde | head -c 1048576 >/tmp/data");
+    let said = machine.sh("socat -t 60 - VSOCK-CONNECT:2:7000 </tmp/data | cmp - /tmp/data && echo the same");
+    assert_eq!(said, "the same");
+    assert_eq!(host.join().unwrap(), 1 << 20);
+
+    machine.sh("socat VSOCK-LISTEN:7001 EXEC:cat & until ss --vsock -ln | grep -q 7001; do sleep 0.2; done");
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(b"CONNECT 7001\n").unwrap();
+    let mut answer = Vec::new();
+    // Not a byte more than the line: what follows is the stream.
+    while answer.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    assert!(answer.starts_with(b"OK "), "{answer:?}");
+    let data: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
+    let (mut writer, expected) = (stream.try_clone().unwrap(), data.clone());
+    let sender = thread::spawn(move || {
+        writer.write_all(&data).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    sender.join().unwrap();
+    assert!(got == expected, "{} of {} bytes came back as they were sent", got.len(), expected.len());
 }
