@@ -40,8 +40,8 @@ fn little_memory_is_touched_before_the_guest_speaks() {
     let reading = stopwatch::measure(&mut hello(), "skep hello: up", MEMORY, Duration::from_secs(300)).unwrap();
     println!("KiB in memory: {:?}", reading.resident);
     assert!(reading.resident.anonymous <= 768, "{reading:?}");
-    // Two huge pages, where the host gives such: the guest's, and that of the tables it finds.
-    assert!(reading.resident.guest <= 4096, "{reading:?}");
+    // Two huge pages, where the host gives such, and small ones of the first 2 MiB, which are never huge.
+    assert!(reading.resident.guest <= 4096 + 64, "{reading:?}");
 }
 
 /// How often each system call is made between the execution of `command` and the first run of a vCPU, by all threads.
