@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use support::calls::{Calls, before_the_guest};
 use support::skep;
 
@@ -27,6 +28,43 @@ fn few_system_calls_come_before_the_guest() {
     assert!(ioctls >= 5, "a virtual machine takes some: {calls:?}");
     assert!(ioctls <= 40, "{ioctls} ioctls: {calls:?}");
     assert!(all <= 200, "{all} system calls: {calls:?}");
+}
+
+/// The guest with four disks, two of either kind, and two network cards: on tap interfaces, which need root, or else on passt.
+fn equipped(folder: &Path) -> Command {
+    let guest = folder.join("hello");
+    std::fs::write(&guest, if support::is_x86_64() { HELLO_X86_64 } else { HELLO_AARCH64 }).unwrap();
+    let mut command = Command::new(skep());
+    command.args(["run", "--cmdline", "first end=halt", "--cpus", "1", "--memory", "256M", "--kernel"]).arg(guest);
+    for (number, device) in ["nvme", "nvme", "virtio-blk", "virtio-blk"].into_iter().enumerate() {
+        let disk = folder.join(format!("disk{number}"));
+        File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        command.arg("--disk").arg(format!("{},format=raw,device={device}", disk.display()));
+    }
+    let root = rustix::process::geteuid().is_root();
+    for name in ["skep-start0", "skep-start1"] {
+        command.arg("--net").arg(if root { format!("tap={name}") } else { "user".to_owned() });
+    }
+    command
+}
+
+#[test]
+fn devices_take_few_system_calls_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = before_the_guest(equipped(folder.path()));
+    let (all, ioctls) = totals(&calls);
+    assert!(ioctls >= 5, "a virtual machine takes some: {calls:?}");
+    assert!(ioctls <= 80, "{ioctls} ioctls: {calls:?}");
+    assert!(all <= 600, "{all} system calls: {calls:?}");
+}
+
+#[test]
+fn devices_take_little_memory_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let reading =
+        stopwatch::measure(&mut equipped(folder.path()), "skep hello: up", MEMORY, Duration::from_secs(300)).unwrap();
+    println!("KiB in memory: {:?}", reading.resident);
+    assert!(reading.resident.anonymous <= 1536, "{reading:?}");
 }
 
 fn totals(calls: &Calls) -> (u32, u32) {
