@@ -80,7 +80,7 @@ struct Contender {
 struct Round {
     /// Of each case.
     cases: Vec<Case>,
-    /// CPU seconds until the guest had done its work.
+    /// CPU seconds of them all.
     cpu: f64,
     /// The same in the time that the guest was idle.
     idle: f64,
@@ -211,14 +211,15 @@ impl Contender {
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().context("it can't be started")?;
         let done = watched(&mut child, each * 10 + Duration::from_secs(60));
-        let done = done.and_then(|lines| self.read(&child, &lines));
+        let done = done.and_then(|(lines, cpu)| self.read(&child, &lines, cpu));
         // It has ended already if it has failed.
         let _ = child.kill();
         let _ = child.wait();
         done
     }
 
-    fn read(&self, child: &Child, lines: &[String]) -> Result<Round> {
+    /// What it has come to, `warm` CPU seconds after its start.
+    fn read(&self, child: &Child, lines: &[String], warm: f64) -> Result<Round> {
         let said = || format!("{}:\n{}", self.arguments.join(" "), lines.join("\n"));
         let cases: Vec<Case> = lines.iter().filter_map(|line| Case::parse(line)).skip(1).collect();
         if cases.len() != CASES.len() || !lines.iter().any(|line| line == "problems: 0") {
@@ -226,12 +227,13 @@ impl Contender {
         }
         let cpu = cpu_seconds(child.id())?;
         thread::sleep(IDLE);
-        Ok(Round { cases, cpu, idle: cpu_seconds(child.id())? - cpu })
+        Ok(Round { cases, cpu: cpu - warm, idle: cpu_seconds(child.id())? - cpu })
     }
 }
 
-/// The lines that `child` says until its guest halts. It is killed after `limit`.
-fn watched(child: &mut Child, limit: Duration) -> Result<Vec<String>> {
+/// The lines that `child` says until its guest halts, and the CPU seconds that it had taken at the end of the guest's first run, which is not
+/// counted. It is killed after `limit`.
+fn watched(child: &mut Child, limit: Duration) -> Result<(Vec<String>, f64)> {
     let stdout = child.stdout.take().context("it has no output")?;
     let pid = Pid::from_child(child);
     let (alive, ended) = channel::<()>();
@@ -241,9 +243,12 @@ fn watched(child: &mut Child, limit: Duration) -> Result<Vec<String>> {
             let _ = kill_process(pid, Signal::KILL);
         }
     });
-    let mut lines = Vec::new();
+    let (mut lines, mut warm) = (Vec::new(), None);
     for line in BufReader::new(stdout).lines() {
         let line = line?.trim_end().to_owned();
+        if line.starts_with("io: ") && warm.is_none() {
+            warm = Some(cpu_seconds(child.id())?);
+        }
         let over = line == "end: halt";
         lines.push(line);
         if over {
@@ -252,7 +257,7 @@ fn watched(child: &mut Child, limit: Duration) -> Result<Vec<String>> {
     }
     drop(alive);
     let _ = watchdog.join();
-    Ok(lines)
+    Ok((lines, warm.unwrap_or_default()))
 }
 
 /// What the threads of a process have had of the CPUs.
