@@ -41,8 +41,10 @@ pub(super) struct Queue {
     /// Slots of those that were submitted since the last kick.
     fresh: Vec<u32>,
     /// Those that need nothing (more) of the host.
+    #[expect(clippy::vec_box, reason = "a job moves between slots and lists with its box")]
     done: Vec<Box<Job>>,
     /// Jobs whose memory is used again: no more than there are slots.
+    #[expect(clippy::vec_box, reason = "as above")]
     spare: Vec<Box<Job>>,
     /// How many entries the kernel has not been given yet.
     pending: usize,

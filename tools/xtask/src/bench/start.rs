@@ -95,7 +95,7 @@ impl Drop for Taps {
 fn equipped(skeps: &[(String, PathBuf)], guest: &Path, scratch: &Path, taps: &Taps) -> Result<Vec<Contender>> {
     const DISK: u64 = 64 << 20;
     let (guest, words) = (guest.to_string_lossy(), WORDS.join(" "));
-    let machine = ["run", "--kernel", &guest, "--cmdline", &words, "--memory", MEMORY, "--cpus", "1"];
+    let machine = ["run", "--kernel", &guest, "--cmdline", &words, "--memory", MEMORY, "--cpus", "1", "--log", "error"];
     let mut arguments: Vec<String> = machine.map(str::to_owned).into();
     for (number, device) in ["nvme", "nvme", "virtio-blk", "virtio-blk"].into_iter().enumerate() {
         let path = scratch.join(format!("disk{number}"));
