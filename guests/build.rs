@@ -12,7 +12,7 @@ use std::process::Command;
 const TARGETS: [(&str, &str, &str); 2] =
     [("x86_64", "x86_64-unknown-none", "static"), ("aarch64", "aarch64-unknown-none-softfloat", "pic")];
 
-const GUESTS: [&str; 2] = ["hello", "probe"];
+const GUESTS: [&str; 3] = ["hello", "io", "probe"];
 
 fn main() {
     let sources = [

@@ -7,7 +7,7 @@ const SMALL: usize = 64 << 10;
 
 #[test]
 fn guests_are_small() {
-    for guest in [HELLO_X86_64, HELLO_AARCH64, PROBE_X86_64, PROBE_AARCH64] {
+    for guest in [HELLO_X86_64, HELLO_AARCH64, IO_X86_64, IO_AARCH64, PROBE_X86_64, PROBE_AARCH64] {
         assert!((1 << 10..SMALL).contains(&guest.len()), "{} bytes", guest.len());
     }
 }
@@ -21,10 +21,14 @@ fn probes_begin_with_code() {
 }
 
 #[test]
-fn hello_for_x86_64_has_a_pvh_entry_inside_its_segment() {
-    let short = |at: usize| usize::from(u16::from_le_bytes(HELLO_X86_64[at..at + 2].try_into().unwrap()));
-    let word = |at: usize| u32::from_le_bytes(HELLO_X86_64[at..at + 4].try_into().unwrap());
-    assert_eq!(&HELLO_X86_64[..6], b"\x7fELF\x02\x01");
+fn guests_for_x86_64_have_a_pvh_entry_inside_their_segment() {
+    [HELLO_X86_64, IO_X86_64].into_iter().for_each(check_pvh);
+}
+
+fn check_pvh(guest: &[u8]) {
+    let short = |at: usize| usize::from(u16::from_le_bytes(guest[at..at + 2].try_into().unwrap()));
+    let word = |at: usize| u32::from_le_bytes(guest[at..at + 4].try_into().unwrap());
+    assert_eq!(&guest[..6], b"\x7fELF\x02\x01");
     assert_eq!(short(18), 62, "not for x86_64");
     let headers: Vec<usize> = (0..short(56)).map(|index| word(32) as usize + index * short(54)).collect();
     let of_kind = |kind| headers.iter().copied().filter(|&at| word(at) == kind).collect::<Vec<_>>();
@@ -35,15 +39,19 @@ fn hello_for_x86_64_has_a_pvh_entry_inside_its_segment() {
     // Owner "Xen", XEN_ELFNOTE_PHYS32_ENTRY, a word.
     let note = word(note[0] + 8) as usize;
     assert_eq!([word(note), word(note + 4), word(note + 8)], [4, 4, 18]);
-    assert_eq!(&HELLO_X86_64[note + 12..note + 16], b"Xen\0");
+    assert_eq!(&guest[note + 12..note + 16], b"Xen\0");
     assert!((address..address + size).contains(&word(note + 16)));
 }
 
 #[test]
-fn hello_for_aarch64_is_an_image() {
-    let long = |at: usize| u64::from_le_bytes(HELLO_AARCH64[at..at + 8].try_into().unwrap());
-    assert_eq!(&HELLO_AARCH64[56..60], b"ARM\x64");
+fn guests_for_aarch64_are_images() {
+    [HELLO_AARCH64, IO_AARCH64].into_iter().for_each(check_image);
+}
+
+fn check_image(guest: &[u8]) {
+    let long = |at: usize| u64::from_le_bytes(guest[at..at + 8].try_into().unwrap());
+    assert_eq!(&guest[56..60], b"ARM\x64");
     assert_eq!(long(8), 0, "offset of the text");
-    assert!(long(16) > HELLO_AARCH64.len() as u64, "no room for what is not in the file");
+    assert!(long(16) > guest.len() as u64, "no room for what is not in the file");
     assert_eq!(long(24), 0xa, "little-endian, 4 KiB pages, anywhere in memory");
 }

@@ -1,6 +1,6 @@
 //! What the freestanding guests share: entry, page tables, exceptions, interrupt controllers.
 //!
-//! Guests: `hello` says what it finds in the machine; `probe` carries out lists of operations (`skep-guest-protocol`). Each provides
+//! Guests: `hello` says what it finds in the machine; `io` drives disks; `probe` carries out lists of operations (`skep-guest-protocol`). Each provides
 //! `guest_main`, which the entry calls with what the loader passed, and `guest_fault`, which an unexpected exception ends in.
 //!
 //! Everything runs in an identity map, on any CPU of its architecture: no instruction is used that an early model lacks. What runs in kernel
@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
+pub mod console;
 pub mod irq;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

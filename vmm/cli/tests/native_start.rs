@@ -1,19 +1,15 @@
 //! What skep does before its guest runs, and what it has in memory then: counts, with the guest that is built in, on any /dev/kvm.
-#![allow(unsafe_code)]
-// Reason: system calls are counted by ptrace(2).
-// A test may unwrap; children are waited for by all their threads; the C libraries disagree about the type of ptrace's request.
-#![allow(clippy::unwrap_used, clippy::zombie_processes, clippy::useless_conversion)]
+#![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::ptr;
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use libc::{c_int, c_long, c_void, pid_t};
+use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
+use support::calls::{Calls, before_the_guest};
 use support::skep;
 
 /// The guest's memory.
@@ -27,12 +23,54 @@ fn hello() -> Command {
 
 #[test]
 fn few_system_calls_come_before_the_guest() {
-    let calls = calls_before_the_guest(hello());
-    let (all, ioctls) = (calls.values().sum::<u32>(), calls.get(&libc::SYS_ioctl).copied().unwrap_or_default());
-    println!("system calls from exec to the first run of a vCPU: {all}, of them ioctl: {ioctls}; by number: {calls:?}");
+    let calls = before_the_guest(hello());
+    let (all, ioctls) = totals(&calls);
     assert!(ioctls >= 5, "a virtual machine takes some: {calls:?}");
     assert!(ioctls <= 40, "{ioctls} ioctls: {calls:?}");
     assert!(all <= 200, "{all} system calls: {calls:?}");
+}
+
+/// The guest with four disks, two of either kind, and two network cards: on tap interfaces, which need root, or else on passt.
+fn equipped(folder: &Path) -> Command {
+    let guest = folder.join("hello");
+    std::fs::write(&guest, if support::is_x86_64() { HELLO_X86_64 } else { HELLO_AARCH64 }).unwrap();
+    let mut command = Command::new(skep());
+    command.args(["run", "--cmdline", "first end=halt", "--cpus", "1", "--memory", "256M", "--kernel"]).arg(guest);
+    for (number, device) in ["nvme", "nvme", "virtio-blk", "virtio-blk"].into_iter().enumerate() {
+        let disk = folder.join(format!("disk{number}"));
+        File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        command.arg("--disk").arg(format!("{},format=raw,device={device}", disk.display()));
+    }
+    let root = rustix::process::geteuid().is_root();
+    for name in ["skep-start0", "skep-start1"] {
+        command.arg("--net").arg(if root { format!("tap={name}") } else { "user".to_owned() });
+    }
+    command
+}
+
+#[test]
+fn devices_take_few_system_calls_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = before_the_guest(equipped(folder.path()));
+    let (all, ioctls) = totals(&calls);
+    assert!(ioctls >= 5, "a virtual machine takes some: {calls:?}");
+    assert!(ioctls <= 80, "{ioctls} ioctls: {calls:?}");
+    assert!(all <= 600, "{all} system calls: {calls:?}");
+}
+
+#[test]
+fn devices_take_little_memory_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let reading =
+        stopwatch::measure(&mut equipped(folder.path()), "skep hello: up", MEMORY, Duration::from_secs(300)).unwrap();
+    println!("KiB in memory: {:?}", reading.resident);
+    assert!(reading.resident.anonymous <= 1536, "{reading:?}");
+}
+
+fn totals(calls: &Calls) -> (u32, u32) {
+    let (all, ioctls) = (calls.values().sum(), calls.get(&libc::SYS_ioctl).copied().unwrap_or_default());
+    println!("system calls from exec to the first run of a vCPU: {all}, of them ioctl: {ioctls}; by number: {calls:?}");
+    (all, ioctls)
 }
 
 #[test]
@@ -42,95 +80,4 @@ fn little_memory_is_touched_before_the_guest_speaks() {
     assert!(reading.resident.anonymous <= 768, "{reading:?}");
     // Two huge pages, where the host gives such, and small ones of the first 2 MiB, which are never huge.
     assert!(reading.resident.guest <= 4096 + 64, "{reading:?}");
-}
-
-/// How often each system call is made between the execution of `command` and the first run of a vCPU, by all threads.
-fn calls_before_the_guest(mut command: Command) -> BTreeMap<c_long, u32> {
-    // The search for shared libraries, where there are any, is not skep's.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).env_remove("LD_LIBRARY_PATH");
-    // SAFETY: one system call, which touches no memory of the parent's.
-    unsafe {
-        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, ptr::null_mut::<c_void>(), 0) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
-    let mut child = command.spawn().unwrap();
-    let leader = child.id().cast_signed();
-    assert_eq!(wait(), Some((leader, libc::SIGTRAP << 8 | 0x7f)), "it stops once it is executed");
-    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
-    request(libc::PTRACE_SETOPTIONS, leader, 0, options);
-    request(libc::PTRACE_SYSCALL, leader, 0, 0);
-
-    let mut calls = BTreeMap::new();
-    while let Some((thread, status)) = wait() {
-        if !libc::WIFSTOPPED(status) {
-            assert_ne!(thread, leader, "skep ended before it ran its guest: status {status:#x}");
-            continue;
-        }
-        let mut signal = libc::WSTOPSIG(status);
-        if signal == libc::SIGTRAP | 0x80 {
-            signal = 0;
-            if let Some((number, second_argument)) = entered_call(thread) {
-                if number == libc::SYS_ioctl && second_argument == RUN {
-                    break;
-                }
-                *calls.entry(number).or_default() += 1;
-            }
-        } else if signal == libc::SIGTRAP || signal == libc::SIGSTOP {
-            // A new thread, told by either side.
-            signal = 0;
-        }
-        request(libc::PTRACE_SYSCALL, thread, 0, signal);
-    }
-    child.kill().unwrap();
-    // Its threads are ours to wait for as well.
-    while wait().is_some() {}
-    calls
-}
-
-/// The ioctl that runs a vCPU (linux/kvm.h).
-const RUN: u64 = 0xae80;
-
-/// Waits for any process or thread that this thread traces; nothing when there is none.
-fn wait() -> Option<(pid_t, c_int)> {
-    let mut status = 0;
-    // SAFETY: the status is ours to write to.
-    match unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) } {
-        -1 => {
-            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::ECHILD));
-            None
-        }
-        thread => Some((thread, status)),
-    }
-}
-
-/// A request of ptrace(2) that takes a number. A thread that was killed meanwhile takes none, and is told by [`wait`].
-fn request(request: impl TryInto<i32>, thread: pid_t, address: usize, number: c_int) {
-    let request: i32 = request.try_into().ok().expect("requests are small numbers");
-    // SAFETY: such a request reads and writes no memory of ours.
-    let done = unsafe {
-        libc::ptrace(request.try_into().expect("and not negative"), thread, address as *mut c_void, number as c_long)
-    };
-    assert!(done != -1 || io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH));
-}
-
-/// The number and the second argument of the system call that a stopped thread enters; nothing if it leaves one.
-fn entered_call(thread: pid_t) -> Option<(c_long, u64)> {
-    const GET_SYSCALL_INFO: u32 = 0x420e;
-    const ENTRY: u8 = 1;
-    // struct ptrace_syscall_info (linux/ptrace.h): op, pad, arch, instruction and stack pointer, number, arguments.
-    let mut info = [0_u64; 10];
-    // SAFETY: the kernel writes at most as many bytes as it is told.
-    let length = unsafe {
-        libc::ptrace(
-            GET_SYSCALL_INFO.try_into().expect("it is a small number"),
-            thread,
-            size_of_val(&info) as *mut c_void,
-            info.as_mut_ptr(),
-        )
-    };
-    assert!(length > 0, "Linux 5.3 tells of system calls: {}", io::Error::last_os_error());
-    let entered = info[0].to_ne_bytes()[0] == ENTRY;
-    entered.then(|| (c_long::try_from(info[3]).expect("numbers are small"), info[5]))
 }

@@ -136,7 +136,7 @@ fn a_dump_has_every_value_and_absolute_paths() {
          [boot]\nkernel = \"{}\"\ncmdline = \"console=ttyS0\"\n\n\
          [on]\npower-off = \"exit\"\nreset = \"restart\"\npanic = \"exit\"\ntriple-fault = \"exit\"\n\n\
          [[disk]]\nfile = \"/d.img\"\nformat = \"raw\"\ndevice = \"nvme\"\nid = \"disk0\"\nserial = \"disk0\"\nreadonly = false\n\
-         direct = false\nblock-size = 512\nqueues = 64\nplace = \"root:1\"\n\n\
+         direct = false\nblock-size = 512\nqueues = 64\npoll = \"32us\"\nplace = \"root:1\"\n\n\
          [[net]]\nuser = true\nqueues = 1\nid = \"net0\"\nmac = \"02:00:00:00:00:01\"\nplace = \"root:2\"\n\n\
          [[device]]\nrng = true\nplace = \"root:3\"\n",
         kernel.display()
@@ -193,14 +193,14 @@ fn id() -> impl Strategy<Value = Option<String>> {
 }
 
 prop_compose! {
-    fn disk()(file in path(), id in id(), readonly in any::<bool>(), direct in any::<bool>(), queues in option::of(1_u16..256), large in option::of(any::<bool>())) -> Disk {
+    fn disk()(file in path(), id in id(), readonly in any::<bool>(), direct in any::<bool>(), queues in option::of(1_u16..256), poll in option::of(0_u32..10_000), large in option::of(any::<bool>())) -> Disk {
         Disk {
             file,
             format: Format::Raw,
             device: if large.is_some() { DiskDevice::Nvme } else { DiskDevice::VirtioBlk },
             id, serial: None, readonly, direct,
             block_size: large.map(|large| if large { 4096 } else { 512 }),
-            queues, controller: None, place: None,
+            queues, poll: poll.map(|us| format!("{us}us").parse().unwrap()), controller: None, place: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::group::{Group, group};
 use crate::id::check_id;
 use crate::place::Place;
+use crate::poll::Poll;
 
 #[cfg(test)]
 #[path = "disk_test.rs"]
@@ -33,7 +34,8 @@ pub enum DiskDevice {
 
 /// A disk: `FILE,format=raw[,device=nvme|virtio-blk][,id=ID][,serial=TEXT][,readonly][,direct][,place=PLACE]...`.
 ///
-/// [`crate::Config::finish`] fills in `id`, and, but for those that join another disk's controller, `serial`, `place` and `queues`.
+/// [`crate::Config::finish`] fills in `id`, and, but for those that join another disk's controller, `serial`, `place`, `queues` and
+/// `poll`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Disk {
@@ -59,6 +61,9 @@ pub struct Disk {
     /// Queues, or pairs of queues, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
+    /// How long a queue's thread polls at most before it sleeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Poll>,
     /// The NVMe disks of the same controller are its namespaces, in the order of the config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub controller: Option<String>,
@@ -87,6 +92,7 @@ pub(crate) struct Keys {
     direct: bool,
     block_size: Option<u32>,
     queues: Option<u16>,
+    poll: Option<Poll>,
     controller: Option<String>,
     place: Option<Place>,
 }
@@ -137,6 +143,7 @@ impl Group for Disk {
             direct: keys.direct,
             block_size: nvme.then_some(keys.block_size.unwrap_or(512)),
             queues: keys.queues,
+            poll: keys.poll,
             controller: keys.controller,
             place: keys.place,
         })

@@ -17,11 +17,12 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         direct: false,
         block_size: Some(512),
         queues: None,
+        poll: None,
         controller: None,
         place: None,
     };
     assert_eq!(disk, plain);
-    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,place=port:1";
+    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,poll=8us,place=port:1";
     let expected = Disk {
         file: "a,b.img".into(),
         device: DiskDevice::VirtioBlk,
@@ -31,6 +32,7 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         direct: true,
         block_size: None,
         queues: Some(4),
+        poll: "8us".parse().ok(),
         place: Some(Place::Port(1)),
         ..plain
     };

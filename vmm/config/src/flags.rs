@@ -76,7 +76,8 @@ pub struct DeviceFlags {
     ///
     /// FILE is an image or a block device. The format is always named, and never guessed. `device=nvme` is the default; such disks may share
     /// one controller (`controller=ID`), and have blocks of `block-size=512|4096` bytes. `direct` leaves out the host's page cache,
-    /// `queues=N` limits the queues. May be repeated.
+    /// `queues=N` limits the queues, `poll=TIME` how long a queue's thread looks for work before it sleeps (32us; 0: not at all). May be
+    /// repeated.
     #[arg(long, value_name = "FILE,format=raw[,...]")]
     pub disk: Vec<Disk>,
     /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]

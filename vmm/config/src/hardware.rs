@@ -32,6 +32,7 @@ impl Config {
             if !joins {
                 let of_kind = if disk.device == DiskDevice::Nvme { NVME_QUEUES } else { queues };
                 disk.queues.get_or_insert(of_kind);
+                disk.poll.get_or_insert_default();
                 disk.serial = disk.serial.take().or_else(|| disk.id.clone());
             }
         }
@@ -68,8 +69,12 @@ impl Config {
             if *count > MOST_NAMESPACES {
                 return Err(Conflict::Namespaces { controller: controller.clone(), most: MOST_NAMESPACES });
             }
-            let own =
-                [("place", disk.place.is_some()), ("serial", disk.serial.is_some()), ("queues", disk.queues.is_some())];
+            let own = [
+                ("place", disk.place.is_some()),
+                ("serial", disk.serial.is_some()),
+                ("queues", disk.queues.is_some()),
+                ("poll", disk.poll.is_some()),
+            ];
             if let Some((key, _)) = own.into_iter().find(|(_, given)| joins && *given) {
                 let id = disk.id.clone().unwrap_or_default();
                 return Err(Conflict::ControllersOwn { id, key, controller: controller.clone() });

@@ -47,6 +47,7 @@ fn disks_of_one_controller_have_one_place() {
     assert_eq!(places(&config), ["disk0 root:1", "disk1 root:2", "disk2 none", "rng root:3"]);
     assert_eq!(config.disk[0].queues, Some(64));
     assert_eq!(config.disk[2].queues, None);
+    assert_eq!(config.disk.iter().map(|disk| disk.poll.is_some()).collect::<Vec<_>>(), [true, true, false]);
     let other = finished("disk = ['a,format=raw,controller=c', 'd,format=raw,controller=c,place=root:9']");
     let own = Conflict::ControllersOwn { id: "disk1".into(), key: "place", controller: "c".into() };
     assert_eq!(other, Err(own));

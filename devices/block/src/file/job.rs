@@ -82,6 +82,12 @@ impl Job {
         Self { request, stage, done: 0, result: checked, iovecs: IoVecs::default(), own, cancelled: false }
     }
 
+    /// The same for another request, in the memory of a job whose completion has been taken.
+    pub(super) fn renew(&mut self, request: Request, target: &Target) {
+        let iovecs = std::mem::take(&mut self.iovecs);
+        *self = Self { iovecs, ..Self::new(request, target) };
+    }
+
     pub(super) fn tag(&self) -> u64 {
         self.request.tag
     }
@@ -223,11 +229,18 @@ impl Job {
     }
 
     /// What its submitter gets.
-    pub(super) fn complete(self) -> Completion {
+    pub(super) fn complete(mut self) -> Completion {
+        self.take_completion()
+    }
+
+    /// The same, once; the job's memory may serve another request then.
+    pub(super) fn take_completion(&mut self) -> Completion {
         if matches!(self.request.operation, Operation::Read { .. }) && self.done > 0 {
             self.request.buffer.mark_dirty();
         }
-        Completion { tag: self.request.tag, result: self.result, buffer: self.request.buffer }
+        self.own = None;
+        let buffer = std::mem::take(&mut self.request.buffer);
+        Completion { tag: self.request.tag, result: self.result, buffer }
     }
 }
 

@@ -41,7 +41,11 @@ pub(super) struct Queue {
     /// Slots of those that were submitted since the last kick.
     fresh: Vec<u32>,
     /// Those that need nothing (more) of the host.
-    done: Vec<Job>,
+    #[expect(clippy::vec_box, reason = "a job moves between slots and lists with its box")]
+    done: Vec<Box<Job>>,
+    /// Jobs whose memory is used again: no more than there are slots.
+    #[expect(clippy::vec_box, reason = "as above")]
+    spare: Vec<Box<Job>>,
     /// How many entries the kernel has not been given yet.
     pending: usize,
     now: Now,
@@ -62,6 +66,7 @@ impl Queue {
             free: (0..depth.into()).rev().collect(),
             fresh: Vec::new(),
             done: Vec::new(),
+            spare: Vec::new(),
             pending: 0,
             now: Now::default(),
         })
@@ -91,7 +96,7 @@ impl Queue {
             None => {
                 if let Some(job) = self.slots.get_mut(slot as usize).and_then(Option::take) {
                     self.free.push(slot);
-                    self.done.push(*job);
+                    self.done.push(job);
                 }
             }
         }
@@ -133,7 +138,14 @@ impl DiskQueue for Queue {
             return Err(request);
         }
         let Some(slot) = self.free.pop() else { return Err(request) };
-        self.slots[slot as usize] = Some(Box::new(Job::new(request, &self.target)));
+        let job = match self.spare.pop() {
+            Some(mut job) => {
+                job.renew(request, &self.target);
+                job
+            }
+            None => Box::new(Job::new(request, &self.target)),
+        };
+        self.slots[slot as usize] = Some(job);
         self.fresh.push(slot);
         Ok(())
     }
@@ -159,7 +171,8 @@ impl DiskQueue for Queue {
         if self.pending > 0 {
             Self::submit(self);
         }
-        done.extend(self.done.drain(..).map(Job::complete));
+        done.extend(self.done.iter_mut().map(|job| job.take_completion()));
+        self.spare.append(&mut self.done);
     }
 
     fn in_flight(&self) -> usize {

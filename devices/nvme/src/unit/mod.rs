@@ -527,7 +527,7 @@ impl Job for Unit {
             self.submission.iter().for_each(|queue| queue.ask(&ram));
             // By the pin the host is told of what it has not taken, so each step of it matters; else only where room is short.
             let reserved = self.active();
-            if !self.shared.bus.messages_enabled() {
+            if self.completion.vector().is_some() && !self.shared.bus.messages_enabled() {
                 self.completion.update_head(&ram);
                 self.completion.ask(&ram);
                 self.shared.update_pin();

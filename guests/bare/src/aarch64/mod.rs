@@ -2,10 +2,12 @@
 
 mod boot;
 pub mod cpu;
+pub mod fdt;
 pub mod gic;
 pub mod guarded;
 pub mod hold;
 pub mod its;
 pub mod memory;
 pub mod psci;
+pub mod serial;
 pub mod trap;

@@ -72,6 +72,12 @@ pub fn outw(port: u16, value: u16) {
     unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
 }
 
+/// `OUT` of four bytes.
+pub fn outl(port: u16, value: u32) {
+    // SAFETY: as in `inb`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
+}
+
 /// `REP OUTSB`.
 pub fn write_string(port: u16, bytes: &[u8]) {
     // SAFETY: reads `bytes` only.

@@ -3,6 +3,7 @@
 //! Building tables for all of memory would cost more instructions than everything else that is done before the first output, and large
 //! pages of 1 GiB are not to be had on every CPU.
 
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Present, writable, user.
@@ -33,24 +34,52 @@ pub fn pointer<T>(address: u64) -> *mut T {
     address as *mut T
 }
 
-/// Read a register of a device.
-///
-/// # Safety
-///
-/// A device is there, and the read breaks nothing.
-pub unsafe fn read32(address: u64) -> u32 {
-    // SAFETY: the caller's.
-    unsafe { pointer::<u32>(address).read_volatile() }
+/// Read a value wherever it lies, aligned or not.
+pub fn read<T: Copy>(address: u64) -> T {
+    // SAFETY: firmware's tables are memory; what is not mapped there is by now.
+    unsafe { pointer::<T>(address).read_unaligned() }
 }
 
-/// Write a register of a device.
-///
-/// # Safety
-///
-/// A device is there, and the write breaks nothing.
-pub unsafe fn write32(address: u64, value: u32) {
-    // SAFETY: the caller's.
-    unsafe { pointer::<u32>(address).write_volatile(value) };
+/// `length` bytes of a table.
+pub fn bytes(address: u64, length: u64) -> &'static [u8] {
+    map(address, length);
+    // SAFETY: as in `read`. Nothing writes to the tables.
+    unsafe { core::slice::from_raw_parts(address as *const u8, length as usize) }
+}
+
+// Registers of devices are accessed by plain moves, so that a hypervisor need not decode more: a compiler may choose others.
+macro_rules! accessors {
+    ($($read:ident, $write:ident: $type:ty, $class:ident, $load:literal, $store:literal;)*) => {$(
+        /// Read a register of a device, as wide as the name says.
+        ///
+        /// # Safety
+        ///
+        /// A device is there, and the read breaks nothing.
+        pub unsafe fn $read(address: u64) -> $type {
+            let value: $type;
+            let place = pointer::<$type>(address);
+            // SAFETY: the caller's.
+            unsafe { asm!($load, value = out($class) value, place = in(reg) place, options(nostack, preserves_flags)) };
+            value
+        }
+
+        /// Write a register of a device, as wide as the name says.
+        ///
+        /// # Safety
+        ///
+        /// A device is there, and the write breaks nothing.
+        pub unsafe fn $write(address: u64, value: $type) {
+            let place = pointer::<$type>(address);
+            // SAFETY: the caller's.
+            unsafe { asm!($store, value = in($class) value, place = in(reg) place, options(nostack, preserves_flags)) };
+        }
+    )*};
+}
+
+accessors! {
+    read8, write8: u8, reg_byte, "mov {value}, [{place}]", "mov [{place}], {value}";
+    read16, write16: u16, reg, "mov {value:x}, [{place}]", "mov [{place}], {value:x}";
+    read32, write32: u32, reg, "mov {value:e}, [{place}]", "mov [{place}], {value:e}";
 }
 
 /// Map the pages that hold `length` bytes at `address`, as far as there are tables left; an access to what is not mapped faults.

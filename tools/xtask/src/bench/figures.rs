@@ -18,12 +18,22 @@ pub(super) struct Table {
 impl Table {
     /// A table with this heading.
     pub(super) fn new<const N: usize>(heading: [&str; N]) -> Table {
-        Table { rows: vec![heading.map(str::to_owned).into()] }
+        Table::of(heading.map(str::to_owned).into())
+    }
+
+    /// A table with this heading, of as many columns as it has.
+    pub(super) fn of(heading: Vec<String>) -> Table {
+        Table { rows: vec![heading] }
     }
 
     /// Adds a row.
     pub(super) fn row<const N: usize>(&mut self, row: [String; N]) {
-        self.rows.push(row.into());
+        self.add(row.into());
+    }
+
+    /// Adds a row of as many columns as the heading has.
+    pub(super) fn add(&mut self, row: Vec<String>) {
+        self.rows.push(row);
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod boot;
 mod figures;
+mod io;
 mod qemu;
 mod size;
 mod start;
@@ -25,6 +26,7 @@ pub(crate) struct Args {
 enum What {
     Start(start::Args),
     Boot(boot::Args),
+    Io(io::Args),
     Size(size::Args),
 }
 
@@ -33,6 +35,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.what {
         What::Start(args) => start::main(args),
         What::Boot(args) => boot::main(args),
+        What::Io(args) => io::main(args),
         What::Size(args) => size::main(args),
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench start`: how soon a guest speaks, and what its monitor has in memory then, on this machine's `/dev/kvm`.
 //!
 //! The guest is the one that is built into skep; QEMU gets the same file. On a `/dev/kvm` without hardware virtualization it runs as well as on any.
+//! One row more is skep with disks and network cards, on tap interfaces that are made for it where this user may do so.
 
 use super::figures::{Table, median};
 use super::{MEMORY, MEMORY_BYTES};
@@ -49,7 +50,11 @@ pub(super) fn main(args: &Args) -> Result<()> {
     let guest = scratch.path().join("hello");
     std::fs::write(&guest, if arch == Arch::X86_64 { HELLO_X86_64 } else { HELLO_AARCH64 })?;
 
-    let mut contenders = contenders(arch, super::skeps(arch, &args.skep)?, &guest)?;
+    let skeps = super::skeps(arch, &args.skep)?;
+    let taps = Taps::make().inspect_err(|error| eprintln!("bench: no row with disks and network cards: {error:#}"));
+    let equipped = taps.as_ref().map_or(Ok(Vec::new()), |taps| equipped(&skeps, &guest, scratch.path(), taps))?;
+    let mut contenders = contenders(arch, skeps, &guest)?;
+    contenders.extend(equipped);
     for round in 0..=args.rounds {
         for contender in &mut contenders {
             let mut command = Command::new(&contender.program);
@@ -62,6 +67,49 @@ pub(super) fn main(args: &Args) -> Result<()> {
     }
     println!("{}", table(&contenders)?);
     Ok(())
+}
+
+/// Tap interfaces, which go with this.
+struct Taps([String; 2]);
+
+impl Taps {
+    fn make() -> Result<Taps> {
+        let taps = Taps(["skep-bench0", "skep-bench1"].map(str::to_owned));
+        for name in &taps.0 {
+            process::output(Command::new("ip").args(["tuntap", "add", "dev", name, "mode", "tap"]))?;
+        }
+        Ok(taps)
+    }
+}
+
+impl Drop for Taps {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            // One that was never made can't be taken away.
+            let _ = process::output(Command::new("ip").args(["link", "delete", name]));
+        }
+    }
+}
+
+/// Each skep with four disks, two of either kind, and two network cards.
+fn equipped(skeps: &[(String, PathBuf)], guest: &Path, scratch: &Path, taps: &Taps) -> Result<Vec<Contender>> {
+    const DISK: u64 = 64 << 20;
+    let (guest, words) = (guest.to_string_lossy(), WORDS.join(" "));
+    let machine = ["run", "--kernel", &guest, "--cmdline", &words, "--memory", MEMORY, "--cpus", "1", "--log", "error"];
+    let mut arguments: Vec<String> = machine.map(str::to_owned).into();
+    for (number, device) in ["nvme", "nvme", "virtio-blk", "virtio-blk"].into_iter().enumerate() {
+        let path = scratch.join(format!("disk{number}"));
+        std::fs::File::create(&path)?.set_len(DISK)?;
+        arguments.extend(["--disk".to_owned(), format!("{},format=raw,device={device}", path.display())]);
+    }
+    arguments.extend(taps.0.iter().flat_map(|name| ["--net".to_owned(), format!("tap={name}")]));
+    let one = |(name, program): &(String, PathBuf)| Contender {
+        name: format!("{name}, 4 disks and 2 network cards"),
+        program: program.clone(),
+        arguments: arguments.clone(),
+        readings: Vec::new(),
+    };
+    Ok(skeps.iter().map(one).collect())
 }
 
 fn contenders(arch: Arch, skeps: Vec<(String, PathBuf)>, guest: &Path) -> Result<Vec<Contender>> {

@@ -2,6 +2,8 @@
 //! types into it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // Each test file uses a part.
 
+pub mod calls;
+
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

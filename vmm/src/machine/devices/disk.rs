@@ -11,7 +11,7 @@ use skep_nvme::{ControllerConfig, NamespaceConfig};
 use skep_pci::RootComplex;
 use skep_virtio::{Blk, BlkConfig};
 
-use super::{DeviceError, Devices, Kind, POLL, named, socket};
+use super::{DeviceError, Devices, Kind, named, socket};
 use crate::Error;
 
 /// Sectors are what virtio counts in, and NVMe's smallest blocks.
@@ -49,6 +49,7 @@ fn add_controller(
     let serial = first.serial.clone().unwrap_or_else(|| id.to_owned());
     let mut form = ControllerConfig::new(serial.clone());
     form.queues = first.queues.unwrap_or(form.queues);
+    form.poll = first.poll.unwrap_or_default().duration();
     let make = || {
         let socket = socket(root, first.place)?;
         Ok(skep_nvme::endpoint(&socket, form, clock.clone())?)
@@ -77,7 +78,7 @@ fn add_virtio(devices: &Devices, id: &str, disk: &Disk, root: &RootComplex) -> R
         disk: open(disk, SECTOR)?,
         queues: disk.queues.unwrap_or(1),
         serial: disk.serial.clone().unwrap_or_else(|| id.to_owned()),
-        poll: POLL,
+        poll: disk.poll.unwrap_or_default().duration(),
     };
     let device =
         Blk::new(&form).map_err(|source| DeviceError::Host { what: "start a disk's threads".to_owned(), source })?;

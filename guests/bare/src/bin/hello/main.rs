@@ -7,16 +7,15 @@
 #![no_main]
 
 mod command;
-mod console;
 #[cfg_attr(target_arch = "x86_64", path = "x86_64/mod.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "aarch64/mod.rs")]
 mod machine;
-
 use core::panic::PanicInfo;
 
 use bare::arch::cpu;
+use bare::{console, problem, say};
+
 use command::{Command, Echo};
-use console::{problem, say};
 
 /// Say everything that the command line asks for, and end.
 fn report(machine: &machine::Machine) -> ! {

@@ -1,12 +1,13 @@
 //! The generic timer, and what an exit costs by it.
 
+use bare::arch::fdt::Fdt;
 use bare::arch::memory::read32;
+use bare::arch::serial;
 use bare::arch::{cpu, psci};
 use bare::read_register;
+use bare::{problem, say};
 
-use super::fdt::Fdt;
-use super::{devices, serial};
-use crate::console::{problem, say};
+use super::devices;
 
 /// The counter's frequency in Hz.
 pub fn frequency() -> u64 {

@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use bare::arch::fdt::{Fdt, Node};
 use bare::arch::{cpu, psci};
 use bare::read_register;
+use bare::{problem, say};
 
 use super::clock;
-use super::fdt::{Fdt, Node};
 use crate::PATIENCE_MS;
-use crate::console::{problem, say};
 
 static COUNTER: AtomicU32 = AtomicU32::new(1);
 

@@ -1,11 +1,10 @@
 //! Interrupt controllers and devices.
 
+use bare::arch::fdt::{Fdt, Node};
 use bare::arch::gic;
 use bare::arch::memory::{read8, read32, read64, write16};
+use bare::{problem, say};
 use skep_guest_protocol::Gic;
-
-use super::fdt::{Fdt, Node};
-use crate::console::{problem, say};
 
 /// The GIC of the tree: its version, the distributor's address, and that of the CPU interface or of the first redistributors.
 pub fn gic(fdt: &Fdt) -> Option<(Gic, u64, u64)> {

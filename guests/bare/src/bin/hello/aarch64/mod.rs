@@ -3,18 +3,15 @@
 mod clock;
 mod cpus;
 mod devices;
-mod fdt;
-pub mod serial;
 mod ticks;
-
 use core::arch::global_asm;
 
+use bare::arch::fdt::Fdt;
 use bare::arch::memory::write32;
-use bare::arch::{cpu, psci};
+use bare::arch::{cpu, psci, serial};
+use bare::{problem, say};
 
 use crate::command::{Echo, End};
-use crate::console::{problem, say};
-use fdt::Fdt;
 
 // The header of a Linux Image (Documentation/arch/arm64/booting.rst): anywhere in memory, 4 KiB pages.
 global_asm!(
@@ -103,7 +100,7 @@ impl Machine {
 
     /// Wait for a byte from the serial port.
     pub fn read_byte(&self, echo: Echo) -> u8 {
-        serial::read(echo)
+        serial::read(echo == Echo::Interrupt)
     }
 
     /// End as asked. What can't be done halts.

@@ -4,15 +4,16 @@ use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr;
 
+use bare::arch::fdt::{Fdt, Interrupt};
 use bare::arch::memory::{read32, write32};
+use bare::arch::serial;
 use bare::arch::{cpu, gic, its};
 use bare::{irq, write_register};
+use bare::{problem, say};
 use skep_guest_protocol::{Gic, IrqSlot, Operation, Trigger};
 
-use super::fdt::{Fdt, Interrupt};
-use super::{clock, devices, serial};
+use super::{clock, devices};
 use crate::PATIENCE_MS;
-use crate::console::{problem, say};
 
 const SGI: u64 = 1;
 const VIRTUAL_TIMER: u64 = 27;

@@ -4,14 +4,14 @@ use core::arch::global_asm;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use bare::arch::acpi::{Acpi, Controller};
+use bare::arch::clock::tsc_khz;
+use bare::arch::start::Start;
 use bare::arch::user::privileged;
 use bare::arch::{apic, cpu, memory};
+use bare::{problem, say};
 
-use super::acpi::{Acpi, Controller};
-use super::clock;
-use super::start::Start;
 use crate::PATIENCE_MS;
-use crate::console::{problem, say};
 
 // What a CPU does, in real mode in a page of its own: it needs no stack and no tables.
 global_asm!(
@@ -71,7 +71,7 @@ pub fn count(start: &Start, acpi: &Acpi) {
     let expected = all().count() as u32;
     let start_up = || others().for_each(|id| privileged(|| apic::start_up(id, page)));
 
-    let frequency = clock::tsc_khz(acpi);
+    let frequency = tsc_khz(acpi);
     let begin = cpu::counter();
     others().for_each(|id| privileged(|| apic::reset(id)));
     start_up();

@@ -1,12 +1,13 @@
 //! Interrupt controllers and devices.
 
+use bare::arch::acpi::{Acpi, Controller};
 use bare::arch::cpu::{inb, outb};
+use bare::arch::serial;
 use bare::arch::user::privileged;
 use bare::arch::{apic, memory};
+use bare::{problem, say};
 
-use super::acpi::{Acpi, Controller};
-use super::{cpus, serial};
-use crate::console::{problem, say};
+use super::cpus;
 
 /// An I/O APIC (Intel 82093AA).
 #[derive(Clone, Copy)]

@@ -2,21 +2,17 @@
 //!
 //! All of this runs in user mode, and goes to kernel mode for single instructions: see `bare::x86_64::user`.
 
-mod acpi;
 mod clock;
 mod cpus;
 mod devices;
-mod power;
-pub mod serial;
-mod start;
 mod ticks;
-
 use core::arch::global_asm;
 
-use bare::arch::memory::pointer;
-use bare::arch::user;
+use bare::arch::cpu::outb;
+use bare::arch::{acpi, cpu, power, serial, start, user};
+use bare::say;
 
-use crate::console::say;
+use crate::command::{Echo, End};
 
 // The first line, 16 characters: as many as the FIFO of a 16550 takes at once. Then the common entry.
 global_asm!(
@@ -96,30 +92,30 @@ impl Machine {
     }
 
     /// Make [`Machine::read_byte`] possible.
-    pub fn prepare_input(&self, echo: crate::command::Echo) {
+    pub fn prepare_input(&self, echo: Echo) {
         ticks::prepare_input(&self.acpi, echo);
     }
 
     /// Wait for a byte from the serial port.
-    pub fn read_byte(&self, echo: crate::command::Echo) -> u8 {
-        serial::read(echo)
+    pub fn read_byte(&self, echo: Echo) -> u8 {
+        serial::read(echo == Echo::Interrupt)
     }
 
-    /// End as asked.
-    pub fn end(&self, end: crate::command::End) -> ! {
-        power::end(&self.acpi, end)
+    /// End as asked. What can't be done halts.
+    pub fn end(&self, end: End) -> ! {
+        const PVPANIC: u16 = 0x505;
+        const PANICKED: u8 = 1;
+        match end {
+            End::PowerOff => power::power_off(&self.acpi),
+            End::Reset => power::reset(&self.acpi),
+            End::I8042 => power::reset_by_keyboard_controller(),
+            End::Panic => user::privileged(|| outb(PVPANIC, PANICKED)),
+            End::Triple => user::privileged(|| cpu::triple_fault()),
+            End::Halt => {}
+            End::Spin => loop {
+                cpu::relax();
+            },
+        }
+        user::privileged(|| cpu::park())
     }
-}
-
-/// Read a value wherever it lies, aligned or not.
-fn read<T: Copy>(address: u64) -> T {
-    // SAFETY: firmware's tables are memory; what is not mapped there is by now.
-    unsafe { pointer::<T>(address).read_unaligned() }
-}
-
-/// `length` bytes of a table.
-fn bytes(address: u64, length: u64) -> &'static [u8] {
-    bare::arch::memory::map(address, length);
-    // SAFETY: as in `read`. Nothing writes to the tables.
-    unsafe { core::slice::from_raw_parts(address as *const u8, length as usize) }
 }

@@ -2,18 +2,20 @@
 
 use core::cell::UnsafeCell;
 
+use bare::arch::acpi::Acpi;
 use bare::arch::apic;
+use bare::arch::clock::tsc_khz;
 use bare::arch::cpu::{self, outb};
+use bare::arch::serial;
 use bare::arch::user::privileged;
 use bare::irq;
+use bare::{problem, say};
 use skep_guest_protocol::IrqSlot;
 
-use super::acpi::Acpi;
+use super::cpus;
 use super::devices::{IoApic, cmos, gsi_of, set_cmos, set_pit};
-use super::{clock, cpus, serial};
 use crate::PATIENCE_MS;
 use crate::command::Echo;
-use crate::console::{problem, say};
 
 /// Vectors. Those of the PIC are the 16 from the first on.
 const PIC: u8 = 0x20;
@@ -84,7 +86,7 @@ pub fn run(acpi: &Acpi, slow: bool) {
     privileged(|| apic::start_timer(WATCH, 0));
     const TSC_DEADLINE: u32 = 1 << 24;
     if privileged(|| cpu::cpuid(1, 0)).ecx & TSC_DEADLINE != 0 {
-        let khz = clock::tsc_khz(acpi);
+        let khz = tsc_khz(acpi);
         privileged(|| apic::start_deadline(DEADLINE, cpu::counter() + khz));
         expect(acpi, "tsc deadline", DEADLINE, 1);
     }
@@ -167,7 +169,7 @@ fn verdict(name: &str, taken: u64, wanted: u64) {
 
 /// Wait until `vector` was taken `count` times, or patience ends. Whether it was.
 fn wait(acpi: &Acpi, vector: u8, count: u64) -> bool {
-    let last = cpu::counter() + clock::tsc_khz(acpi) * PATIENCE_MS;
+    let last = cpu::counter() + tsc_khz(acpi) * PATIENCE_MS;
     let vector = vector.into();
     privileged(|| {
         while irq::count(vector) < count && cpu::counter() < last {

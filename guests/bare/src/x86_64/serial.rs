@@ -1,10 +1,8 @@
 //! The first serial port: a 16550 (Texas Instruments' PC16550D) at port 0x3f8.
 
-use bare::arch::cpu::{self, inb, outb};
-use bare::arch::user::privileged;
-
-use crate::command::Echo;
-use crate::console::{problem, say};
+use super::cpu::{self, inb, outb};
+use super::user::privileged;
+use crate::{problem, say};
 
 const DATA: u16 = 0x3f8;
 const INTERRUPT_ENABLE: u16 = 0x3f9;
@@ -42,14 +40,11 @@ pub fn write(bytes: &[u8]) {
     });
 }
 
-/// Wait for a byte.
-pub fn read(echo: Echo) -> u8 {
+/// Wait for a byte: for an interrupt, or by looking again and again.
+pub fn read(halt: bool) -> u8 {
     privileged(|| {
         while inb(LINE_STATUS) & DATA_READY == 0 {
-            match echo {
-                Echo::Interrupt => cpu::wait_for_interrupt(),
-                Echo::Poll => cpu::relax(),
-            }
+            if halt { cpu::wait_for_interrupt() } else { cpu::relax() }
         }
         inb(DATA)
     })

@@ -1,7 +1,7 @@
 //! ACPI tables (ACPI 6.5, chapter 5).
 
-use super::{bytes, read};
-use crate::console::{problem, say};
+use super::memory::{bytes, read};
+use crate::{problem, say};
 
 /// A table longer than this is not believed.
 const MAX_TABLE: u32 = 1 << 20;
@@ -26,12 +26,31 @@ pub struct Table {
 
 /// What the MADT says of one thing.
 pub enum Controller {
-    /// A CPU, enabled, with its APIC id; and whether an x2APIC structure says so.
-    Cpu { id: u32, x2apic: bool },
+    /// A CPU that is enabled.
+    Cpu {
+        /// The APIC id.
+        id: u32,
+        /// Whether an x2APIC structure says so.
+        x2apic: bool,
+    },
     /// An I/O APIC.
-    IoApic { id: u8, address: u64, gsi: u32 },
+    IoApic {
+        /// Its id.
+        id: u8,
+        /// Where its registers lie.
+        address: u64,
+        /// The GSI of its first input.
+        gsi: u32,
+    },
     /// An ISA interrupt that is not the GSI of the same number.
-    Override { isa: u8, gsi: u32, flags: u16 },
+    Override {
+        /// The ISA interrupt.
+        isa: u8,
+        /// The GSI.
+        gsi: u32,
+        /// Polarity and trigger.
+        flags: u16,
+    },
     /// Something else.
     Other,
 }

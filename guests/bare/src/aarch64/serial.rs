@@ -2,11 +2,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use bare::arch::cpu;
-use bare::arch::memory::{read8, read32, write8, write32};
-
+use super::cpu;
 use super::fdt::{Fdt, Node};
-use crate::command::Echo;
+use super::memory::{read8, read32, write8, write32};
 
 /// The PL011's registers.
 const DATA: u64 = 0x0;
@@ -79,8 +77,8 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// Wait for a byte. Only a PL011 is read from.
-pub fn read(echo: Echo) -> u8 {
+/// Wait for a byte: for an interrupt, or by looking again and again. Only a PL011 is read from.
+pub fn read(halt: bool) -> u8 {
     let pl011 = PL011.load(Ordering::Relaxed);
     if pl011 == 0 {
         cpu::park();
@@ -88,13 +86,12 @@ pub fn read(echo: Echo) -> u8 {
     // SAFETY: `init` found the port there.
     unsafe {
         while read32(pl011 + FLAGS) & RECEIVE_EMPTY != 0 {
-            match echo {
-                Echo::Interrupt => {
-                    // The handler has masked it.
-                    write32(pl011 + INTERRUPT_MASK, RECEIVED | TIMED_OUT);
-                    cpu::wait_for_interrupt();
-                }
-                Echo::Poll => cpu::relax(),
+            if halt {
+                // The handler has masked it.
+                write32(pl011 + INTERRUPT_MASK, RECEIVED | TIMED_OUT);
+                cpu::wait_for_interrupt();
+            } else {
+                cpu::relax();
             }
         }
         read32(pl011 + DATA) as u8

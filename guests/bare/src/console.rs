@@ -3,21 +3,21 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::machine::serial;
+use crate::arch::serial;
 
 static PROBLEMS: AtomicU32 = AtomicU32::new(0);
 
 /// Say one line.
+#[macro_export]
 macro_rules! say {
     ($($argument:tt)*) => { $crate::console::line(format_args!($($argument)*)) };
 }
 
 /// Say what is not as it must be, and count it.
+#[macro_export]
 macro_rules! problem {
     ($($argument:tt)*) => { $crate::console::problem_line(format_args!($($argument)*)) };
 }
-
-pub(crate) use {problem, say};
 
 /// Text on its way to the serial port, in pieces: each one costs a transition.
 struct Buffer {

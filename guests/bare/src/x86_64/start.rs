@@ -1,7 +1,7 @@
 //! What the PVH loader passed (Xen's public/arch-x86/hvm/start_info.h).
 
-use super::{bytes, read};
-use crate::console::{problem, say};
+use super::memory::{bytes, read};
+use crate::{problem, say};
 
 const MAGIC: u32 = 0x336e_c578;
 const MAX_COMMAND_LINE: u64 = 4096;
