@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use skep_config::{Flags, MachineFlags, Problem};
 
 use crate::exit::{self, Exit};
-use crate::report;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -158,24 +157,13 @@ pub(crate) fn parse() -> Result<Command, clap::Error> {
 
 /// Prints what clap has to say: help, or what is wrong.
 pub(crate) fn explain(refused: &clap::Error) -> ExitCode {
-    match not_yet(refused) {
-        Some(problem) => report::print(&problem),
-        // Where nobody listens, the exit code still tells.
-        None => drop(refused.print()),
-    }
+    // Where nobody listens, the exit code still tells.
+    drop(refused.print());
     match refused.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
         _ => Exit::Usage,
     }
     .into()
-}
-
-/// Whether the flag that clap doesn't know is one that a later version will.
-fn not_yet(refused: &clap::Error) -> Option<Problem> {
-    match (refused.kind(), refused.get(ContextKind::InvalidArg)?) {
-        (ErrorKind::UnknownArgument, ContextValue::String(flag)) => Problem::not_yet(flag.trim_start_matches("--")),
-        _ => None,
-    }
 }
 
 /// The command line as clap knows it, for pages and completions.
