@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use skep_config::{Flags, MachineFlags, Problem};
 
+use crate::ctl::{self, CtlArgs};
 use crate::exit::{self, Exit};
 
 const EXAMPLES: &str = "\
@@ -21,7 +22,9 @@ Examples:
   skep run --config vm.toml --serial socket=vm.console
           the machine of a file, with its console on a socket
   skep run --config vm.toml --memory 4G --dump-config > bigger.toml
-          write the whole config, with a change";
+          write the whole config, with a change
+  skep ctl vm.sock disk add data.img,format=raw
+          plug a disk into a machine that runs with --control vm.sock";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -66,6 +69,11 @@ pub(crate) enum Command {
     /// its processors and memory, looks at its clocks and devices, and measures what an exit costs.
     #[command(after_help = WORDS_HELP)]
     Hello(HelloArgs),
+    /// Talk with a machine that runs: plug in disks and network cards, remove them
+    ///
+    /// The machine was started with --control SOCKET.
+    #[command(after_help = ctl::EXAMPLES)]
+    Ctl(CtlArgs),
     /// Say what this host can do, and how to mend what is missing
     Doctor,
     /// Check a config without running it: keys, files, and whether the kernel is one for the machine

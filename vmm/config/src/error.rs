@@ -237,7 +237,9 @@ pub enum Conflict {
         mend: &'static str,
     },
     /// A device that is to be plugged is to be where nothing can be.
-    #[error("place {place} takes no device while the guest runs\n  try: place=port:NUMBER, or no place, for the first free port")]
+    #[error(
+        "place {place} takes no device while the guest runs\n  try: place=port:NUMBER, or no place, for the first free port"
+    )]
     NotPluggable {
         /// The place.
         place: Place,

@@ -46,7 +46,8 @@ impl Config {
         let gone: Vec<Disk> = self.disk.extract_if(.., |disk| !there(&disk.id)).collect();
         for first in gone {
             // What the controller has stands with its first disk.
-            let heir = self.disk.iter_mut().find(|disk| disk.controller.is_some() && disk.controller == first.controller);
+            let heir =
+                self.disk.iter_mut().find(|disk| disk.controller.is_some() && disk.controller == first.controller);
             if let (Some(heir), Some(place)) = (heir, first.place) {
                 (heir.place, heir.serial, heir.queues) = (Some(place), first.serial, first.queues);
             }
@@ -78,7 +79,10 @@ impl Config {
         }
         let taken = ports.filter_map(|port| Some(format!("{port} has `{}`", occupant(port)?)));
         let taken = format!(": {}", taken.collect::<Vec<_>>().join(", "));
-        Err(Conflict::NoFreePort { taken, mend: "remove one of them; or start the machine with more, by --pci-ports N" })
+        Err(Conflict::NoFreePort {
+            taken,
+            mend: "remove one of them; or start the machine with more, by --pci-ports N",
+        })
     }
 
     /// The devices and their places.

@@ -121,9 +121,11 @@ impl Client {
 
     fn line(&mut self, deadline: Option<(Instant, Duration)>) -> Result<Vec<u8>, ClientError> {
         let mut line = Vec::new();
-        let late = |patience| move |error: io::Error| match error.kind() {
-            io::ErrorKind::WouldBlock => ClientError::Late(patience),
-            _ => gone(error),
+        let late = |patience| {
+            move |error: io::Error| match error.kind() {
+                io::ErrorKind::WouldBlock => ClientError::Late(patience),
+                _ => gone(error),
+            }
         };
         // A time of 0 would wait for ever.
         let left = deadline.map(|(end, _)| end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));

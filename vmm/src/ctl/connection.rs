@@ -45,6 +45,9 @@ pub(super) struct Connection {
     pending: usize,
     /// Nothing more comes, or is listened to.
     ended: bool,
+    /// It takes no output any more. What it has said is still heard.
+    deaf: bool,
+    /// It has gone.
     broken: bool,
 }
 
@@ -60,6 +63,7 @@ impl Connection {
             output: VecDeque::new(),
             pending: 0,
             ended: false,
+            deaf: false,
             broken: false,
         }
     }
@@ -132,13 +136,16 @@ impl Connection {
 
     /// Hands over what it takes now.
     pub(super) fn flush(&mut self) {
-        while !self.output.is_empty() && !self.broken {
+        while !self.output.is_empty() {
             let (bytes, _) = self.output.as_slices();
             match self.stream.write(bytes) {
                 Ok(count) => drop(self.output.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => self.broken = true,
+                Err(_) => {
+                    self.deaf = true;
+                    self.output.clear();
+                }
             }
         }
     }

@@ -43,7 +43,9 @@ impl<A: Platform> Machine<A> {
         let namespace = self.site().plug_disk(&next)?;
         let disk = next.disk.last();
         let of_same = |other: &&Disk| {
-            disk.is_some_and(|disk| other.id == disk.id || disk.controller.is_some() && other.controller == disk.controller)
+            disk.is_some_and(|disk| {
+                other.id == disk.id || disk.controller.is_some() && other.controller == disk.controller
+            })
         };
         let place = next.disk.iter().filter(of_same).find_map(|other| other.place);
         let id = disk.and_then(|disk| disk.id.clone());

@@ -22,7 +22,9 @@ pub enum HotplugError {
         known: String,
     },
     /// It is there for good.
-    #[error("`{id}` is at {place} and can't leave while the guest runs\n  try: a place behind a root port when the machine starts: place=port:NUMBER")]
+    #[error(
+        "`{id}` is at {place} and can't leave while the guest runs\n  try: a place behind a root port when the machine starts: place=port:NUMBER"
+    )]
     NotRemovable {
         /// The device.
         id: String,
@@ -115,7 +117,11 @@ impl Going {
 }
 
 fn one_of(names: Vec<String>) -> String {
-    if names.is_empty() { "`device list`: there is none now".to_owned() } else { format!("one of {}", names.join(", ")) }
+    if names.is_empty() {
+        "`device list`: there is none now".to_owned()
+    } else {
+        format!("one of {}", names.join(", "))
+    }
 }
 
 impl Devices {
@@ -241,8 +247,7 @@ impl Devices {
     /// Whether a device or a disk of that name is there, or has not gone altogether.
     pub(in crate::machine) fn has(&self, id: &str) -> bool {
         let inner = self.lock();
-        let placed =
-            |device: &Placed| device.id == id || device.images.iter().any(|image| image.id == id);
+        let placed = |device: &Placed| device.id == id || device.images.iter().any(|image| image.id == id);
         let going = |going: &Going| going.id == id || going.disks.iter().any(|disk| disk == id);
         inner.placed.iter().any(placed) || inner.going.iter().any(going)
     }
