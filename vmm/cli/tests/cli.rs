@@ -85,6 +85,7 @@ fn nothing_asked_for_shows_help() {
     for text in [
         "run ",
         "hello ",
+        "ctl ",
         "doctor ",
         "check ",
         "completions ",

@@ -1,6 +1,7 @@
 //! The way from whoever does what a client asked for back to the client.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -36,34 +37,39 @@ impl Outbox {
     }
 }
 
-/// Answers one request, from any thread. Dropped without an answer it tells the client that the machine has ended.
-pub struct Reply {
+/// Answers one request, from any thread. Of its clones the first that answers does; when all are dropped without an answer, the client is told that the
+/// machine has ended.
+#[derive(Clone)]
+pub struct Reply(Arc<Open>);
+
+struct Open {
     outbox: Arc<Outbox>,
     connection: u32,
     id: Option<u64>,
-    open: bool,
+    answered: AtomicBool,
 }
 
 impl Reply {
     pub(super) fn new(outbox: &Arc<Outbox>, connection: u32, id: Option<u64>) -> Self {
-        Self { outbox: outbox.clone(), connection, id, open: true }
+        Self(Arc::new(Open { outbox: outbox.clone(), connection, id, answered: AtomicBool::new(false) }))
     }
 
     /// Tells what came of the request. A client that has gone misses it.
-    pub fn send(mut self, outcome: Result<Answer, Failure>) {
-        self.put(&outcome);
-    }
-
-    fn put(&mut self, outcome: &Result<Answer, Failure>) {
-        self.open = false;
-        self.outbox.put(self.connection, response(self.id, outcome));
+    pub fn send(self, outcome: Result<Answer, Failure>) {
+        self.0.answer(&outcome);
     }
 }
 
-impl Drop for Reply {
-    fn drop(&mut self) {
-        if self.open {
-            self.put(&Err(Failure::new(ErrorKind::Ended, "the machine has ended before that was done")));
+impl Open {
+    fn answer(&self, outcome: &Result<Answer, Failure>) {
+        if !self.answered.swap(true, Ordering::Relaxed) {
+            self.outbox.put(self.connection, response(self.id, outcome));
         }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.answer(&Err(Failure::new(ErrorKind::Ended, "the machine has ended before that was done")));
     }
 }

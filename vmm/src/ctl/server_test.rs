@@ -14,6 +14,7 @@ use crate::run::Gate;
 struct Bench {
     manager: EventManager<Subscriber>,
     requests: Arc<Requests>,
+    gate: Arc<Gate>,
     calls: VecDeque<Call>,
     path: PathBuf,
     _folder: tempfile::TempDir,
@@ -23,10 +24,11 @@ impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
-        let requests = Arc::new(Requests::new(Arc::new(Gate::default())).unwrap());
+        let gate = Arc::new(Gate::default());
+        let requests = Arc::new(Requests::new(gate.clone()).unwrap());
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(Server::bind(&path).unwrap().attach(requests.clone()));
-        Self { manager, requests, calls: VecDeque::new(), path, _folder: folder }
+        Self { manager, requests, gate, calls: VecDeque::new(), path, _folder: folder }
     }
 
     /// Lets the control loop handle what there is. Where there is nothing, the test has failed.
@@ -225,4 +227,21 @@ fn what_was_done_last_is_told_at_the_end() {
     client.0.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "{\"id\":1,\"result\":{}}\n");
     assert!(!path.exists());
+}
+
+#[test]
+fn a_command_leaves_the_guest_running() {
+    let mut bench = Bench::new();
+    bench.requests.open_gate();
+    let mut client = bench.connect();
+    client.say("{\"command\":\"stats\"}\n");
+    done(bench.call());
+    assert!(bench.gate.is_open());
+    // What came meanwhile keeps it standing.
+    bench.requests.send(run::Request::Reset);
+    bench.requests.open_gate();
+    assert!(!bench.gate.is_open());
+    assert!(matches!(bench.requests.take(), Some(run::Request::Reset)));
+    bench.requests.open_gate();
+    assert!(bench.gate.is_open());
 }

@@ -44,27 +44,19 @@ impl<A: Platform> Running<'_, A> {
 
     fn remove(self, remove: DeviceRemove, reply: Reply) {
         let DeviceRemove { id, wait, again } = remove;
-        // Whoever answers has it: the end of the removal, or, where there is none to wait for, this.
-        let reply = Arc::new(std::sync::Mutex::new(Some(reply)));
-        let answer = |reply: &std::sync::Mutex<Option<Reply>>, outcome| {
-            if let Some(reply) = reply.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
-                reply.send(outcome);
-            }
-        };
-        let told = reply.clone();
-        let name = id.clone();
+        let (told, name) = (reply.clone(), id.clone());
         let waiter = move |removal| {
-            let outcome = match removal {
+            told.send(match removal {
                 Removal::Gone => Ok(Answer::Removed(Removed { gone: true })),
                 Removal::Restarted => Err(HotplugError::Restarted { id: name }.into()),
-            };
-            answer(&told, outcome);
+            });
         };
         let waiter = wait.then(|| Box::new(waiter) as Box<dyn FnOnce(Removal) + Send>);
         match self.machine.unplug(&id, again, waiter) {
+            // The waiter answers.
             Ok(()) if wait => {}
-            Ok(()) => answer(&reply, Ok(Answer::Removed(Removed { gone: false }))),
-            Err(error) => answer(&reply, Err(error.into())),
+            Ok(()) => reply.send(Ok(Answer::Removed(Removed { gone: false }))),
+            Err(error) => reply.send(Err(error.into())),
         }
     }
 

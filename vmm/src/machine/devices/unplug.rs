@@ -201,10 +201,13 @@ impl Devices {
             inner.going.push(Going { id: gone.id.clone(), kind: gone.kind.name(), place: gone.place, disks, waiting });
             gone
         };
-        drop(endpoint);
         tracing::info!("the guest has let `{}` at {} go", gone.id, gone.place);
         let Placed { id, kind, images, .. } = gone;
         let last = self.at_last(&id);
+        // A vCPU may still be at its registers.
+        let shared = last.clone();
+        endpoint.on_release(move || drop(shared));
+        drop(endpoint);
         let (done, stopped) = std::sync::mpsc::channel();
         kind.begin_stop(move || {
             // Nobody listens where no thread could be had.
