@@ -13,7 +13,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Once, OnceLock};
 
-use crate::console::{leftover, terminal};
+use crate::console::terminal;
+use crate::leftover;
 
 /// Signals by which a user, a terminal, a service manager, a timer or a limit ends a process.
 const ENDING: [i32; 13] = [

@@ -142,6 +142,9 @@ pub enum Error {
         /// Which.
         vcpu: usize,
     },
+    /// The control socket.
+    #[error("control socket: {0}")]
+    ControlSocket(#[source] crate::ListenError),
     /// The console.
     #[error(transparent)]
     Console(#[from] crate::console::ConsoleError),

@@ -4,18 +4,23 @@
 //! * [`boot`]: the files that a guest boots from.
 //! * [`run`]: vCPU threads behind a gate, and the control loop.
 //! * [`console`]: the first serial port on the host: terminal, file, pty, socket.
+//! * [`ctl`]: the control socket, and what can be asked for there.
 //! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
 //!
-//! What it does not do yet: firmware, plugging devices while a guest runs, saving and migrating (the state types are there).
+//! What it does not do yet: firmware, saving and migrating (the state types are there).
 
 pub mod boot;
 pub mod console;
+pub mod ctl;
 mod emergency;
 mod error;
+mod leftover;
+mod listen;
 pub mod machine;
 pub mod monitor;
 pub mod run;
 
 pub use emergency::ignore_file_size_signal;
 pub use error::Error;
+pub use listen::ListenError;
 pub use monitor::{Ending, Outcome};

@@ -87,11 +87,23 @@ pub struct Endpoint {
     doorbells: Doorbells,
     function: Arc<dyn Function>,
     inner: Mutex<Inner>,
+    // Fields drop in this order: it is told last.
+    released: Released,
 }
 
 struct Inner {
     space: ConfigSpace,
     upstream: Upstream,
+}
+
+/// Who is told of the end.
+#[derive(Default)]
+struct Released(Mutex<Vec<Box<dyn FnOnce() + Send>>>);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|tell| tell());
+    }
 }
 
 impl Endpoint {
@@ -170,6 +182,7 @@ impl Endpoint {
             doorbells,
             function,
             inner: Mutex::new(Inner { space, upstream: Upstream::default() }),
+            released: Released::default(),
         }))
     }
 
@@ -181,6 +194,11 @@ impl Endpoint {
     #[must_use]
     pub fn place(&self) -> PciPlace {
         self.place
+    }
+
+    /// Calls `tell`, on whatever thread it is, when the last of those who reach it has let it go, and what is behind its BARs with it.
+    pub fn on_release(&self, tell: impl FnOnce() + Send + 'static) {
+        self.released.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tell));
     }
 
     /// Its BARs.

@@ -208,3 +208,16 @@ fn there_are_no_extended_capabilities() {
     }
     assert_eq!(endpoint.save(), fresh);
 }
+
+#[test]
+fn its_end_is_told_by_the_last_who_reaches_it() {
+    let (_sink, endpoint, probe) = alone(&config(), PciPlace::Port(0));
+    let (told, released) = std::sync::mpsc::channel();
+    let function = Arc::downgrade(&probe);
+    endpoint.on_release(move || told.send(function.strong_count()).unwrap());
+    let other = endpoint.clone();
+    drop((endpoint, probe));
+    assert!(released.try_recv().is_err());
+    drop(other);
+    assert_eq!(released.try_recv(), Ok(0), "what was behind it has gone");
+}

@@ -59,7 +59,7 @@ pub use interrupts::{Control, Interrupts, MAX_VECTORS, Messages};
 pub use node::{ConfigFunction, Upstream};
 pub use placer::{Window, Windows};
 pub use root_complex::{ChipsetFunction, ECAM_REGION, ECAM_SIZE, PORTS_REGION, RootComplex, RootComplexConfig};
-pub use root_port::{RootPort, Unplug};
+pub use root_port::{RootPort, SlotState, Unplug};
 pub use socket::{NoMessages, Pin, Socket};
 pub use state::{
     ChipsetState, ConfigState, EndpointState, FunctionState, InterruptsState, RegisterState, RootComplexState,

@@ -13,7 +13,7 @@ use crate::address::{Address, DEVICES};
 use crate::config_space::{Part, parts};
 use crate::decoder::Mapping;
 use crate::node::{ConfigFunction, Upstream};
-use crate::root_port::{Ejected, RootPort, Unplug};
+use crate::root_port::{Ejected, RootPort, SlotState, Unplug};
 use crate::state::{FunctionState, ROOT_COMPLEX_ID, RootComplexState};
 use crate::{Endpoint, PciError, PciPlace, Pin, Socket};
 
@@ -112,6 +112,13 @@ impl RootComplex {
 
     fn port(&self, number: u8) -> Result<Arc<RootPort>, PciError> {
         self.ports().into_iter().find(|port| port.number() == number).ok_or(PciError::NoPlace(PciPlace::Port(number)))
+    }
+
+    /// What is in the slot at `place`; none where there is no slot.
+    #[must_use]
+    pub fn slot_state(&self, place: PciPlace) -> Option<SlotState> {
+        let PciPlace::Port(number) = place else { return None };
+        Some(self.port(number).ok()?.slot_state())
     }
 
     /// The endpoints, those on bus 0 first.

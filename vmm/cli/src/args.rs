@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use skep_config::{Flags, MachineFlags, Problem};
 
+use crate::ctl::{self, CtlArgs};
 use crate::exit::{self, Exit};
-use crate::report;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,7 +22,9 @@ Examples:
   skep run --config vm.toml --serial socket=vm.console
           the machine of a file, with its console on a socket
   skep run --config vm.toml --memory 4G --dump-config > bigger.toml
-          write the whole config, with a change";
+          write the whole config, with a change
+  skep ctl vm.sock disk add data.img,format=raw
+          plug a disk into a machine that runs with --control vm.sock";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -67,6 +69,11 @@ pub(crate) enum Command {
     /// its processors and memory, looks at its clocks and devices, and measures what an exit costs.
     #[command(after_help = WORDS_HELP)]
     Hello(HelloArgs),
+    /// Talk with a machine that runs: plug in disks and network cards, remove them
+    ///
+    /// The machine was started with --control SOCKET.
+    #[command(after_help = ctl::EXAMPLES)]
+    Ctl(CtlArgs),
     /// Say what this host can do, and how to mend what is missing
     Doctor,
     /// Check a config without running it: keys, files, and whether the kernel is one for the machine
@@ -158,24 +165,13 @@ pub(crate) fn parse() -> Result<Command, clap::Error> {
 
 /// Prints what clap has to say: help, or what is wrong.
 pub(crate) fn explain(refused: &clap::Error) -> ExitCode {
-    match not_yet(refused) {
-        Some(problem) => report::print(&problem),
-        // Where nobody listens, the exit code still tells.
-        None => drop(refused.print()),
-    }
+    // Where nobody listens, the exit code still tells.
+    drop(refused.print());
     match refused.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
         _ => Exit::Usage,
     }
     .into()
-}
-
-/// Whether the flag that clap doesn't know is one that a later version will.
-fn not_yet(refused: &clap::Error) -> Option<Problem> {
-    match (refused.kind(), refused.get(ContextKind::InvalidArg)?) {
-        (ErrorKind::UnknownArgument, ContextValue::String(flag)) => Problem::not_yet(flag.trim_start_matches("--")),
-        _ => None,
-    }
 }
 
 /// The command line as clap knows it, for pages and completions.

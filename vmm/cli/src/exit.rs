@@ -9,13 +9,13 @@ use skep_vmm::{Ending, Error};
 pub(crate) const TABLE: &str = "\
 Exit codes:
   0      the guest powered itself off, or the command did what it was asked
-  1      the machine could not be set up, or the host failed it
+  1      the machine could not be set up, or the host failed it; `skep ctl` was refused
   2      a flag, the config file or a key in it is wrong
   10     the guest asked for a reset, and `on.reset` is exit
   11     the guest's kernel panicked
   12     a processor of the guest triple-faulted
   13     the hypervisor could not run the guest on
-  14     the user ended the machine by the console's escape key
+  14     the user ended the machine by the console's escape key, or by `skep ctl`
   128+N  signal N ended the machine (130: Ctrl-C, 143: SIGTERM; 134: skep itself failed)";
 
 /// Why skep ends.
@@ -67,7 +67,7 @@ impl From<&Ending> for Exit {
             Ending::Panic => Exit::Panic,
             Ending::TripleFault { .. } => Exit::TripleFault,
             Ending::Failed(_) => Exit::Hypervisor,
-            Ending::Stopped(StopReason::Console) => Exit::Quit,
+            Ending::Stopped(StopReason::Console | StopReason::Control) => Exit::Quit,
             Ending::Stopped(StopReason::Signal(number)) => Exit::Signal(*number),
         }
     }
@@ -92,6 +92,22 @@ pub(crate) enum Failure {
         what: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A machine that runs can't be asked, or says no.
+    #[error(transparent)]
+    Control(#[from] skep_vmm::ctl::ClientError),
+    /// A guest keeps a device for longer than somebody waits.
+    #[error(
+        "the guest has not let `{id}` go within {seconds} s, and may still\n  try: `skep ctl {} device list` shows whether it has; --timeout SECONDS waits longer",
+        socket.display()
+    )]
+    Kept {
+        /// The device.
+        id: String,
+        /// How long was waited.
+        seconds: u64,
+        /// The machine.
+        socket: std::path::PathBuf,
     },
     /// There is no machine for this host.
     #[error("skep has no machine for {} hosts\n  try: an x86_64 or aarch64 host", std::env::consts::ARCH)]

@@ -106,7 +106,7 @@ fn finish(config: &Config, files: BootFiles, started: Instant) -> Result<Exit, F
 /// Tells how the machine ended, where that is not what its guest or its user meant.
 fn conclude(ending: &Ending) {
     match ending {
-        Ending::PowerOff | Ending::Stopped(StopReason::Console) => {}
+        Ending::PowerOff | Ending::Stopped(StopReason::Console | StopReason::Control) => {}
         Ending::Reset => report::say("skep: the guest asked for a reset\n"),
         Ending::Panic => report::say("skep: the guest's kernel panicked\n"),
         Ending::TripleFault { vcpu } => report::say(&format!("skep: vCPU {vcpu} shut down after a triple fault\n")),

@@ -75,10 +75,7 @@ fn mistakes_are_named_with_their_place() {
         ),
         ("[[disk]]\nfile = 'x'\nfromat = 'raw'", "vm.toml:3:1: `disk`: unknown key `fromat`: did you mean `format`?"),
         ("disk = 'x'", "vm.toml:1:8: `disk`: found `x`, expected a list, such as [[disk]] makes"),
-        (
-            "control = 'x'",
-            "vm.toml:1:1: `control` is not supported by this version of skep\n  try: leave it out; the console and signals control a guest here",
-        ),
+        ("control = 3", "vm.toml:1:11: `control`: found `3`, expected a path"),
         (
             "[on]\nreset = 'reboot'",
             "vm.toml:2:9: `on.reset`: `reboot` is not one of the choices: they are exit, restart",
@@ -111,6 +108,14 @@ fn nothing_to_boot_can_be_dumped_but_not_run() {
     assert_eq!(config.finish(), Ok(()));
     assert_eq!(config.boot.source(), Err(Conflict::NothingToBoot));
     assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn the_control_socket_has_a_path_of_its_own() {
+    let finish = |text: &str| read(text).unwrap().finish();
+    assert_eq!(finish("control = 'a'\nserial = 'socket=b'"), Ok(()));
+    assert_eq!(finish("control = ''"), Err(Conflict::EmptyPath { key: "control" }));
+    assert_eq!(finish("control = 'a'\nserial = 'socket=a'"), Err(Conflict::SameSocket { path: "a".into() }));
 }
 
 #[test]
@@ -231,14 +236,14 @@ prop_compose! {
         irqchip in prop_oneof![Just(Irqchip::Auto), Just(Irqchip::Gicv2), Just(Irqchip::Gicv3)],
         log in prop_oneof![Just(LogLevel::Off), Just(LogLevel::Info), Just(LogLevel::Trace)],
         (disk, net) in (prop::collection::vec(disk(), 0..4), prop::collection::vec(net(), 0..3)),
-        (device, pci_ports) in (prop::collection::vec(device(), 0..2), 0_u8..16),
+        (device, pci_ports, control) in (prop::collection::vec(device(), 0..2), 0_u8..16, option::of(path())),
         (stats, pauth, sve, seed) in any::<(bool, bool, bool, Option<[u8; 32]>)>(),
     ) -> Config {
         Config {
             machine: MachineVersion::VirtV1,
             // A GICv2 has few.
             irqchip: if cpus.max > 8 { Irqchip::Auto } else { irqchip },
-            log, stats, serial, cpus, memory, boot, disk, net, device, pci_ports,
+            log, stats, serial, cpus, memory, boot, disk, net, device, pci_ports, control,
             rng_seed: seed.map(RngSeed),
             cpu_features: CpuFeatures { pauth, sve },
             on: Policy { power_off, reset, panic, triple_fault },

@@ -65,11 +65,6 @@ pub enum Problem {
         /// What was probably meant, or what there is.
         hint: String,
     },
-    /// A key that this version doesn't serve yet.
-    #[error(
-        "`{0}` is not supported by this version of skep\n  try: leave it out; the console and signals control a guest here"
-    )]
-    NotYet(String),
     /// No such choice.
     #[error("`{choice}` is not one of the choices: {hint}")]
     UnknownChoice {
@@ -97,15 +92,7 @@ pub enum Problem {
     Other(String),
 }
 
-/// Keys and flags of the schema that later versions serve. They are refused by name, never taken and ignored.
-const LATER: [&str; 1] = ["control"];
-
 impl Problem {
-    /// Says of a name that is not in the schema whether a later version will have it.
-    pub fn not_yet(name: &str) -> Option<Self> {
-        LATER.contains(&name).then(|| Problem::NotYet(name.to_owned()))
-    }
-
     pub(crate) fn unknown_key(key: &str, known: &[&'static str]) -> Self {
         let outermost = known.contains(&"boot");
         let nested = if outermost { &NESTED[..] } else { &[] };
@@ -113,7 +100,7 @@ impl Problem {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("the keys here are {}", known.join(", ")),
         };
-        Self::not_yet(key).unwrap_or(Problem::UnknownKey { key: key.to_owned(), hint })
+        Problem::UnknownKey { key: key.to_owned(), hint }
     }
 
     /// That `choice` is none of the `known` ones, and which was probably meant.
@@ -190,6 +177,18 @@ pub enum Conflict {
         /// The machine of this config.
         machine: MachineVersion,
     },
+    /// A path that is none.
+    #[error("`{key}` is empty: a path is needed")]
+    EmptyPath {
+        /// The key.
+        key: &'static str,
+    },
+    /// Console and control at one socket.
+    #[error("`serial` and `control` are both at {}\n  try: another path for one of them", path.display())]
+    SameSocket {
+        /// The path.
+        path: PathBuf,
+    },
     /// Two devices of one name.
     #[error("two devices are called `{id}`\n  try: another `id` for one of them")]
     SameId {
@@ -228,6 +227,22 @@ pub enum Conflict {
     NoPlaceLeft {
         /// The device.
         id: String,
+    },
+    /// A device that is to be plugged has no root port.
+    #[error("no root port is free{taken}\n  try: {mend}")]
+    NoFreePort {
+        /// What is in those that there are, or that there are none.
+        taken: String,
+        /// What would help.
+        mend: &'static str,
+    },
+    /// A device that is to be plugged is to be where nothing can be.
+    #[error(
+        "place {place} takes no device while the guest runs\n  try: place=port:NUMBER, or no place, for the first free port"
+    )]
+    NotPluggable {
+        /// The place.
+        place: Place,
     },
     /// Too many root ports.
     #[error("`pci-ports` is {ports}\n  try: {most} at most")]

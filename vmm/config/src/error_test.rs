@@ -37,10 +37,3 @@ fn a_strange_key_finds_none() {
     }
     assert_eq!(Problem::unknown_key("x", &["a", "bc"]).to_string(), "unknown key `x`: the keys here are a, bc");
 }
-
-#[test]
-fn a_later_key_is_named_as_such() {
-    let said = Problem::unknown_key("control", &KEYS).to_string();
-    assert!(said.starts_with("`control` is not supported by this version of skep\n  try: leave it out"), "{said}");
-    assert_eq!(Problem::not_yet("kernel"), None);
-}

@@ -83,6 +83,7 @@ impl Config {
             .into_iter()
             .flatten()
             .chain(serial)
+            .chain(&mut self.control)
             .chain(disks)
             .chain(sockets)
             .for_each(change);

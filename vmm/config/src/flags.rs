@@ -125,6 +125,11 @@ pub struct MachineFlags {
     /// First serial port: stdio, file=FILE, pty[,link=PATH], socket=PATH or none [default: stdio]
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<Serial>,
+    /// Unix socket at which skep listens for `skep ctl` [default: none]
+    ///
+    /// Whoever may write to it has the machine: it is this user's alone. It goes when skep ends.
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub control: Option<PathBuf>,
 
     /// When the guest powers off [default: exit]
     #[arg(long, value_name = "ACTION", help_heading = "When the guest ends")]
@@ -210,6 +215,7 @@ impl MachineFlags {
         replace(&mut config.irqchip, self.irqchip);
         replace_some(&mut config.rng_seed, self.rng_seed);
         replace(&mut config.serial, self.serial);
+        replace_some(&mut config.control, self.control);
         replace(&mut config.on.power_off, self.on_power_off);
         replace(&mut config.on.reset, self.on_reset);
         replace(&mut config.on.panic, self.on_panic);

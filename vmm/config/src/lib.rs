@@ -29,12 +29,15 @@ mod memory;
 mod net;
 mod node;
 mod place;
+mod plug;
 mod policy;
 mod poll;
 mod regular;
 mod seed;
 mod serial;
 mod size;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +90,9 @@ pub struct Config {
     /// Root ports on PCI, each with a slot for a device that can come and go; each costs the guest's boot some time.
     #[serde(default)]
     pub pci_ports: u8,
+    /// The Unix socket at which skep listens for `skep ctl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
     /// Where the first serial port leads.
     #[serde(default)]
     pub serial: Serial,
@@ -126,6 +132,7 @@ impl Config {
             stats: false,
             rng_seed: None,
             pci_ports: 0,
+            control: None,
             serial: Serial::default(),
             cpus: Cpus::default(),
             cpu_features: CpuFeatures::default(),
@@ -151,6 +158,14 @@ impl Config {
     pub fn finish(&mut self) -> Result<(), Conflict> {
         let arch = self.arch();
         self.boot.check(self.machine)?;
+        if self.control.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(Conflict::EmptyPath { key: "control" });
+        }
+        if let (Serial::Socket(serial), Some(control)) = (&self.serial, &self.control)
+            && serial == control
+        {
+            return Err(Conflict::SameSocket { path: control.clone() });
+        }
         self.finish_devices()?;
         if self.boot.kernel.is_some() && self.boot.cmdline.is_none() {
             self.boot.cmdline = Some(self.machine.default_cmdline().to_owned());

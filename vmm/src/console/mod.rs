@@ -13,7 +13,6 @@
 
 mod escape;
 mod job;
-pub(crate) mod leftover;
 mod output;
 mod place;
 pub mod terminal;
@@ -22,22 +21,21 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use skep_chipset::{SerialOut, SerialPort};
 use skep_config::Serial;
-use vmm_sys_util::timerfd::TimerFd;
 
 pub use place::{ConsoleError, refuse_inputs};
 
+use crate::leftover::Leftover;
+use crate::listen::{LISTEN, Listener, RETRY};
 use crate::run::{Request, Requests, StopReason, Subscriber};
 
 use escape::{Command, Escape, Step};
 use job::JobControl;
-use leftover::Leftover;
 use output::{Manner, Outlet, Output, Sink};
 use place::Place;
 use terminal::RawTerminal;
@@ -55,12 +53,7 @@ const CHUNK: usize = 4096;
 const WAKE: u32 = 0;
 const INPUT: u32 = 1;
 const OUTPUT: u32 = 2;
-const LISTEN: u32 = 3;
-const JOB: u32 = 4;
-const RETRY: u32 = 5;
-
-/// How long no client is accepted after the host has refused one.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+const JOB: u32 = 3;
 
 /// One serial port's console, which runs on the control thread.
 ///
@@ -84,15 +77,6 @@ pub struct Console {
     terminal: bool,
     /// A pty's other end.
     _peer: Option<File>,
-}
-
-/// Where clients come from.
-struct Listener {
-    socket: UnixListener,
-    /// Ends the time in which nobody is accepted.
-    retry: TimerFd,
-    /// The host has refused the last client, and that was told.
-    refused: bool,
 }
 
 /// Where input comes from.
@@ -136,7 +120,6 @@ impl Console {
     pub fn open(serial: &Serial) -> Result<Self, ConsoleError> {
         let Place { sink, empties, input, terminal, listener, peer, leftovers, announcement } = Place::open(serial)?;
         let outlet = Outlet::new(sink, listener.is_some()).map_err(|e| ConsoleError::host("the wake-up", e))?;
-        let listener = listener.map(Listener::new).transpose().map_err(|e| ConsoleError::host("a timer", e))?;
         Ok(Console {
             outlet: Arc::new(outlet),
             empties,
@@ -213,24 +196,16 @@ impl Console {
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         let Some(listener) = &mut self.listener else { return };
-        let client = listener.socket.accept().and_then(|(client, _)| {
-            client.set_nonblocking(true)?;
-            // Two descriptors, for the loop follows each direction by its own.
+        // Two descriptors, for the loop follows each direction by its own.
+        let two = |client: UnixStream| {
             Ok((File::from(OwnedFd::from(client.try_clone()?)), File::from(OwnedFd::from(client))))
-        });
-        match client {
-            Ok((input, output)) => {
-                listener.refused = false;
-                unwatch(ops, listener.socket.as_raw_fd());
-                self.outlet.open(Sink::new(output, Manner::Nonblocking));
-                self.source = Some(Source { file: input, watch: Watch::Parked });
-                self.watch_source(ops);
-                self.follow_sink(ops);
-            }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-                _ => listener.pause(&error, ops),
-            },
+        };
+        if let Some((input, output)) = listener.accept(ops, two) {
+            listener.deafen(ops);
+            self.outlet.open(Sink::new(output, Manner::Nonblocking));
+            self.source = Some(Source { file: input, watch: Watch::Parked });
+            self.watch_source(ops);
+            self.follow_sink(ops);
         }
     }
 
@@ -242,7 +217,7 @@ impl Console {
         self.outlet.close();
         self.drop_source(ops);
         if let Some(listener) = &self.listener {
-            watch(ops, Events::with_data(&listener.socket, LISTEN, EventSet::IN));
+            listener.listen(ops);
         }
     }
 
@@ -375,32 +350,6 @@ impl Console {
     }
 }
 
-impl Listener {
-    fn new(socket: UnixListener) -> io::Result<Self> {
-        Ok(Listener { socket, retry: TimerFd::new()?, refused: false })
-    }
-
-    /// The host can't give a client its descriptors: it waits, and the loop must not turn meanwhile.
-    fn pause(&mut self, error: &io::Error, ops: &mut EventOps<'_>) {
-        if !std::mem::replace(&mut self.refused, true) {
-            let advice = if error.raw_os_error() == Some(libc::EMFILE) { " (try: ulimit -n 4096)" } else { "" };
-            tracing::warn!("console: a client can't be accepted yet: {error}{advice}");
-        }
-        match self.retry.reset(RETRY_AFTER, None) {
-            Ok(()) => unwatch(ops, self.socket.as_raw_fd()),
-            Err(error) => tracing::error!("console: the timer can't be set: {error}"),
-        }
-    }
-
-    fn go_on(&mut self, ops: &mut EventOps<'_>) {
-        // It is no longer ready then.
-        if let Err(error) = self.retry.clear() {
-            tracing::error!("console: the timer can't be stopped: {error}");
-        }
-        watch(ops, Events::with_data(&self.socket, LISTEN, EventSet::IN));
-    }
-}
-
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         watch(ops, Events::with_data(self.outlet.event(), WAKE, EventSet::IN));
@@ -408,8 +357,7 @@ impl MutEventSubscriber for Console {
             watch(ops, Events::with_data(interactive.job.file(), JOB, EventSet::IN));
         }
         if let Some(listener) = &self.listener {
-            watch(ops, Events::with_data(&listener.socket, LISTEN, EventSet::IN));
-            watch(ops, Events::with_data(&listener.retry, RETRY, EventSet::IN));
+            listener.begin(ops);
         }
         self.watch_source(ops);
         self.pump(ops);

@@ -1,19 +1,19 @@
 //! Opens or makes what a serial port leads to.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 use skep_config::Serial;
 
-use super::leftover::Leftover;
 use super::output::{Manner, Sink};
+use crate::leftover::Leftover;
+use crate::listen::{ListenError, Listener};
 
 /// Why a console can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,9 @@ pub enum ConsoleError {
         /// What would mend it.
         mend: &'static str,
     },
+    /// Its socket can't be had.
+    #[error("console: {0}")]
+    Socket(#[source] ListenError),
     /// Output would overwrite what the machine is made from.
     #[error("console: {} is the {role} too, which the guest's output would overwrite\n  try: another file for the console", path.display())]
     Input {
@@ -66,9 +69,6 @@ impl ConsoleError {
     }
 }
 
-/// struct sockaddr_un has 108 bytes, of which one ends the path (unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
-
 /// The ends of a console.
 #[derive(Debug, Default)]
 pub(super) struct Place {
@@ -78,7 +78,7 @@ pub(super) struct Place {
     pub(super) input: Option<File>,
     /// The input is the user's terminal.
     pub(super) terminal: bool,
-    pub(super) listener: Option<UnixListener>,
+    pub(super) listener: Option<Listener>,
     /// A pty's other end, which we keep open so that the pty lives while no client has it.
     pub(super) peer: Option<File>,
     pub(super) leftovers: Vec<Leftover>,
@@ -141,17 +141,9 @@ impl Place {
     }
 
     fn socket(path: &Path) -> Result<Self, ConsoleError> {
-        if path.as_os_str().len() > SOCKET_PATH_MAX {
-            let (why, mend) =
-                ("is too long for a socket", "a path of at most 107 bytes; a relative one may be shorter");
-            return Err(ConsoleError::Unfit { path: path.to_owned(), why, mend });
-        }
-        clear_stale_socket(path)?;
-        let listener = UnixListener::bind(path).map_err(|e| ConsoleError::path("socket", path, e))?;
-        let leftovers = vec![Leftover::file(path).map_err(|e| ConsoleError::path("socket", path, e))?];
-        listener.set_nonblocking(true).map_err(|e| ConsoleError::path("socket", path, e))?;
+        let listener = Listener::bind(path, "console", None).map_err(ConsoleError::Socket)?;
         let announcement = Some(format!("the guest's console is the socket {}", path.display()));
-        Ok(Place { listener: Some(listener), leftovers, announcement, ..Place::default() })
+        Ok(Place { listener: Some(listener), announcement, ..Place::default() })
     }
 }
 
@@ -195,23 +187,6 @@ fn make_link(link: &Path, name: &Path) -> Result<(), ConsoleError> {
         Err(_) => {}
     }
     symlink(name, link).map_err(failed)
-}
-
-/// Removes a socket that a killed process has left behind; one that is listened on stays.
-fn clear_stale_socket(path: &Path) -> Result<(), ConsoleError> {
-    let taken = |why, mend| Err(ConsoleError::Unfit { path: path.to_owned(), why, mend });
-    match fs::symlink_metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => {
-            taken("exists, and is no socket", "name another path for the socket, or remove it")
-        }
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(|e| ConsoleError::path("socket", path, e))
-            }
-            _ => taken("is another process's socket", "name another path for the socket, or end that process"),
-        },
-        Err(_) => Ok(()),
-    }
 }
 
 /// A new pty: its controlling end, its other end in raw mode, and its name.

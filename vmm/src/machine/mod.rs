@@ -1,6 +1,7 @@
 //! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
 
 mod devices;
+mod hotplug;
 mod pci;
 mod platform;
 mod q35;
@@ -19,9 +20,10 @@ use skep_pci::RootComplex;
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::run::{Gate, Slot, Vcpus};
-use devices::Devices;
+use devices::{Devices, Site};
 
-pub use devices::DeviceError;
+pub use devices::{DeviceError, DeviceInfo, DeviceState, HotplugError, Removal};
+pub use hotplug::Plugged;
 pub use platform::{Ejected, Named, Plan, Platform, Services};
 
 #[cfg(test)]
@@ -101,11 +103,11 @@ impl<A: Platform> Machine<A> {
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
         add_ram(&config, &plan, &memory)?;
         memory.listen(parts.vm.memory())?;
-        let devices = Arc::new(Devices::default());
+        let devices = Devices::new();
         let theirs = devices.clone();
-        let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(&endpoint));
+        let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(endpoint));
         let board = A::assemble(&plan, &parts.vm, parts.interrupts, services, ejected)?;
-        devices.add(&config, A::pci(&board), &clock)?;
+        Site { devices: &devices, root: A::pci(&board), clock: &clock, running: false }.add(&config)?;
         if let Some(first) = parts.vcpus.first() {
             A::connect_kick(&board, first.kicker());
         }
@@ -148,6 +150,7 @@ impl<A: Platform> Machine<A> {
         for (_, component) in A::components(&self.board) {
             component.reset_component();
         }
+        self.devices.restarted();
         self.devices.resume();
         A::relocate(&self.board);
         for mut slot in self.vcpus.paused() {

@@ -1,6 +1,7 @@
 //! The control thread: console, timers, signals, lifecycle.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,9 +112,17 @@ impl MutEventSubscriber for RequestWatch {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {}
 }
 
-pub(super) fn watch(ops: &mut EventOps<'_>, events: Events, what: &'static str) {
+/// Waits for `events`, which are of `what` in messages.
+pub(crate) fn watch(ops: &mut EventOps<'_>, events: Events, what: &'static str) {
     if let Err(error) = ops.add(events) {
         tracing::error!("the control thread can't wait for {what}: {error}");
+    }
+}
+
+/// Waits for a descriptor no longer.
+pub(crate) fn unwatch(ops: &mut EventOps<'_>, fd: &impl AsRawFd, what: &'static str) {
+    if let Err(error) = ops.remove(Events::empty_raw(fd.as_raw_fd())) {
+        tracing::debug!("the control thread did not wait for {what}: {error}");
     }
 }
 

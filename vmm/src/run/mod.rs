@@ -7,6 +7,7 @@ mod signals;
 mod vcpus;
 
 pub use control::{Control, ControlError, Subscriber};
+pub(crate) use control::{unwatch, watch};
 pub use gate::Gate;
 pub use requests::{Request, Requests, StopReason};
 pub use vcpus::{BoxedIo, Slot, Vcpus};

@@ -1,12 +1,13 @@
 //! What vCPUs and devices ask of the control thread.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_hypervisor::VcpuError;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Gate;
+use crate::ctl::Call;
 
 /// What only the control thread can do.
 #[derive(Debug)]
@@ -31,8 +32,17 @@ pub enum Request {
     },
     /// The devices have stopped, as was asked of them.
     Stopped,
+    /// A client of the control socket wants something. The guest runs on meanwhile.
+    Command(Call),
     /// The user, or a signal, ends the machine.
     Stop(StopReason),
+}
+
+impl Request {
+    /// Whether the guest stands still until it is taken.
+    fn freezes(&self) -> bool {
+        !matches!(self, Request::Command(_))
+    }
 }
 
 /// Who ended the machine from outside.
@@ -40,12 +50,14 @@ pub enum Request {
 pub enum StopReason {
     /// The escape key on the console.
     Console,
+    /// A command at the control socket.
+    Control,
     /// A signal, by its number.
     Signal(i32),
 }
 
 /// The way to the control thread. A request freezes the machine at once: the vCPU that made it executes nothing more, and the others leave at their next
-/// exit.
+/// exit. Only commands leave it running.
 pub struct Requests {
     queue: Mutex<VecDeque<Request>>,
     event: EventFd,
@@ -63,16 +75,32 @@ impl Requests {
 
     /// Makes a request, from any thread.
     pub fn send(&self, request: Request) {
-        self.gate.close();
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(request);
+        let mut queue = self.lock();
+        if request.freezes() {
+            self.gate.close();
+        }
+        queue.push_back(request);
+        drop(queue);
         // It fails only when the counter is full, and then the control thread is being woken already.
         let _ = self.event.write(1);
+    }
+
+    /// Opens the gate, unless somebody has made a request that closed it and is still to be taken. The control thread's.
+    pub fn open_gate(&self) {
+        let queue = self.lock();
+        if !queue.iter().any(Request::freezes) {
+            self.gate.open();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Request>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The oldest request.
     pub fn take(&self) -> Option<Request> {
         let _ = self.event.read();
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lock();
         let request = queue.pop_front();
         if !queue.is_empty() {
             let _ = self.event.write(1);
@@ -82,8 +110,7 @@ impl Requests {
 
     /// Forgets what was asked before a restart: two vCPUs may have asked for the same one. What comes from outside is kept.
     pub fn forget(&self) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.retain(|request| matches!(request, Request::Stop(_)));
+        self.lock().retain(|request| matches!(request, Request::Stop(_) | Request::Command(_)));
     }
 
     /// Readable while there are requests.

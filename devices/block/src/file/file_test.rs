@@ -314,3 +314,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_image_is_anothers_to_use_when_it_was_told_so() {
+    for engine in engines() {
+        let (_folder, path) = image();
+        let disk = open(&path, engine);
+        let mut queue = disk.open_queue(8).unwrap();
+        let (told, released) = std::sync::mpsc::channel();
+        let again = path.clone();
+        disk.on_release(move || told.send(FileDisk::open(&again, &FileOptions::default()).is_ok()).unwrap());
+        queue
+            .submit(Request { tag: 1, operation: Operation::Read { offset: 0 }, buffer: Buffer::zeroed(4096) })
+            .unwrap();
+        queue.kick();
+        drop(disk);
+        assert!(released.try_recv().is_err(), "a queue still uses it");
+        assert!(FileDisk::open(&path, &FileOptions::default()).is_err());
+        drop(queue);
+        assert!(released.recv().unwrap());
+    }
+}

@@ -12,19 +12,29 @@ use crate::BlockError;
 /// Locks `file` for as long as it is open: for a writer against all others, for a reader against writers. The lock is one of the open file
 /// description (`F_OFD_SETLK`), so that it is not lost when another descriptor of the process is closed.
 pub(crate) fn lock(file: &File, path: &Path, exclusive: bool) -> Result<(), BlockError> {
+    let Err(source) = set(file, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK }) else { return Ok(()) };
+    match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(BlockError::Locked { path: path.to_owned(), holder: holder(file) }),
+        _ => Err(BlockError::Host { what: "lock (try without its lock)", path: path.to_owned(), source }),
+    }
+}
+
+/// Gives the lock back.
+pub(crate) fn unlock(file: &File) {
+    // It is at its end anyway: the file is closed next.
+    let _ = set(file, libc::F_UNLCK);
+}
+
+fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
     // SAFETY: plain data, for which zeroes are a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
+    lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     // SAFETY: the kernel reads the structure during the call.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
         return Ok(());
     }
-    let source = io::Error::last_os_error();
-    match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Err(BlockError::Locked { path: path.to_owned(), holder: holder(file) }),
-        _ => Err(BlockError::Host { what: "lock (try without its lock)", path: path.to_owned(), source }),
-    }
+    Err(io::Error::last_os_error())
 }
 
 /// Who holds a lock on the same file, as far as this user may know.

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::{BlockError, Disk, DiskInfo, DiskQueue, ResizeListener, ResizeNotices, ResizeSubscription};
 
@@ -17,6 +17,7 @@ mod threads;
 mod uring;
 
 pub(crate) use lock::lock;
+use lock::unlock;
 
 #[cfg(test)]
 #[path = "file_test.rs"]
@@ -72,6 +73,20 @@ struct Target {
     /// The host has refused these once.
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
+    locked: bool,
+    released: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+}
+
+/// Nobody uses the file any more.
+impl Drop for Target {
+    fn drop(&mut self) {
+        if self.locked {
+            // Rather than by closing, which takes effect when the last of the kernel's own references has gone.
+            unlock(&self.file);
+        }
+        let released = self.released.get_mut().unwrap_or_else(PoisonError::into_inner);
+        released.drain(..).for_each(|tell| tell());
+    }
 }
 
 impl Target {
@@ -137,6 +152,8 @@ impl FileDisk {
             discard: geometry.discard,
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
+            locked: options.lock,
+            released: Mutex::default(),
             file,
         };
         let engine = choose(options.engine)?;
@@ -149,6 +166,11 @@ impl FileDisk {
     #[must_use]
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+
+    /// Calls `tell`, on whatever thread it is, when the disk and all its queues have gone: the image's lock is another's to take then.
+    pub fn on_release(&self, tell: impl FnOnce() + Send + 'static) {
+        self.target.released.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tell));
     }
 
     /// Looks at the file's size again, after somebody has made it larger or smaller, and tells who listens if it has changed. Says the size

@@ -62,6 +62,19 @@ pub enum Unplug {
     Done,
 }
 
+/// What is in a slot, and what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotState {
+    /// Nothing.
+    Empty,
+    /// A device without power or link: the guest has not switched it on.
+    Off,
+    /// A device that the guest can use.
+    On,
+    /// A device that the guest was asked to let go.
+    Leaving,
+}
+
 /// Called with a device that has left its slot, under no lock.
 pub(crate) type Ejected = Arc<dyn Fn(Arc<Endpoint>) + Send + Sync>;
 
@@ -162,6 +175,18 @@ impl RootPort {
     #[must_use]
     pub fn child(&self) -> Option<Arc<Endpoint>> {
         self.lock().child.clone()
+    }
+
+    /// What is in its slot.
+    #[must_use]
+    pub fn slot_state(&self) -> SlotState {
+        let inner = self.lock();
+        match inner.child {
+            None => SlotState::Empty,
+            Some(_) if inner.removal_asked => SlotState::Leaving,
+            Some(_) if self.slot.link_is_up(&inner.space) => SlotState::On,
+            Some(_) => SlotState::Off,
+        }
     }
 
     /// The buses behind it, as the guest has numbered them: the first and the last. None while the first is 0.

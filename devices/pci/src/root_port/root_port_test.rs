@@ -1,3 +1,5 @@
+use skep_state::Component;
+
 use super::*;
 use crate::testing::*;
 use crate::{PciError, PciPlace};
@@ -228,4 +230,23 @@ fn a_state_of_another_slot_is_refused() {
     off.config.registers.iter_mut().filter(|it| it.offset == link).for_each(|it| it.value |= 1 << 29);
     let error = ports[0].restore(&off).unwrap_err().to_string();
     assert!(error.contains("`link`"), "{error}");
+}
+
+#[test]
+fn a_slot_has_a_state() {
+    let it = Hotplug::new();
+    let state = |number| it.rig.root.slot_state(PciPlace::Port(number));
+    assert_eq!((state(0), state(1), state(9)), (Some(SlotState::On), Some(SlotState::Empty), None));
+    assert_eq!(it.rig.root.slot_state(PciPlace::Root(3)), None);
+    it.plug("new", 1);
+    assert_eq!(state(1), Some(SlotState::Off));
+    it.control(EMPTY, ON);
+    assert_eq!(state(1), Some(SlotState::On));
+    it.rig.root.unplug(PciPlace::Port(1)).unwrap();
+    assert_eq!(state(1), Some(SlotState::Leaving));
+    it.control(EMPTY, OFF);
+    assert_eq!(state(1), Some(SlotState::Empty));
+    it.rig.root.unplug(PciPlace::Port(0)).unwrap();
+    it.rig.root.reset_component();
+    assert_eq!(state(0), Some(SlotState::On), "it must be asked for again");
 }

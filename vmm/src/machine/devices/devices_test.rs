@@ -95,9 +95,9 @@ fn a_device_that_the_guest_lets_go_is_no_longer_there() {
     let machine = machine::<Aarch64>(some_of_each(folder.path())).unwrap();
     let endpoints = machine.pci().endpoints();
     let plugged = endpoints.iter().find(|endpoint| endpoint.place() == PciPlace::Port(0)).unwrap();
-    machine.devices.ejected(plugged);
+    machine.devices.ejected(plugged.clone());
     assert!(machine.components().iter().all(|(name, _)| name != "disk1"));
-    machine.devices.ejected(plugged);
+    machine.devices.ejected(plugged.clone());
     stop(&machine);
 }
 

@@ -5,84 +5,119 @@ use std::io;
 use std::sync::Arc;
 
 use skep_block::{BlockError, Disk as _, FileDisk, FileOptions};
-use skep_clock::Clock;
 use skep_config::{Config, Disk, DiskDevice, Format};
-use skep_nvme::{ControllerConfig, NamespaceConfig};
-use skep_pci::RootComplex;
+use skep_nvme::{Controller, ControllerConfig, NamespaceConfig};
 use skep_virtio::{Blk, BlkConfig};
 
-use super::{DeviceError, Devices, Kind, named, socket};
+use super::{DeviceError, Devices, Image, Kind, Site, named};
 use crate::Error;
 
 /// Sectors are what virtio counts in, and NVMe's smallest blocks.
 const SECTOR: u32 = 512;
+/// A controller's namespaces at most.
+const NAMESPACES: u32 = 256;
 
 /// Makes the disks of `config`.
-pub(super) fn add(devices: &Devices, config: &Config, root: &RootComplex, clock: &Clock) -> Result<(), Error> {
+pub(super) fn add(site: Site<'_>, config: &Config) -> Result<(), Error> {
     let mut controllers = BTreeSet::new();
     for disk in &config.disk {
-        let id = disk.id.as_deref().unwrap_or_default();
-        match (disk.device, &disk.controller) {
-            (DiskDevice::VirtioBlk, _) => add_virtio(devices, id, disk, root).map_err(named(id))?,
-            (DiskDevice::Nvme, None) => add_controller(devices, id, &[disk], root, clock)?,
-            (DiskDevice::Nvme, Some(name)) => {
-                if controllers.insert(name) {
-                    let of_it = |other: &&Disk| other.controller.as_ref() == Some(name);
-                    let disks: Vec<_> = config.disk.iter().filter(of_it).collect();
-                    add_controller(devices, name, &disks, root, clock)?;
-                }
-            }
+        if disk.controller.as_ref().is_none_or(|name| controllers.insert(name)) {
+            add_one(site, config, disk)?;
         }
     }
     Ok(())
 }
 
+/// Makes a disk, or a controller with all its disks, of which it is the first.
+fn add_one(site: Site<'_>, config: &Config, disk: &Disk) -> Result<(), Error> {
+    let id = disk.id.as_deref().unwrap_or_default();
+    match (disk.device, &disk.controller) {
+        (DiskDevice::VirtioBlk, _) => add_virtio(site, id, disk).map_err(named(id)),
+        (DiskDevice::Nvme, None) => add_controller(site, id, &[disk]),
+        (DiskDevice::Nvme, Some(name)) => add_controller(site, name, &of_controller(config, name)),
+    }
+}
+
+fn of_controller<'a>(config: &'a Config, name: &str) -> Vec<&'a Disk> {
+    config.disk.iter().filter(|disk| disk.controller.as_deref() == Some(name)).collect()
+}
+
+/// Plugs in the last disk of `config`: a device of its own, or a further namespace of its controller, of which it answers the number.
+pub(super) fn plug(site: Site<'_>, config: &Config) -> Result<Option<u32>, Error> {
+    let Some(disk) = config.disk.last() else { return Ok(None) };
+    if let Some(name) = &disk.controller
+        && let [first, .., _] = of_controller(config, name)[..]
+    {
+        let id = disk.id.as_deref().unwrap_or_default();
+        return join(site.devices, name, &serial(first, name), disk).map(Some).map_err(named(id));
+    }
+    add_one(site, config, disk).map(|()| None)
+}
+
+fn serial(first: &Disk, controller: &str) -> String {
+    first.serial.clone().unwrap_or_else(|| controller.to_owned())
+}
+
 /// A controller with the namespaces `disks`, the first of which says what it is.
-fn add_controller(
-    devices: &Devices,
-    id: &str,
-    disks: &[&Disk],
-    root: &RootComplex,
-    clock: &Clock,
-) -> Result<(), Error> {
+fn add_controller(site: Site<'_>, id: &str, disks: &[&Disk]) -> Result<(), Error> {
     let Some(first) = disks.first() else { return Ok(()) };
-    let serial = first.serial.clone().unwrap_or_else(|| id.to_owned());
+    let serial = serial(first, id);
     let mut form = ControllerConfig::new(serial.clone());
     form.queues = first.queues.unwrap_or(form.queues);
     form.poll = first.poll.unwrap_or_default().duration();
     let make = || {
-        let socket = socket(root, first.place)?;
-        Ok(skep_nvme::endpoint(&socket, form, clock.clone())?)
+        let socket = site.socket(first.place)?;
+        Ok(skep_nvme::endpoint(&socket, form, site.clock.clone())?)
     };
     let (endpoint, controller) = make().map_err(named(id))?;
-    for (nsid, disk) in (1..).zip(disks) {
-        let attach = || {
-            let block_size = disk.block_size.unwrap_or(SECTOR);
-            let namespace = NamespaceConfig {
-                disk: open(disk, block_size)?,
-                block_size,
-                read_only: disk.readonly,
-                uuid: uuid(&serial, nsid),
-            };
-            Ok(controller.attach(nsid, &namespace)?)
-        };
-        attach().map_err(named(disk.id.as_deref().unwrap_or_default()))?;
-    }
-    devices.push(id, endpoint, Kind::Nvme(controller), root).map_err(named(id))
+    let attach = |(nsid, disk): (u32, &&Disk)| {
+        attach(&controller, nsid, &serial, disk).map_err(named(disk.id.as_deref().unwrap_or_default()))
+    };
+    let images = (1..).zip(disks).map(attach).collect::<Result<_, _>>()?;
+    site.push(id, endpoint, Kind::Nvme(controller), images).map_err(named(id))
 }
 
-fn add_virtio(devices: &Devices, id: &str, disk: &Disk, root: &RootComplex) -> Result<(), DeviceError> {
-    let socket = socket(root, disk.place)?;
+fn attach(controller: &Controller, nsid: u32, serial: &str, disk: &Disk) -> Result<Image, DeviceError> {
+    let block_size = disk.block_size.unwrap_or(SECTOR);
+    let file = open(disk, block_size)?;
+    let namespace =
+        NamespaceConfig { disk: file.clone(), block_size, read_only: disk.readonly, uuid: uuid(serial, nsid) };
+    controller.attach(nsid, &namespace)?;
+    Ok(Image { id: disk.id.clone().unwrap_or_default(), file, namespace: Some(nsid) })
+}
+
+/// Attaches a namespace to a controller that runs, under a number that was not another's before as long as there is one.
+fn join(devices: &Devices, controller: &str, serial: &str, disk: &Disk) -> Result<u32, DeviceError> {
+    let mut inner = devices.lock();
+    let found = inner.placed.iter_mut().find_map(|placed| match &placed.kind {
+        Kind::Nvme(nvme) if placed.id == controller => Some((nvme.clone(), placed)),
+        _ => None,
+    });
+    let refuse = |why| DeviceError::Controller { controller: controller.to_owned(), why };
+    let (nvme, placed) = found.ok_or_else(|| refuse("is leaving"))?;
+    let taken = nvme.namespaces();
+    let last = placed.last_namespace.max(taken.iter().copied().max().unwrap_or(0));
+    let free = (last + 1..=NAMESPACES).chain(1..=NAMESPACES).find(|nsid| !taken.contains(nsid));
+    let nsid = free.ok_or_else(|| refuse("has as many disks as it can"))?;
+    let image = attach(&nvme, nsid, serial, disk)?;
+    placed.last_namespace = nsid;
+    placed.images.push(image);
+    Ok(nsid)
+}
+
+fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> {
+    let socket = site.socket(disk.place)?;
+    let file = open(disk, SECTOR)?;
     let form = BlkConfig {
         name: id.to_owned(),
-        disk: open(disk, SECTOR)?,
+        disk: file.clone(),
         queues: disk.queues.unwrap_or(1),
         serial: disk.serial.clone().unwrap_or_else(|| id.to_owned()),
         poll: disk.poll.unwrap_or_default().duration(),
     };
     let device =
         Blk::new(&form).map_err(|source| DeviceError::Host { what: "start a disk's threads".to_owned(), source })?;
-    devices.push_virtio(id, &socket, device, root)
+    site.push_virtio(id, &socket, device, vec![Image { id: id.to_owned(), file, namespace: None }])
 }
 
 /// Opens the image, which must be made of whole blocks.

@@ -3,22 +3,28 @@
 mod disk;
 mod net;
 mod other;
+mod unplug;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use skep_block::BlockError;
+use serde::{Deserialize, Serialize};
+use skep_block::{BlockError, Disk as _, FileDisk};
 use skep_clock::Clock;
-use skep_config::{Config, FIRST_PORT, Place};
+use skep_config::{Config, FIRST_PORT, Net, Place};
 use skep_net::NetError;
 use skep_nvme::{Controller, NvmeError};
-use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, Socket};
+use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, SlotState, Socket};
 use skep_state::Component;
 use skep_virtio::net::NetDeviceError;
 use skep_virtio::{PciDevice, Transport, VirtioDevice};
 
 use super::Named;
 use crate::Error;
+use unplug::Going;
+
+pub use unplug::{HotplugError, Removal};
+pub(super) use unplug::{Removing, Waiter};
 
 #[cfg(test)]
 #[path = "devices_test.rs"]
@@ -50,6 +56,14 @@ pub enum DeviceError {
     /// Its place.
     #[error(transparent)]
     Pci(#[from] PciError),
+    /// A disk can't join its controller.
+    #[error("controller `{controller}` {why}")]
+    Controller {
+        /// The controller.
+        controller: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// The host refuses.
     #[error("can't {what}: {source}")]
     Host {
@@ -73,28 +87,49 @@ enum Kind {
     Virtio(Arc<Transport>),
 }
 
-#[derive(Clone)]
-struct Placed {
-    place: PciPlace,
-    id: String,
-    kind: Kind,
-}
+impl Kind {
+    fn name(&self) -> &'static str {
+        match self {
+            Kind::Nvme(_) => "nvme",
+            Kind::Virtio(transport) => transport.device().device_type().name,
+        }
+    }
 
-impl Placed {
     fn begin_stop(&self, done: impl FnOnce() + Send + 'static) {
-        match &self.kind {
+        match self {
             Kind::Nvme(controller) => controller.pause(done),
             Kind::Virtio(transport) => transport.begin_stop(done),
         }
     }
 
     fn resume(&self) {
-        match &self.kind {
+        match self {
             Kind::Nvme(controller) => controller.resume(),
             Kind::Virtio(transport) => transport.resume(),
         }
     }
+}
 
+/// A disk of a device.
+struct Image {
+    id: String,
+    file: Arc<FileDisk>,
+    /// Its number among the controller's namespaces.
+    namespace: Option<u32>,
+}
+
+struct Placed {
+    place: PciPlace,
+    id: String,
+    kind: Kind,
+    images: Vec<Image>,
+    /// The namespace that came last while the guest ran.
+    last_namespace: u32,
+    /// Who waits for the guest to let it go.
+    waiting: Vec<Waiter>,
+}
+
+impl Placed {
     fn components(&self) -> Vec<Named> {
         match &self.kind {
             Kind::Nvme(controller) => vec![(self.id.clone(), controller.clone() as Arc<dyn Component>)],
@@ -117,100 +152,204 @@ impl Drop for AtLast {
     }
 }
 
-/// The devices of a machine, in the order of its configuration.
 #[derive(Default)]
-pub(super) struct Devices(Mutex<Vec<Placed>>);
+struct Inner {
+    placed: Vec<Placed>,
+    going: Vec<Going>,
+}
 
-impl Devices {
-    fn lock(&self) -> MutexGuard<'_, Vec<Placed>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The devices of a machine, in the order of its configuration, and what was plugged after it.
+#[derive(Default)]
+pub(super) struct Devices {
+    this: Weak<Devices>,
+    inner: Mutex<Inner>,
+}
 
+/// Where devices are made, and how they are put there.
+#[derive(Clone, Copy)]
+pub(super) struct Site<'a> {
+    pub(super) devices: &'a Devices,
+    pub(super) root: &'a RootComplex,
+    pub(super) clock: &'a Clock,
+    /// The guest runs, and is told.
+    pub(super) running: bool,
+}
+
+impl Site<'_> {
     /// Makes the root ports and the devices of a configuration that is finished, and puts them into their places.
-    pub(super) fn add(&self, config: &Config, root: &RootComplex, clock: &Clock) -> Result<(), Error> {
+    pub(super) fn add(self, config: &Config) -> Result<(), Error> {
         for number in 0..config.pci_ports {
-            root.add_port(number, FIRST_PORT + number)?;
+            self.root.add_port(number, FIRST_PORT + number)?;
         }
-        disk::add(self, config, root, clock)?;
-        net::add(self, config, root)?;
-        other::add(self, config, root)
+        disk::add(self, config)?;
+        net::add(self, config)?;
+        other::add(self, config)
     }
 
-    fn push(&self, id: &str, endpoint: Arc<Endpoint>, kind: Kind, root: &RootComplex) -> Result<(), DeviceError> {
+    /// Plugs in the last disk of a configuration that is finished. Answers the number of a namespace that has joined its controller.
+    pub(super) fn plug_disk(self, config: &Config) -> Result<Option<u32>, Error> {
+        disk::plug(self, config)
+    }
+
+    /// Plugs in a network card of a configuration that is finished.
+    pub(super) fn plug_net(self, net: &Net) -> Result<(), Error> {
+        net::plug(self, net)
+    }
+
+    /// What a place offers that a finished configuration gives.
+    fn socket(self, place: Option<Place>) -> Result<Socket, DeviceError> {
+        Ok(self.root.socket(pci_place(place.expect("a finished config gives each device its place")))?)
+    }
+
+    fn push(self, id: &str, endpoint: Arc<Endpoint>, kind: Kind, images: Vec<Image>) -> Result<(), DeviceError> {
         let place = endpoint.place();
-        root.insert(endpoint)?;
+        // It is known before the guest can let it go.
+        let placed = Placed { place, id: id.to_owned(), kind, images, last_namespace: 0, waiting: Vec::new() };
+        self.devices.lock().placed.push(placed);
+        let put = if self.running { self.root.plug(endpoint) } else { self.root.insert(endpoint) };
+        if let Err(error) = put {
+            self.devices.lock().placed.retain(|placed| placed.id != id);
+            return Err(error.into());
+        }
         tracing::info!("`{id}` is at {place}");
-        self.lock().push(Placed { place, id: id.to_owned(), kind });
         Ok(())
     }
 
     fn push_virtio(
-        &self,
+        self,
         id: &str,
         socket: &Socket,
         device: Arc<dyn VirtioDevice>,
-        root: &RootComplex,
+        images: Vec<Image>,
     ) -> Result<(), DeviceError> {
         let failed = |source| DeviceError::Host { what: "make a doorbell".to_owned(), source };
         let device = PciDevice::new(socket, device).map_err(failed)?;
-        self.push(id, device.endpoint, Kind::Virtio(device.transport), root)
+        self.push(id, device.endpoint, Kind::Virtio(device.transport), images)
+    }
+}
+
+/// A place as PCI has it.
+fn pci_place(place: Place) -> PciPlace {
+    match place {
+        Place::Root(device) => PciPlace::Root(device),
+        Place::Port(number) => PciPlace::Port(number),
+    }
+}
+
+/// What a device is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceState {
+    /// The guest can use it.
+    On,
+    /// It is in its slot, and the guest has not switched the slot on.
+    Off,
+    /// The guest has been asked to let it go.
+    Leaving,
+    /// The guest has let it go; what it had begun has not ended yet.
+    Stopping,
+    /// A state of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// A device of a running machine, for a person or a program of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub id: String,
+    /// What it is to the guest: `nvme`, `nvme-namespace`, `virtio-blk`, `virtio-net` and so on.
+    pub kind: String,
+    /// Where it is on PCI: `root:DEVICE` or `port:NUMBER`.
+    pub place: String,
+    /// What it is doing.
+    pub state: DeviceState,
+    /// Whether it can leave while the guest runs.
+    pub removable: bool,
+    /// Bytes, of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The controller of a namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<String>,
+    /// Its number among the controller's namespaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<u32>,
+}
+
+impl Devices {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { this: this.clone(), inner: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        self.lock().placed.iter().map(|device| device.kind.clone()).collect()
     }
 
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().placed.is_empty()
     }
 
     /// Begins to stop all queues, and calls `done`, on any thread, when nothing is in flight any more. vCPUs have stopped before.
     pub(super) fn begin_stop(&self, done: impl FnOnce() + Send + Sync + 'static) {
         let last = Arc::new(AtLast(Some(Box::new(done))));
-        let devices = self.lock().clone();
-        for device in devices {
+        for kind in self.kinds() {
             let share = last.clone();
-            device.begin_stop(move || drop(share));
+            kind.begin_stop(move || drop(share));
         }
     }
 
     /// Lets all queues go on.
     pub(super) fn resume(&self) {
-        self.lock().iter().for_each(Placed::resume);
+        self.kinds().iter().for_each(Kind::resume);
     }
 
     /// What is saved of them.
     pub(super) fn components(&self) -> Vec<Named> {
-        self.lock().iter().flat_map(Placed::components).collect()
+        self.lock().placed.iter().flat_map(Placed::components).collect()
     }
 
-    /// The guest has let go of the device that `endpoint` was. What it has in flight may end as it likes: nobody waits for it.
-    pub(super) fn ejected(&self, endpoint: &Endpoint) {
-        let gone = {
-            let mut devices = self.lock();
-            let at = devices.iter().position(|device| device.place == endpoint.place());
-            at.map(|at| devices.remove(at))
-        };
-        let Some(gone) = gone else { return };
-        tracing::info!("the guest has let `{}` at {} go", gone.id, gone.place);
-        let (done, stopped) = std::sync::mpsc::channel();
-        gone.begin_stop(move || {
-            // Nobody listens where no thread could be had.
-            let _ = done.send(());
-        });
-        let id = gone.id.clone();
-        let wait = move || {
-            let _ = stopped.recv();
-            drop(gone);
-        };
-        if let Err(error) = std::thread::Builder::new().name("eject".to_owned()).spawn(wait) {
-            tracing::warn!("`{id}` is let go of at once, with what it has in flight: {error}");
-        }
+    /// All of them, those that go last.
+    pub(super) fn list(&self, root: &RootComplex) -> Vec<DeviceInfo> {
+        let inner = self.lock();
+        let placed = inner.placed.iter().flat_map(|device| describe(device, root));
+        placed.chain(inner.going.iter().map(Going::describe)).collect()
     }
 }
 
-/// The socket of a place that a finished configuration gives.
-fn socket(root: &RootComplex, place: Option<Place>) -> Result<Socket, DeviceError> {
-    let place = match place.expect("a finished config gives each device its place") {
-        Place::Root(device) => PciPlace::Root(device),
-        Place::Port(number) => PciPlace::Port(number),
+fn describe(device: &Placed, root: &RootComplex) -> Vec<DeviceInfo> {
+    let slot = root.slot_state(device.place);
+    let state = match slot {
+        None | Some(SlotState::On) => DeviceState::On,
+        // On its way: the guest has switched the slot off just now.
+        Some(SlotState::Empty) => DeviceState::Stopping,
+        Some(SlotState::Off) => DeviceState::Off,
+        Some(SlotState::Leaving) => DeviceState::Leaving,
     };
-    Ok(root.socket(place)?)
+    let own = device.images.iter().find(|image| image.id == device.id);
+    let info = DeviceInfo {
+        id: device.id.clone(),
+        kind: device.kind.name().to_owned(),
+        place: device.place.to_string(),
+        state,
+        removable: slot.is_some(),
+        size: own.map(|image| image.file.info().size),
+        controller: None,
+        namespace: None,
+    };
+    let namespaces = device.images.iter().filter(|image| image.id != device.id).map(|image| DeviceInfo {
+        id: image.id.clone(),
+        kind: "nvme-namespace".to_owned(),
+        removable: true,
+        size: Some(image.file.info().size),
+        controller: Some(device.id.clone()),
+        namespace: image.namespace,
+        ..info.clone()
+    });
+    std::iter::once(info.clone()).chain(namespaces).collect()
 }

@@ -4,28 +4,29 @@ use std::sync::Arc;
 
 use skep_config::{Config, Net};
 use skep_net::{Link, Passt, PasstConfig, Tap};
-use skep_pci::RootComplex;
 use skep_virtio::NetConfig;
 
-use super::{DeviceError, Devices, POLL, named, socket};
+use super::{DeviceError, POLL, Site, named};
 use crate::Error;
 
 /// Makes the network cards of `config`.
-pub(super) fn add(devices: &Devices, config: &Config, root: &RootComplex) -> Result<(), Error> {
-    for net in &config.net {
-        let id = net.id.as_deref().unwrap_or_default();
-        add_card(devices, id, net, root).map_err(named(id))?;
-    }
-    Ok(())
+pub(super) fn add(site: Site<'_>, config: &Config) -> Result<(), Error> {
+    config.net.iter().try_for_each(|net| plug(site, net))
 }
 
-fn add_card(devices: &Devices, id: &str, net: &Net, root: &RootComplex) -> Result<(), DeviceError> {
-    let socket = socket(root, net.place)?;
+/// Makes one.
+pub(super) fn plug(site: Site<'_>, net: &Net) -> Result<(), Error> {
+    let id = net.id.as_deref().unwrap_or_default();
+    add_card(site, id, net).map_err(named(id))
+}
+
+fn add_card(site: Site<'_>, id: &str, net: &Net) -> Result<(), DeviceError> {
+    let socket = site.socket(net.place)?;
     let link: Arc<dyn Link> = match &net.tap {
         Some(name) => Arc::new(Tap::open(name, net.queues)?),
         None => Arc::new(Passt::start(&PasstConfig::default())?),
     };
     let mac = net.mac.expect("a finished config gives each card its address").0;
     let card = skep_virtio::Net::new(&NetConfig { name: id.to_owned(), link, mac, poll: POLL })?;
-    devices.push_virtio(id, &socket, card, root)
+    site.push_virtio(id, &socket, card, Vec::new())
 }

@@ -4,23 +4,22 @@ use std::io;
 use std::sync::Arc;
 
 use skep_config::{Config, Device, DeviceKind};
-use skep_pci::RootComplex;
 use skep_virtio::{Balloon, Rng, VirtioDevice, Vsock};
 
-use super::{DeviceError, Devices, named, socket};
+use super::{DeviceError, Site, named};
 use crate::Error;
 
 /// Makes the other devices of `config`.
-pub(super) fn add(devices: &Devices, config: &Config, root: &RootComplex) -> Result<(), Error> {
+pub(super) fn add(site: Site<'_>, config: &Config) -> Result<(), Error> {
     for device in config.device.iter().filter(|device| device.is_present()) {
-        add_one(devices, device, root).map_err(named(device.kind.name()))?;
+        add_one(site, device).map_err(named(device.kind.name()))?;
     }
     Ok(())
 }
 
-fn add_one(devices: &Devices, device: &Device, root: &RootComplex) -> Result<(), DeviceError> {
+fn add_one(site: Site<'_>, device: &Device) -> Result<(), DeviceError> {
     let id = device.kind.name();
-    let socket = socket(root, device.place)?;
+    let socket = site.socket(device.place)?;
     let thread = |source| DeviceError::Host { what: "start a device's thread".to_owned(), source };
     let made: Arc<dyn VirtioDevice> = match &device.kind {
         DeviceKind::Rng { .. } => Rng::new(id).map_err(thread)?,
@@ -31,5 +30,5 @@ fn add_one(devices: &Devices, device: &Device, root: &RootComplex) -> Result<(),
             DeviceError::Host { what: format!("listen at `{}`{mend}", socket.display()), source }
         })?,
     };
-    devices.push_virtio(id, &socket, made, root)
+    site.push_virtio(id, &socket, made, Vec::new())
 }

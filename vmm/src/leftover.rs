@@ -1,4 +1,4 @@
-//! Names on the host that go when their console does, or with the process at the latest.
+//! Names on the host that go when those who made them do, or with the process at the latest.
 
 use std::ffi::{CStr, CString};
 use std::io::{self, ErrorKind};
@@ -36,19 +36,19 @@ enum Mark {
 
 /// A name that is removed when this is dropped, unless somebody else has put something of theirs there.
 #[derive(Debug)]
-pub(super) struct Leftover {
+pub(crate) struct Leftover {
     id: u64,
     path: PathBuf,
 }
 
 impl Leftover {
     /// A symbolic link, which has just been made to `target`.
-    pub(super) fn link(path: &Path, target: &Path) -> io::Result<Self> {
+    pub(crate) fn link(path: &Path, target: &Path) -> io::Result<Self> {
         Self::new(path, Mark::Link(c_string(target)?))
     }
 
     /// A file, which has just been made.
-    pub(super) fn file(path: &Path) -> io::Result<Self> {
+    pub(crate) fn file(path: &Path) -> io::Result<Self> {
         let (device, number) = identity(&c_string(path)?)?;
         Self::new(path, Mark::File(device, number))
     }
@@ -71,7 +71,7 @@ impl Drop for Leftover {
         if let Err(error) = entry.remove()
             && error.kind() != ErrorKind::NotFound
         {
-            tracing::warn!("console: {} can't be removed: {error}", self.path.display());
+            tracing::warn!("{} can't be removed: {error}", self.path.display());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Runs a machine to its end.
 
+mod command;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,8 +14,10 @@ use skep_memory::MemoryMap;
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::console::Console;
+use crate::ctl::Server;
 use crate::machine::{Machine, Platform, Services};
 use crate::run::{Control, Gate, Request, Requests, StopReason};
+use command::Running;
 
 /// How a machine has ended.
 #[derive(Debug)]
@@ -67,6 +71,7 @@ pub fn run<A: Platform>(
     let mut control = Control::new(&clock, requests.clone())?;
 
     let console = Console::open(&config.serial)?;
+    let server = config.control.as_deref().map(Server::bind).transpose().map_err(Error::ControlSocket)?;
     let services = Services {
         clock: clock.clone(),
         requests: device_requests(&requests),
@@ -76,6 +81,9 @@ pub fn run<A: Platform>(
     let mut machine = Machine::<A>::new(config, hypervisor, gate.clone(), services)?;
     machine.load(&mut files)?;
     control.add(console.attach(machine.serial(), requests.clone())?);
+    if let Some(server) = server {
+        control.add(server.attach(requests.clone()));
+    }
     control.hear_signals()?;
     let threads = |source| Error::Thread { what: "a vCPU", source };
     machine.vcpus_mut().start(&requests).map_err(threads)?;
@@ -85,8 +93,16 @@ pub fn run<A: Platform>(
     let mut abandoned = false;
     let ending = loop {
         clock.resume();
-        gate.open();
-        let request = control.next_request()?;
+        requests.open_gate();
+        let request = loop {
+            match control.next_request()? {
+                Request::Command(call) => {
+                    let machine = &mut machine;
+                    Running { machine, requests: &requests, gate: &gate, started, restarts }.obey(call);
+                }
+                request => break request,
+            }
+        };
         gate.close_and_wait();
         clock.pause();
         let policy = &config.on;
@@ -98,8 +114,8 @@ pub fn run<A: Platform>(
             Request::Failed(error) => break Ending::Failed(error),
             Request::Panicked { vcpu } => return Err(Error::Panicked { vcpu }),
             Request::Stop(reason) => break Ending::Stopped(reason),
-            // Nobody waits for it any more.
-            Request::Stopped => continue,
+            // Nobody waits for the one any more, and the other has been obeyed.
+            Request::Stopped | Request::Command(_) => continue,
         };
         if action == Action::Exit {
             break ending;
@@ -147,6 +163,7 @@ fn stop<A: Platform>(
         match control.next_request()? {
             Request::Stopped => return Ok(None),
             Request::Stop(reason) => return Ok(Some(reason)),
+            Request::Command(call) => command::refuse(call, requests),
             // The machine stands, and what its vCPUs asked for before has been heard.
             _ => {}
         }

@@ -10,8 +10,8 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use skep_clock::Clock;
 use skep_config::Serial;
 
-use super::super::Console;
 use super::*;
+use crate::console::Console;
 use crate::run::{Control, Gate, Requests};
 
 /// Where the child makes its names; its presence says that this process is the child.
@@ -35,7 +35,7 @@ fn names_go_with_the_process_however_that_ends() {
     if let Some(folder) = env::var_os(FOLDER) {
         return be_the_child(folder.as_ref());
     }
-    let name = "console::leftover::test::names_go_with_the_process_however_that_ends";
+    let name = "leftover::test::names_go_with_the_process_however_that_ends";
     for signal in [None, Some(Signal::TERM), Some(Signal::INT), Some(Signal::USR1), Some(Signal::ABORT)] {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(env::current_exe().unwrap());

@@ -1,0 +1,241 @@
+//! `skep ctl`: talks with a machine that runs, by its control socket.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueHint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use skep_config::{Disk, Net, Size};
+use skep_vmm::ctl::protocol::{
+    DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Removed, Resized, Stats,
+};
+use skep_vmm::ctl::{Client, ClientError};
+use skep_vmm::machine::{DeviceInfo, DeviceState, Plugged};
+
+use crate::exit::{Exit, Failure};
+use crate::pages;
+
+#[cfg(test)]
+#[path = "ctl_test.rs"]
+mod test;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  skep run --config vm.toml --pci-ports 4 --control vm.sock
+          a machine with four free slots, and a socket to talk with it
+  skep ctl vm.sock device list
+  skep ctl vm.sock disk add data.img,format=raw,id=data
+          a disk that the guest finds while it runs; device=virtio-blk for the other kind
+  skep ctl vm.sock device remove data
+          ask the guest to let it go, and wait until the file is free
+  skep ctl vm.sock net add tap=vmtap0,id=lan
+  truncate -s 20G data.img && skep ctl vm.sock disk resize data";
+
+#[derive(Debug, Args)]
+pub(crate) struct CtlArgs {
+    /// The machine's socket: what was given to --control
+    #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    socket: PathBuf,
+    /// Print what the machine answers as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: CtlCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CtlCommand {
+    /// Devices: list them, remove one
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Disks: add one, tell the guest of a new size
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Network cards: add one
+    #[command(subcommand)]
+    Net(NetCommand),
+    /// Print exits by kind and times so far; the guest stands still for a moment
+    Stats,
+    /// Reset the machine, as if its guest had asked for it: `--on-reset` says what happens then
+    Reset,
+    /// End the machine at once, as by pulling its plug
+    Quit,
+}
+
+#[derive(Debug, Subcommand)]
+enum DeviceCommand {
+    /// List the devices on PCI, with places and states
+    List,
+    /// Ask the guest to let a device go, and wait until it has gone
+    ///
+    /// What is behind a root port (`port:NUMBER`) can leave, and a disk that shares its controller with others. Linux takes 5 seconds for the first.
+    Remove {
+        /// The device's name
+        id: String,
+        /// Return when the guest has been asked
+        #[arg(long, conflicts_with = "timeout")]
+        no_wait: bool,
+        /// Wait so long at most; the device may still go after that
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        timeout: u64,
+        /// Ask a guest that was asked before and has not heard
+        #[arg(long)]
+        again: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DiskCommand {
+    /// Plug in a disk: what `skep run --disk` takes
+    ///
+    /// It comes to the first free root port, or to the one of `place=port:NUMBER`. With `controller=ID` it joins a controller that was given this
+    /// name, as a further namespace, and needs no port.
+    Add {
+        /// The disk
+        #[arg(value_name = "FILE,format=raw[,...]")]
+        disk: Disk,
+    },
+    /// Look at the size of a disk's file again, and tell the guest
+    Resize {
+        /// The disk's name
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum NetCommand {
+    /// Plug in a network card: what `skep run --net` takes
+    Add {
+        /// The card
+        #[arg(value_name = "tap=NAME|user[,...]")]
+        net: Net,
+    },
+}
+
+/// A machine, and how its answers are printed.
+struct Asker {
+    client: Client,
+    json: bool,
+}
+
+impl Asker {
+    fn ask<T: Serialize + DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: &impl Serialize,
+        patience: Option<Duration>,
+        text: impl FnOnce(T) -> String,
+    ) -> Result<(), Failure> {
+        let answer: T = self.client.call(command, arguments, patience)?;
+        let text = if self.json { json(&answer) } else { text(answer) };
+        pages::print(text.as_bytes())
+    }
+}
+
+fn json(answer: &impl Serialize) -> String {
+    serde_json::to_string(answer).map(|text| text + "\n").unwrap_or_default()
+}
+
+/// Does what is asked of a machine that runs.
+pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
+    let CtlArgs { socket, json, command } = args;
+    let mut it = Asker { client: Client::connect(&socket)?, json };
+    match command {
+        CtlCommand::Device(DeviceCommand::List) => {
+            it.ask("device-list", &Nothing {}, None, |list: DeviceList| table(&list.devices))?;
+        }
+        CtlCommand::Device(DeviceCommand::Remove { id, no_wait, timeout, again }) => {
+            let patience = (!no_wait).then(|| Duration::from_secs(timeout));
+            let arguments = DeviceRemove { id: id.clone(), wait: !no_wait, again };
+            let text = |removed: Removed| match removed.gone {
+                true => format!("{id}: gone\n"),
+                false => format!("{id}: the guest has been asked to let it go\n"),
+            };
+            let asked = it.ask("device-remove", &arguments, patience, text);
+            asked.map_err(|failure| match failure {
+                Failure::Control(ClientError::Late(_)) => Failure::Kept { id: id.clone(), seconds: timeout, socket },
+                other => other,
+            })?;
+        }
+        CtlCommand::Disk(DiskCommand::Add { mut disk }) => {
+            // The machine has a working folder of its own.
+            disk.file = full(&disk.file);
+            it.ask("disk-add", &DiskAdd { disk }, None, plugged)?;
+        }
+        CtlCommand::Disk(DiskCommand::Resize { id }) => {
+            let text = |resized: Resized| format!("{id}: {}\n", Size(resized.size));
+            it.ask("disk-resize", &DiskResize { id: id.clone() }, None, text)?;
+        }
+        CtlCommand::Net(NetCommand::Add { net }) => it.ask("net-add", &NetAdd { net }, None, plugged)?,
+        CtlCommand::Stats => it.ask("stats", &Nothing {}, None, |stats: Stats| figures(&stats))?,
+        CtlCommand::Reset => it.ask("reset", &Nothing {}, None, |_: Nothing| String::new())?,
+        CtlCommand::Quit => it.ask("quit", &Nothing {}, None, |_: Nothing| String::new())?,
+    }
+    Ok(Exit::Done)
+}
+
+fn full(path: &Path) -> PathBuf {
+    // What has no full path is refused by name when it is opened.
+    absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn plugged(plugged: Plugged) -> String {
+    match plugged.namespace {
+        Some(number) => format!("{}: namespace {number} of the controller at {}\n", plugged.id, plugged.place),
+        None => format!("{}: at {}\n", plugged.id, plugged.place),
+    }
+}
+
+/// Devices in columns.
+fn table(devices: &[DeviceInfo]) -> String {
+    let head = ["ID", "KIND", "PLACE", "STATE", "SIZE"].map(str::to_owned);
+    let row = |device: &DeviceInfo| {
+        let place = match (&device.controller, device.namespace) {
+            (Some(controller), Some(number)) => format!("{controller}:{number}"),
+            _ => device.place.clone(),
+        };
+        let size = device.size.map(|size| Size(size).to_string()).unwrap_or_default();
+        [device.id.clone(), device.kind.clone(), place, state(device.state).to_owned(), size]
+    };
+    let rows: Vec<[String; 5]> = std::iter::once(head).chain(devices.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [0, 1, 2, 3, 4].map(width);
+    let line = |row: &[String; 5]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+fn state(state: DeviceState) -> &'static str {
+    match state {
+        DeviceState::On => "on",
+        DeviceState::Off => "off",
+        DeviceState::Leaving => "leaving",
+        DeviceState::Stopping => "stopping",
+        DeviceState::Other => "?",
+    }
+}
+
+fn figures(stats: &Stats) -> String {
+    let first = stats.first_instruction_us.map_or("never".to_owned(), milliseconds);
+    let mut text = format!(
+        "first instruction: {first}\nrunning for: {}\nrestarts: {}\nexits: {}\n",
+        milliseconds(stats.elapsed_us),
+        stats.restarts,
+        stats.exits.values().sum::<u64>()
+    );
+    let mut rows: Vec<_> = stats.exits.iter().collect();
+    rows.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (kind, count) in rows {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "  {kind:<18} {count:>12}");
+    }
+    text
+}
+
+fn milliseconds(microseconds: u64) -> String {
+    format!("{}.{:03} ms", microseconds / 1000, microseconds % 1000)
+}

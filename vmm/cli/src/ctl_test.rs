@@ -1,0 +1,40 @@
+use super::*;
+
+fn device(id: &str, kind: &str, place: &str, state: DeviceState) -> DeviceInfo {
+    DeviceInfo {
+        id: id.to_owned(),
+        kind: kind.to_owned(),
+        place: place.to_owned(),
+        state,
+        removable: false,
+        size: None,
+        controller: None,
+        namespace: None,
+    }
+}
+
+#[test]
+fn devices_stand_in_columns() {
+    let disk = DeviceInfo { size: Some(8 << 20), ..device("data", "virtio-blk", "port:0", DeviceState::Leaving) };
+    let namespace = DeviceInfo {
+        controller: Some("many".to_owned()),
+        namespace: Some(3),
+        ..device("third", "nvme-namespace", "root:1", DeviceState::On)
+    };
+    let expected = "\
+ID     KIND            PLACE   STATE    SIZE
+rng    virtio-rng      root:2  on
+data   virtio-blk      port:0  leaving  8M
+third  nvme-namespace  many:3  on
+";
+    assert_eq!(table(&[device("rng", "virtio-rng", "root:2", DeviceState::On), disk, namespace]), expected);
+}
+
+#[test]
+fn figures_are_sorted() {
+    let exits = [("io".to_owned(), 3), ("mmio".to_owned(), 40)].into();
+    let stats = Stats { elapsed_us: 1_234_567, first_instruction_us: None, restarts: 2, exits };
+    let expected = "first instruction: never\nrunning for: 1234.567 ms\nrestarts: 2\nexits: 43\n  \
+                    mmio                         40\n  io                            3\n";
+    assert_eq!(figures(&stats), expected);
+}

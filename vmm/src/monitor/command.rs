@@ -1,0 +1,99 @@
+//! Does what clients of the control socket ask for, on the control thread between requests.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::ctl::protocol::{Answer, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Removed, Resized, Stats};
+use crate::ctl::{Call, Command, Reply};
+use crate::machine::{HotplugError, Machine, Platform, Removal};
+use crate::run::{Gate, Request, Requests, StopReason};
+
+/// A machine that runs, as commands see it.
+pub(super) struct Running<'a, A: Platform> {
+    pub(super) machine: &'a mut Machine<A>,
+    pub(super) requests: &'a Arc<Requests>,
+    pub(super) gate: &'a Gate,
+    /// When skep began.
+    pub(super) started: Instant,
+    pub(super) restarts: u32,
+}
+
+impl<A: Platform> Running<'_, A> {
+    /// Does what is asked, and answers, now or when it is done.
+    pub(super) fn obey(self, call: Call) {
+        let Call { command, reply } = call;
+        let outcome = match command {
+            Command::DeviceList => Ok(Answer::DeviceList(DeviceList { devices: self.machine.device_list() })),
+            Command::DiskAdd(disk) => self.machine.plug_disk(*disk).map(Answer::Plugged).map_err(Failure::from),
+            Command::NetAdd(net) => self.machine.plug_net(net).map(Answer::Plugged).map_err(Failure::from),
+            Command::DeviceRemove(remove) => return self.remove(remove, reply),
+            Command::DiskResize(disk) => {
+                let size = self.machine.resize_disk(&disk.id);
+                size.map(|size| Answer::Resized(Resized { size })).map_err(Failure::from)
+            }
+            Command::Stats => Ok(Answer::Stats(self.stats())),
+            Command::Reset => {
+                self.requests.send(Request::Reset);
+                Ok(Answer::Nothing(Nothing {}))
+            }
+            Command::Quit => return quit(self.requests, reply),
+        };
+        reply.send(outcome);
+    }
+
+    fn remove(self, remove: DeviceRemove, reply: Reply) {
+        let DeviceRemove { id, wait, again } = remove;
+        let (told, name) = (reply.clone(), id.clone());
+        let waiter = move |removal| {
+            told.send(match removal {
+                Removal::Gone => Ok(Answer::Removed(Removed { gone: true })),
+                Removal::Restarted => Err(HotplugError::Restarted { id: name }.into()),
+            });
+        };
+        let waiter = wait.then(|| Box::new(waiter) as Box<dyn FnOnce(Removal) + Send>);
+        match self.machine.unplug(&id, again, waiter) {
+            // The waiter answers.
+            Ok(()) if wait => {}
+            Ok(()) => reply.send(Ok(Answer::Removed(Removed { gone: false }))),
+            Err(error) => reply.send(Err(error.into())),
+        }
+    }
+
+    /// The guest stands still for it a moment.
+    fn stats(&self) -> Stats {
+        self.gate.close_and_wait();
+        let vcpus = self.machine.vcpus();
+        let first = vcpus.first_run().map(|at| at.saturating_duration_since(self.started));
+        let kinds = vcpus.exits();
+        let exits: BTreeMap<_, _> =
+            kinds.rows().filter(|(_, count)| *count > 0).map(|(kind, count)| (kind.to_string(), count)).collect();
+        self.requests.open_gate();
+        Stats {
+            elapsed_us: microseconds(self.started.elapsed()),
+            first_instruction_us: first.map(microseconds),
+            restarts: self.restarts,
+            exits,
+        }
+    }
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn quit(requests: &Requests, reply: Reply) {
+    requests.send(Request::Stop(StopReason::Control));
+    reply.send(Ok(Answer::Nothing(Nothing {})));
+}
+
+/// Answers while the machine's devices are being stopped: only its end can still be asked for.
+pub(super) fn refuse(call: Call, requests: &Requests) {
+    match call.command {
+        Command::Quit => quit(requests, call.reply),
+        _ => {
+            let text = "the machine is being restarted or ended, and waits for its devices\n  try: again in a moment";
+            call.reply.send(Err(Failure::new(ErrorKind::Busy, text)));
+        }
+    }
+}
