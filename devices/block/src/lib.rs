@@ -19,7 +19,9 @@ mod error;
 mod file;
 mod gather;
 mod limit;
+mod now;
 pub mod testing;
+mod threads;
 
 pub use buffer::{Buffer, NotRam};
 pub use disk::{

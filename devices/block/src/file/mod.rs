@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::threads;
 use crate::{BlockError, Disk, DiskInfo, DiskQueue, ResizeListener, ResizeNotices, ResizeSubscription};
 
 mod host;
 mod job;
 mod lock;
-mod now;
-mod threads;
 mod uring;
 
 pub(crate) use lock::lock;
@@ -91,7 +90,7 @@ impl Target {
 pub struct FileDisk {
     target: Arc<Target>,
     engine: Engine,
-    pool: OnceLock<Arc<threads::Pool>>,
+    pool: OnceLock<Arc<threads::Pool<Target>>>,
     notices: ResizeNotices,
 }
 
