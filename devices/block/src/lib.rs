@@ -18,8 +18,11 @@ mod disk;
 mod error;
 mod file;
 mod gather;
+pub mod image;
 mod limit;
 mod now;
+mod qcow2;
+mod storage;
 pub mod testing;
 mod threads;
 
@@ -30,3 +33,4 @@ pub use disk::{
 pub use error::{BlockError, IoError};
 pub use file::{Engine, FileDisk, FileOptions};
 pub use limit::{Limit, LimitedDisk, Limits};
+pub use qcow2::Qcow2Disk;

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use crate::threads;
 use crate::{BlockError, Disk, DiskInfo, DiskQueue, ResizeListener, ResizeNotices, ResizeSubscription};
 
-mod host;
+pub(crate) mod host;
 mod job;
 mod lock;
 mod uring;
