@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use skep_config::{Flags, MachineFlags, Problem};
 
 use crate::exit::{self, Exit};
+use crate::image::ImageCommand;
 use crate::report;
 
 const EXAMPLES: &str = "\
@@ -22,7 +23,9 @@ Examples:
   skep run --config vm.toml --serial socket=vm.console
           the machine of a file, with its console on a socket
   skep run --config vm.toml --memory 4G --dump-config > bigger.toml
-          write the whole config, with a change";
+          write the whole config, with a change
+  skep image create disk.qcow2 --format qcow2 --size 20G
+          make an empty disk";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -71,6 +74,11 @@ pub(crate) enum Command {
     Doctor,
     /// Check a config without running it: keys, files, and whether the kernel is one for the machine
     Check(CheckArgs),
+    /// Make, look at, convert and check disk images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Write a shell's completions to standard output
     ///
     /// For bash: skep completions bash > ~/.local/share/bash-completion/completions/skep

@@ -1,15 +1,16 @@
 //! `skep`: the command.
 //!
 //! `run` and `check` take one schema by flags or by a file (`skep-config`); `hello` boots a guest that is built in; `doctor` says what this
-//! host can do. Exit codes are in [`exit`], and in `skep --help`.
+//! host can do; `image` makes and looks at disk images (`skep-block`). Exit codes are in [`exit`], and in `skep --help`.
 //!
-//! What it does not do yet: the control socket and everything that needs it, snapshots, images.
+//! What it does not do yet: the control socket and everything that needs it, snapshots.
 
 #![deny(unsafe_code)]
 
 mod args;
 mod doctor;
 mod exit;
+mod image;
 mod log;
 mod pages;
 mod report;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(args)) => run::run(args, started),
         Ok(Command::Hello(args)) => run::hello(args, started),
         Ok(Command::Check(args)) => run::check(args),
+        Ok(Command::Image { command }) => image::image(command),
         Ok(Command::Doctor) => doctor::doctor(),
         Ok(Command::Completions { shell }) => pages::completions(shell),
         Ok(Command::Man { folder }) => pages::man(&folder),

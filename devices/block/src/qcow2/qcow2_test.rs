@@ -204,7 +204,7 @@ proptest! {
             // Bytes of the header, and entries of whatever is there.
             if entry {
                 let at = place.index(bytes.len() / 8) * 8;
-                let small = value % (2 * bytes.len() as u64) & !511 | value & (3 << 62 | 1);
+                let small = (value % (2 * bytes.len() as u64)) & !511 | value & (3 << 62 | 1);
                 bytes[at..at + 8].copy_from_slice(&if byte < 200 { small } else { value }.to_be_bytes());
             } else {
                 bytes[place.index(112)] = byte;
