@@ -111,8 +111,8 @@ impl Storage for Memory {
     }
 
     fn write(&self, offset: u64, buffer: &Buffer, at: usize, len: usize) -> Result<(), IoError> {
-        // As a file system would.
-        if offset > 1 << 32 {
+        // As a file system that is full would.
+        if offset > 1 << 25 {
             return Err(IoError::NoSpace);
         }
         let mut data = vec![0; len];
