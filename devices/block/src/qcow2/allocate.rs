@@ -122,6 +122,8 @@ impl Meta {
             }
             (blocks, clusters) = (needed_blocks.max(blocks), needed_clusters.max(clusters));
         }
+        // An entry that could not be written waits there.
+        self.cache.write(&*self.storage, Kind::Count)?;
         let old = (self.table_offset, self.table_clusters);
         let mut table = self.storage.bytes(old.0, (old.1 * size) as usize)?;
         table.resize((clusters * size) as usize, 0);
