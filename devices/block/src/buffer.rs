@@ -235,10 +235,19 @@ impl Buffer {
 
     /// Fills the buffer from `offset` on with zeroes. Guest memory is not marked dirty by this.
     pub fn clear(&self, offset: usize) {
+        self.clear_part(offset, usize::MAX);
+    }
+
+    /// Fills `len` bytes from `offset` on with zeroes, as far as the buffer goes. Guest memory is not marked dirty by this.
+    pub(crate) fn clear_part(&self, offset: usize, len: usize) {
         const ZEROES: [u8; 4096] = [0; 4096];
-        let mut at = offset;
-        while self.copy_in(at, &ZEROES) > 0 {
-            at += ZEROES.len();
+        let mut done = 0;
+        while done < len {
+            let moved = self.copy_in(offset + done, &ZEROES[..ZEROES.len().min(len - done)]);
+            if moved == 0 {
+                return;
+            }
+            done += moved;
         }
     }
 

@@ -132,6 +132,35 @@ pub trait Disk: Send + Sync {
     fn on_resize(&self, listener: ResizeListener) -> ResizeSubscription;
 }
 
+/// A [`Disk`] that is an image of the host's.
+pub trait ImageDisk: Disk {
+    /// Looks at the size again, after somebody has made the image larger or smaller, and tells who listens if it has changed. Says the size
+    /// in bytes, of whole blocks.
+    ///
+    /// # Errors
+    /// [`BlockError::Host`].
+    fn refresh(&self) -> Result<u64, BlockError>;
+
+    /// Calls `tell`, on whatever thread it is, when the disk and all its queues have gone: the image's lock is another's to take then.
+    fn on_release(&self, tell: Box<dyn FnOnce() + Send>);
+}
+
+/// Who is told when a disk has gone: a field of what its queues share, dropped after the image.
+#[derive(Default)]
+pub(crate) struct Releases(Mutex<Vec<Box<dyn FnOnce() + Send>>>);
+
+impl Releases {
+    pub(crate) fn add(&self, tell: Box<dyn FnOnce() + Send>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tell);
+    }
+}
+
+impl Drop for Releases {
+    fn drop(&mut self) {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|tell| tell());
+    }
+}
+
 /// One worker's way to a disk. No method waits for the medium; [`DiskQueue::kick`] may wait for the page cache.
 ///
 /// Dropping a queue with requests in flight waits for them, since the host may still write to their buffers: a worker that must not wait

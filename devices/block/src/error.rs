@@ -60,6 +60,9 @@ pub enum IoError {
     /// It was cancelled before it was done.
     #[error("the request was cancelled")]
     Cancelled,
+    /// The image contradicts itself there.
+    #[error("the disk's image is damaged")]
+    Damaged,
     /// The host's medium failed: its error number.
     #[error("the host failed: error {0}")]
     Host(i32),

@@ -4,10 +4,14 @@
 //!   batches, completions reaped, and nothing in between waits. [`Buffer`] is the guest's memory that a request moves, without a copy.
 //! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
 //!   image is never guessed from its content, which the guest writes.
+//! * [`Qcow2Disk`] is a qcow2 image, with the images behind it, by threads. [`mod@image`] makes, describes, converts and checks images.
 //! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second.
 //! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
 //!
 //! A completion says that the whole request is done, or why it is not; a short transfer by the host is continued here.
+//!
+//! qcow2 follows QEMU's docs/interop/qcow2.txt, versions 2 and 3. Of it there is no encryption, no external data file, no extended level 2 entries, no
+//! compression but deflate: such images are refused by name. Images are not resized, internal snapshots neither made nor gone back to.
 //!
 //! What it does not do: cache (the host's page cache does, unless it is asked not to), and locks against another host (a network file
 //! system's locks do what that file system says).
@@ -18,13 +22,20 @@ mod disk;
 mod error;
 mod file;
 mod gather;
+pub mod image;
 mod limit;
+mod now;
+mod qcow2;
+mod storage;
 pub mod testing;
+mod threads;
 
 pub use buffer::{Buffer, NotRam};
 pub use disk::{
-    Completion, Disk, DiskInfo, DiskQueue, Operation, Request, ResizeListener, ResizeNotices, ResizeSubscription,
+    Completion, Disk, DiskInfo, DiskQueue, ImageDisk, Operation, Request, ResizeListener, ResizeNotices,
+    ResizeSubscription,
 };
 pub use error::{BlockError, IoError};
 pub use file::{Engine, FileDisk, FileOptions};
 pub use limit::{Limit, LimitedDisk, Limits};
+pub use qcow2::Qcow2Disk;

@@ -10,6 +10,7 @@ use skep_config::{Flags, MachineFlags, Problem};
 
 use crate::ctl::{self, CtlArgs};
 use crate::exit::{self, Exit};
+use crate::image::ImageCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +25,9 @@ Examples:
   skep run --config vm.toml --memory 4G --dump-config > bigger.toml
           write the whole config, with a change
   skep ctl vm.sock disk add data.img,format=raw
-          plug a disk into a machine that runs with --control vm.sock";
+          plug a disk into a machine that runs with --control vm.sock
+  skep image create disk.qcow2 --format qcow2 --size 20G
+          make an empty disk";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -78,6 +81,11 @@ pub(crate) enum Command {
     Doctor,
     /// Check a config without running it: keys, files, and whether the kernel is one for the machine
     Check(CheckArgs),
+    /// Make, look at, convert and check disk images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Write a shell's completions to standard output
     ///
     /// For bash: skep completions bash > ~/.local/share/bash-completion/completions/skep

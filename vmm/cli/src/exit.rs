@@ -16,6 +16,8 @@ Exit codes:
   12     a processor of the guest triple-faulted
   13     the hypervisor could not run the guest on
   14     the user ended the machine by the console's escape key, or by `skep ctl`
+  20     an image has errors that are not mended (`skep image check`)
+  21     an image has lost clusters, and no errors (`skep image check`)
   128+N  signal N ended the machine (130: Ctrl-C, 143: SIGTERM; 134: skep itself failed)";
 
 /// Why skep ends.
@@ -29,6 +31,10 @@ pub(crate) enum Exit {
     TripleFault,
     Hypervisor,
     Quit,
+    /// An image contradicts itself.
+    ImageErrors,
+    /// An image has clusters that nothing uses, and that are not free.
+    ImageLeaks,
     Signal(i32),
     /// As `abort`, which a panic is in a release.
     Panicked,
@@ -46,6 +52,8 @@ impl Exit {
             Exit::TripleFault => 12,
             Exit::Hypervisor => 13,
             Exit::Quit => 14,
+            Exit::ImageErrors => 20,
+            Exit::ImageLeaks => 21,
             Exit::Panicked => 134,
             // Shells number it so. No signal is beyond 64.
             Exit::Signal(number) => u8::try_from(number).map_or(u8::MAX, |number| number.saturating_add(128)),
@@ -82,6 +90,12 @@ pub(crate) enum Failure {
     /// The machine could not be set up, or the host failed it.
     #[error(transparent)]
     Machine(#[from] Error),
+    /// An image can't be made or looked at.
+    #[error(transparent)]
+    Image(#[from] skep_block::BlockError),
+    /// What is asked of an image makes no sense.
+    #[error("{0}")]
+    ImageUsage(&'static str),
     /// The backend is not there.
     #[error(transparent)]
     Hypervisor(#[from] skep_hypervisor::HypervisorError),
@@ -128,7 +142,9 @@ impl Failure {
 
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Failure::Config(_) | Failure::Machine(Error::Config(_) | Error::NotYet { .. }) => Exit::Usage,
+            Failure::Config(_) | Failure::ImageUsage(_) | Failure::Machine(Error::Config(_) | Error::NotYet { .. }) => {
+                Exit::Usage
+            }
             Failure::Machine(Error::Panicked { .. }) => Exit::Panicked,
             _ => Exit::Failed,
         }

@@ -1,9 +1,10 @@
 //! `skep`: the command.
 //!
 //! `run` and `check` take one schema by flags or by a file (`skep-config`); `hello` boots a guest that is built in; `doctor` says what this
-//! host can do; `ctl` talks with a machine that runs. Exit codes are in [`exit`], and in `skep --help`.
+//! host can do; `ctl` talks with a machine that runs; `image` makes and looks at disk images (`skep-block`). Exit codes are in [`exit`], and
+//! in `skep --help`.
 //!
-//! What it does not do yet: snapshots, images.
+//! What it does not do yet: snapshots.
 
 #![deny(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod args;
 mod ctl;
 mod doctor;
 mod exit;
+mod image;
 mod log;
 mod pages;
 mod report;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Ok(Command::Hello(args)) => run::hello(args, started),
         Ok(Command::Check(args)) => run::check(args),
         Ok(Command::Ctl(args)) => ctl::ctl(args),
+        Ok(Command::Image { command }) => image::image(command),
         Ok(Command::Doctor) => doctor::doctor(),
         Ok(Command::Completions { shell }) => pages::completions(shell),
         Ok(Command::Man { folder }) => pages::man(&folder),

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use support::{Builder, image};
 use tempfile::TempDir;
@@ -75,6 +76,53 @@ fn a_guest_keeps_its_files_on_nvme() {
 #[test]
 fn a_guest_keeps_its_files_on_virtio() {
     a_guest_keeps_its_files("virtio-blk");
+}
+
+/// Runs `skep image`, which succeeds.
+#[track_caller]
+fn skep_image(words: &[&str]) {
+    let output = Command::new(support::skep()).arg("image").args(words).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A qcow2 image before a raw one: what a guest writes is in the image, sound and whole, and the raw one stays what it is.
+fn a_guest_keeps_its_files_in_qcow2(device: &str) {
+    let disks = Disks::new();
+    let base = disks.file_system("base.img");
+    let before = fs::read(&base).unwrap();
+    let (path, copy) = (disks.0.path().join("root.qcow2"), disks.0.path().join("copy.img"));
+    let [name, copy_name] = [&path, &copy].map(|path| path.to_str().unwrap());
+    let backing = ["--backing", "base.img", "--backing-format", "raw"];
+    skep_image(&[&["create", name, "--format", "qcow2"][..], &backing].concat());
+    let flag = format!("{name},format=qcow2,device={device}");
+    for (boot, file) in ["greeting", "note"].into_iter().enumerate() {
+        let (builder, node) = guest(device);
+        let end = builder.args(&["--cpus", "2", "--disk", &flag]).script(&format!(
+            "mkdir /mnt; mount -t ext4 /dev/{node} /mnt; cat /mnt/{file}
+            echo kept in boot {boot} on {device} >>/mnt/note
+            dd if=/dev/urandom of=/mnt/data bs=64k count=16 2>/dev/null; sync; rm /mnt/data; fstrim /mnt || true
+            umount /mnt"
+        ));
+        let end = end.finish();
+        end.expect_code(0).expect_console("skep: script 0");
+        end.expect_console(if boot == 0 { GREETING } else { "kept in boot 0" });
+        skep_image(&["check", name, "--format", "qcow2"]);
+    }
+    skep_image(&["convert", name, "--from", "qcow2", copy_name, "--to", "raw"]);
+    let note = format!("kept in boot 0 on {device}\nkept in boot 1 on {device}\n");
+    let bytes = fs::read(&copy).unwrap();
+    assert!(bytes.windows(note.len()).any(|window| window == note.as_bytes()), "it is in the host's file");
+    assert!(fs::read(&base).unwrap() == before);
+}
+
+#[test]
+fn a_guest_keeps_its_files_in_qcow2_on_nvme() {
+    a_guest_keeps_its_files_in_qcow2("nvme");
+}
+
+#[test]
+fn a_guest_keeps_its_files_in_qcow2_on_virtio() {
+    a_guest_keeps_its_files_in_qcow2("virtio-blk");
 }
 
 /// Two CPUs, each with its queue, past the guest's cache.

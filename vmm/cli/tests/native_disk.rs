@@ -30,7 +30,11 @@ fn a_disk_that_is_not_there_says_how_it_is_made() {
     let name = format!("`{}`", path.display());
     refused(
         &[flag(&path)],
-        &["device `disk0` can't be made", &name, "try: make an empty disk, by `truncate -s 10G FILE`"],
+        &[
+            "device `disk0` can't be made",
+            &name,
+            "try: make an empty disk, by `skep image create FILE --format FORMAT --size 10G`",
+        ],
     );
 }
 

@@ -71,7 +71,7 @@ fn mistakes_are_named_with_their_place() {
         ),
         (
             "[[disk]]\nfile = 'x'",
-            "vm.toml:1:1: `disk`: `x`: the format is never guessed, since its guest writes what a guess looks at: add format=raw",
+            "vm.toml:1:1: `disk`: `x`: the format is never guessed, since its guest writes what a guess looks at: add format=raw or format=qcow2",
         ),
         ("[[disk]]\nfile = 'x'\nfromat = 'raw'", "vm.toml:3:1: `disk`: unknown key `fromat`: did you mean `format`?"),
         ("disk = 'x'", "vm.toml:1:8: `disk`: found `x`, expected a list, such as [[disk]] makes"),

@@ -19,6 +19,8 @@ mod test;
 pub enum Format {
     /// Byte by byte; a block device too.
     Raw,
+    /// QEMU's copy on write format, with backing files.
+    Qcow2,
 }
 
 /// What a disk is to the guest.
@@ -32,7 +34,7 @@ pub enum DiskDevice {
     VirtioBlk,
 }
 
-/// A disk: `FILE,format=raw[,device=nvme|virtio-blk][,id=ID][,serial=TEXT][,readonly][,direct][,place=PLACE]...`.
+/// A disk: `FILE,format=raw|qcow2[,device=nvme|virtio-blk][,id=ID][,serial=TEXT][,readonly][,direct][,place=PLACE]...`.
 ///
 /// [`crate::Config::finish`] fills in `id`, and, but for those that join another disk's controller, `serial`, `place`, `queues` and
 /// `poll`.
@@ -107,7 +109,7 @@ impl Group for Disk {
         let unnamed = || {
             let name = file.display();
             format!(
-                "`{name}`: the format is never guessed, since its guest writes what a guess looks at: add format=raw"
+                "`{name}`: the format is never guessed, since its guest writes what a guess looks at: add format=raw or format=qcow2"
             )
         };
         let format = keys.format.ok_or_else(unnamed)?;

@@ -22,6 +22,7 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         place: None,
     };
     assert_eq!(disk, plain);
+    assert_eq!("a.img,format=qcow2".parse::<Disk>().unwrap().format, Format::Qcow2);
     let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,poll=8us,place=port:1";
     let expected = Disk {
         file: "a,b.img".into(),
@@ -43,7 +44,7 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
 fn what_is_no_disk_says_why() {
     assert_eq!(
         refused("a.img"),
-        "`a.img`: the format is never guessed, since its guest writes what a guess looks at: add format=raw"
+        "`a.img`: the format is never guessed, since its guest writes what a guess looks at: add format=raw or format=qcow2"
     );
     for (text, message) in [
         ("format=raw", "a disk needs a file: FILE,format=raw"),

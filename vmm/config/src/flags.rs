@@ -72,13 +72,13 @@ pub struct BootFlags {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Devices")]
 pub struct DeviceFlags {
-    /// Disk: FILE,format=raw[,device=nvme|virtio-blk][,readonly][,direct][,id=ID][,serial=TEXT]...
+    /// Disk: FILE,format=raw|qcow2[,device=nvme|virtio-blk][,readonly][,direct][,id=ID][,serial=TEXT]...
     ///
-    /// FILE is an image or a block device. The format is always named, and never guessed. `device=nvme` is the default; such disks may share
+    /// FILE is an image or a block device. The format is always named, and never guessed; so is that of a qcow2 image's backing file, in it. `device=nvme` is the default; such disks may share
     /// one controller (`controller=ID`), and have blocks of `block-size=512|4096` bytes. `direct` leaves out the host's page cache,
     /// `queues=N` limits the queues, `poll=TIME` how long a queue's thread looks for work before it sleeps (32us; 0: not at all). May be
     /// repeated.
-    #[arg(long, value_name = "FILE,format=raw[,...]")]
+    #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
     /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]
     ///

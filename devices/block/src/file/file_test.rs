@@ -323,7 +323,8 @@ fn an_image_is_anothers_to_use_when_it_was_told_so() {
         let mut queue = disk.open_queue(8).unwrap();
         let (told, released) = std::sync::mpsc::channel();
         let again = path.clone();
-        disk.on_release(move || told.send(FileDisk::open(&again, &FileOptions::default()).is_ok()).unwrap());
+        let open = move || FileDisk::open(&again, &FileOptions::default());
+        disk.on_release(Box::new(move || told.send(open().is_ok()).unwrap()));
         queue
             .submit(Request { tag: 1, operation: Operation::Read { offset: 0 }, buffer: Buffer::zeroed(4096) })
             .unwrap();

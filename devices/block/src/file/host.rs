@@ -11,11 +11,11 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 use super::job::Step;
 
 /// What direct and other I/O on a file must keep to.
-pub(super) struct Geometry {
-    pub(super) block_size: u32,
-    pub(super) preferred_size: u32,
-    pub(super) memory_alignment: usize,
-    pub(super) discard: bool,
+pub(crate) struct Geometry {
+    pub(crate) block_size: u32,
+    pub(crate) preferred_size: u32,
+    pub(crate) memory_alignment: usize,
+    pub(crate) discard: bool,
 }
 
 /// The smallest block that any disk has.
@@ -24,7 +24,7 @@ const SECTOR: u32 = 512;
 const CAUTIOUS: u32 = 4096;
 
 /// Measures `file`.
-pub(super) fn geometry(file: &File, device: bool, direct: bool) -> io::Result<Geometry> {
+pub(crate) fn geometry(file: &File, device: bool, direct: bool) -> io::Result<Geometry> {
     let metadata = file.metadata()?;
     let (mut block_size, mut memory_alignment) = (SECTOR, 1);
     let mut preferred_size = u32::try_from(metadata.blksize()).unwrap_or(CAUTIOUS).clamp(SECTOR, 1 << 20);
@@ -73,17 +73,17 @@ fn device_discards(device: u64) -> bool {
 }
 
 /// Deallocates and keeps the size.
-pub(super) fn punch() -> FallocateFlags {
+pub(crate) fn punch() -> FallocateFlags {
     FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE
 }
 
 /// Writes zeroes and keeps both size and allocation.
-pub(super) fn zero_range() -> FallocateFlags {
+pub(crate) fn zero_range() -> FallocateFlags {
     FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
 }
 
 /// Reads what can be read without waiting.
-pub(super) fn read_now(file: &File, iovecs: &[libc::iovec], offset: u64) -> i64 {
+pub(crate) fn read_now(file: &File, iovecs: &[libc::iovec], offset: u64) -> i64 {
     preadv2(file, iovecs, offset, libc::RWF_NOWAIT)
 }
 
@@ -100,7 +100,7 @@ pub(super) fn run(file: &File, step: &Step<'_>) -> i64 {
     }
 }
 
-fn preadv2(file: &File, iovecs: &[libc::iovec], offset: u64, flags: i32) -> i64 {
+pub(crate) fn preadv2(file: &File, iovecs: &[libc::iovec], offset: u64, flags: i32) -> i64 {
     // SAFETY: the pieces belong to a buffer that its job holds for the length of the call.
     let result = unsafe {
         libc::syscall(libc::SYS_preadv2, file.as_raw_fd(), iovecs.as_ptr(), iovecs.len(), offset, 0u64, flags)
@@ -108,7 +108,7 @@ fn preadv2(file: &File, iovecs: &[libc::iovec], offset: u64, flags: i32) -> i64 
     returned(result)
 }
 
-fn pwritev2(file: &File, iovecs: &[libc::iovec], offset: u64, flags: i32) -> i64 {
+pub(crate) fn pwritev2(file: &File, iovecs: &[libc::iovec], offset: u64, flags: i32) -> i64 {
     // SAFETY: the pieces belong to a buffer that its job holds for the length of the call.
     let result = unsafe {
         libc::syscall(libc::SYS_pwritev2, file.as_raw_fd(), iovecs.as_ptr(), iovecs.len(), offset, 0u64, flags)

@@ -6,6 +6,8 @@ use rustix::fs::FallocateFlags;
 
 use super::{Target, host};
 use crate::buffer::IoVecs;
+use crate::now::Now;
+use crate::threads::{self, Serve};
 use crate::{Buffer, Completion, IoError, Operation, Request};
 
 /// What the kernel takes in one call (`UIO_MAXIOV`).
@@ -92,14 +94,31 @@ impl Job {
         self.request.tag
     }
 
-    /// Whether its next step moves its buffer.
-    pub(super) fn moves(&self) -> bool {
-        self.stage == Stage::Move
-    }
-
-    /// Whether nothing is left to do.
-    pub(super) fn has_ended(&self) -> bool {
-        self.stage == Stage::Done
+    /// Does at once what can be done at once: reads of what is cached, if `read`, and writes into the cache. Says whether the job has ended.
+    pub(super) fn try_now(&mut self, target: &Target, now: &mut Now, read: bool) -> bool {
+        loop {
+            // Zeroes may be so many that even the page cache takes its time.
+            if target.direct || self.stage != Stage::Move {
+                return self.stage == Stage::Done;
+            }
+            let result = match self.step() {
+                None => return true,
+                Some(Step::Read { iovecs, offset }) if read => {
+                    let result = host::read_now(&target.file, iovecs, offset);
+                    // Of an end of file, a refusal or a wait the engine finds out.
+                    if result <= 0 {
+                        return false;
+                    }
+                    result
+                }
+                Some(step @ Step::Write { dsync: false, .. }) => {
+                    let Some(result) = now.write(|| host::run(&target.file, &step)) else { return false };
+                    result
+                }
+                Some(_) => return false,
+            };
+            self.advance(result, target);
+        }
     }
 
     /// Ends the job after the step that it is in.
@@ -241,6 +260,41 @@ impl Job {
         self.own = None;
         let buffer = std::mem::take(&mut self.request.buffer);
         Completion { tag: self.request.tag, result: self.result, buffer }
+    }
+}
+
+impl threads::Job for Job {
+    fn tag(&self) -> u64 {
+        self.tag()
+    }
+
+    fn cancel(&mut self) {
+        Job::cancel(self);
+        // Without a step left it is at its end.
+        let _ = self.step();
+    }
+
+    fn complete(self) -> Completion {
+        Job::complete(self)
+    }
+}
+
+impl Serve for Target {
+    type Job = Job;
+
+    fn begin(&self, request: Request) -> Job {
+        Job::new(request, self)
+    }
+
+    fn try_now(&self, job: &mut Job, now: &mut Now) -> bool {
+        job.try_now(self, now, true)
+    }
+
+    fn run(&self, job: &mut Job) {
+        while let Some(step) = job.step() {
+            let result = host::run(&self.file, &step);
+            job.advance(result, self);
+        }
     }
 }
 

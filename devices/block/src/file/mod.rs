@@ -5,15 +5,15 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use crate::{BlockError, Disk, DiskInfo, DiskQueue, ResizeListener, ResizeNotices, ResizeSubscription};
+use crate::disk::Releases;
+use crate::threads;
+use crate::{BlockError, Disk, DiskInfo, DiskQueue, ImageDisk, ResizeListener, ResizeNotices, ResizeSubscription};
 
-mod host;
+pub(crate) mod host;
 mod job;
 mod lock;
-mod now;
-mod threads;
 mod uring;
 
 pub(crate) use lock::lock;
@@ -74,7 +74,7 @@ struct Target {
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
     locked: bool,
-    released: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+    releases: Releases,
 }
 
 /// Nobody uses the file any more.
@@ -84,8 +84,6 @@ impl Drop for Target {
             // Rather than by closing, which takes effect when the last of the kernel's own references has gone.
             unlock(&self.file);
         }
-        let released = self.released.get_mut().unwrap_or_else(PoisonError::into_inner);
-        released.drain(..).for_each(|tell| tell());
     }
 }
 
@@ -106,7 +104,7 @@ impl Target {
 pub struct FileDisk {
     target: Arc<Target>,
     engine: Engine,
-    pool: OnceLock<Arc<threads::Pool>>,
+    pool: OnceLock<Arc<threads::Pool<Target>>>,
     notices: ResizeNotices,
 }
 
@@ -153,7 +151,7 @@ impl FileDisk {
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
             locked: options.lock,
-            released: Mutex::default(),
+            releases: Releases::default(),
             file,
         };
         let engine = choose(options.engine)?;
@@ -167,18 +165,10 @@ impl FileDisk {
     pub fn engine(&self) -> Engine {
         self.engine
     }
+}
 
-    /// Calls `tell`, on whatever thread it is, when the disk and all its queues have gone: the image's lock is another's to take then.
-    pub fn on_release(&self, tell: impl FnOnce() + Send + 'static) {
-        self.target.released.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tell));
-    }
-
-    /// Looks at the file's size again, after somebody has made it larger or smaller, and tells who listens if it has changed. Says the size
-    /// in bytes, of whole blocks.
-    ///
-    /// # Errors
-    /// [`BlockError::Host`].
-    pub fn refresh(&self) -> Result<u64, BlockError> {
+impl ImageDisk for FileDisk {
+    fn refresh(&self) -> Result<u64, BlockError> {
         let failed = |source| BlockError::Host { what: "measure", path: self.target.path.clone(), source };
         // Both kinds tell their size by where they end.
         let end = (&self.target.file).seek(SeekFrom::End(0)).map_err(failed)?;
@@ -187,6 +177,10 @@ impl FileDisk {
             self.notices.notify(size);
         }
         Ok(size)
+    }
+
+    fn on_release(&self, tell: Box<dyn FnOnce() + Send>) {
+        self.target.releases.add(tell);
     }
 }
 

@@ -9,7 +9,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::Target;
 use super::job::{Job, Step};
-use super::now::Now;
+use crate::now::Now;
 use crate::{BlockError, Completion, DiskQueue, Request};
 
 /// The user data of what cancels; slots are far below.
@@ -156,7 +156,7 @@ impl DiskQueue for Queue {
         for slot in fresh.drain(..) {
             if let Some(job) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
                 // One that has ended has no next step, and leaves its slot.
-                self.now.try_to_end(job, &self.target, few);
+                job.try_now(&self.target, &mut self.now, few);
             }
             self.go_on(slot);
         }

@@ -55,8 +55,8 @@ fn status_of(error: IoError, write: bool) -> Status {
         (IoError::Unsupported, _) => Status::INVALID_FIELD,
         (IoError::NoSpace, _) => Status::CAPACITY_EXCEEDED,
         (IoError::Cancelled, _) => Status::ABORT_REQUESTED,
-        (IoError::Host(_), true) => Status::WRITE_FAULT,
-        (IoError::Host(_), false) => Status::READ_ERROR,
+        (IoError::Host(_) | IoError::Damaged, true) => Status::WRITE_FAULT,
+        (IoError::Host(_) | IoError::Damaged, false) => Status::READ_ERROR,
     }
 }
 

@@ -116,3 +116,32 @@ fn what_is_wrong_with_a_device_is_told_with_its_name() {
     );
     assert_eq!(source.to_string(), expected);
 }
+
+#[test]
+fn an_image_is_of_the_format_that_is_named() {
+    use skep_block::image::{Backing, CreateOptions, ImageFormat, NewImage, create};
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("base.raw"), vec![0; 1 << 20]).unwrap();
+    let backing = Some(Backing { file: "base.raw".into(), format: Some("raw".to_owned()) });
+    let new = NewImage { qcow2: CreateOptions { backing, ..CreateOptions::default() }, force: false };
+    create(&folder.path().join("a.qcow2"), ImageFormat::Qcow2, None, &new).unwrap();
+    let made = |text: &str| {
+        let text = format!("{}/{text}", folder.path().display());
+        machine::<Aarch64>(|config| config.disk = vec![text.parse().unwrap()])
+    };
+    for device in ["nvme", "virtio-blk"] {
+        let machine = made(&format!("a.qcow2,format=qcow2,device={device}")).unwrap();
+        stop(&machine);
+    }
+    let refusal = |text| {
+        let Error::Device { source, .. } = made(text).err().unwrap() else { panic!("{text}") };
+        source.to_string()
+    };
+    assert!(refusal("base.raw,format=qcow2").ends_with("it is no qcow2 image: is its format raw?"));
+    fs::remove_file(folder.path().join("base.raw")).unwrap();
+    let text = refusal("a.qcow2,format=qcow2");
+    assert!(
+        text.contains("base.raw`: No such file") && text.contains("try: put it where the image before it"),
+        "{text}"
+    );
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use skep_block::{BlockError, Disk as _, FileDisk, FileOptions};
+use skep_block::{BlockError, FileDisk, FileOptions, ImageDisk, Qcow2Disk};
 use skep_config::{Config, Disk, DiskDevice, Format};
 use skep_nvme::{Controller, ControllerConfig, NamespaceConfig};
 use skep_virtio::{Blk, BlkConfig};
@@ -121,28 +121,41 @@ fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> 
 }
 
 /// Opens the image, which must be made of whole blocks.
-fn open(disk: &Disk, block_size: u32) -> Result<Arc<FileDisk>, DeviceError> {
-    let Format::Raw = disk.format;
+fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
     let options = FileOptions { read_only: disk.readonly, direct: disk.direct, ..FileOptions::default() };
-    let file = FileDisk::open(&disk.file, &options).map_err(|source| {
+    let opened: Result<Arc<dyn ImageDisk>, _> = match disk.format {
+        Format::Raw => FileDisk::open(&disk.file, &options).map(|disk| disk as _),
+        Format::Qcow2 => Qcow2Disk::open(&disk.file, &options).map(|disk| disk as _),
+    };
+    let opened = opened.map_err(|source| {
         let mend = mend(&source, disk);
         DeviceError::Disk { source, mend }
     })?;
-    let length = std::fs::metadata(&disk.file).ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
-    let size = length.unwrap_or(file.info().size);
+    let length = std::fs::metadata(&disk.file).ok().filter(|data| data.is_file() && disk.format == Format::Raw);
+    let size = length.map_or(opened.info().size, |data| data.len());
     if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
         let reason = format!("it has {size} bytes, and a disk is made of blocks of {block_size}");
-        let mend = "\n  try: another size, by `truncate -s SIZE FILE`";
+        let mend = match disk.format {
+            Format::Raw => "\n  try: another size, by `truncate -s SIZE FILE`",
+            Format::Qcow2 => "\n  try: another size, by `qemu-img resize`",
+        };
         return Err(DeviceError::Disk { source: BlockError::Unusable { path: disk.file.clone(), reason }, mend });
     }
-    Ok(file)
+    Ok(opened)
 }
 
 fn mend(error: &BlockError, disk: &Disk) -> &'static str {
     match error {
-        BlockError::Host { source, .. } => match source.kind() {
-            io::ErrorKind::NotFound => "\n  try: make an empty disk, by `truncate -s 10G FILE`",
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !disk.readonly => {
+        BlockError::Host { source, path, .. } => match source.kind() {
+            io::ErrorKind::NotFound if *path != disk.file => {
+                "\n  try: put it where the image before it says that it is"
+            }
+            io::ErrorKind::NotFound => {
+                "\n  try: make an empty disk, by `skep image create FILE --format FORMAT --size 10G`"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                if *path == disk.file && !disk.readonly =>
+            {
                 "\n  try: let this user write the file, or add `readonly`"
             }
             io::ErrorKind::InvalidInput if disk.direct => "\n  try: leave `direct` out",

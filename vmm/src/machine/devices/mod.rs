@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use skep_block::{BlockError, Disk as _, FileDisk};
+use skep_block::{BlockError, ImageDisk};
 use skep_clock::Clock;
 use skep_config::{Config, FIRST_PORT, Net, Place};
 use skep_net::NetError;
@@ -113,7 +113,7 @@ impl Kind {
 /// A disk of a device.
 struct Image {
     id: String,
-    file: Arc<FileDisk>,
+    file: Arc<dyn ImageDisk>,
     /// Its number among the controller's namespaces.
     namespace: Option<u32>,
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use skep_block::{BlockError, Disk as _};
+use skep_block::BlockError;
 use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, SlotState, Unplug};
 
 use super::{AtLast, DeviceInfo, DeviceState, Devices, Image, Kind, Placed};
@@ -289,6 +289,6 @@ impl Devices {
 fn share(last: &Arc<AtLast>, images: Vec<Image>) {
     for image in images {
         let share = last.clone();
-        image.file.on_release(move || drop(share));
+        image.file.on_release(Box::new(move || drop(share)));
     }
 }

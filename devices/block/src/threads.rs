@@ -1,4 +1,4 @@
-//! Requests by threads.
+//! Requests by threads: what raw images do without io_uring, and what needs more than one call of the host.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -7,43 +7,70 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::job::Job;
-use super::now::Now;
-use super::{Target, host};
 use crate::borrow::borrow;
+use crate::now::Now;
 use crate::{BlockError, Completion, DiskQueue, Request};
 
 /// Threads of one disk at most: what a disk is asked at once.
 const MOST: usize = 8;
 
+/// A request on its way.
+pub(crate) trait Job: Send {
+    /// The request's tag.
+    fn tag(&self) -> u64;
+
+    /// Ends it before its next step: what is called after this finds nothing left to do.
+    fn cancel(&mut self);
+
+    /// What its submitter gets.
+    fn complete(self) -> Completion;
+}
+
+/// A disk whose requests are done by threads.
+pub(crate) trait Serve: Send + Sync {
+    /// Its requests.
+    type Job: Job;
+
+    /// A job for `request`; one that could never be done has ended.
+    fn begin(&self, request: Request) -> Self::Job;
+
+    /// Does what can be done without waiting, and says whether the job has ended.
+    fn try_now(&self, job: &mut Self::Job, now: &mut Now) -> bool;
+
+    /// Runs the job to its end.
+    fn run(&self, job: &mut Self::Job);
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Default)]
-struct Work {
-    jobs: VecDeque<(Job, Arc<Finished>)>,
+struct Work<J> {
+    jobs: VecDeque<(J, Arc<Finished<J>>)>,
     idle: usize,
     threads: usize,
     closed: bool,
 }
 
-struct Shared {
-    work: Mutex<Work>,
-    more: Condvar,
-    target: Arc<Target>,
+impl<J> Default for Work<J> {
+    fn default() -> Self {
+        Self { jobs: VecDeque::new(), idle: 0, threads: 0, closed: false }
+    }
 }
 
-impl Shared {
-    fn serve(&self) {
+struct Shared<S: Serve> {
+    work: Mutex<Work<S::Job>>,
+    more: Condvar,
+    serve: Arc<S>,
+}
+
+impl<S: Serve> Shared<S> {
+    fn work(&self) {
         let mut work = locked(&self.work);
         loop {
             while let Some((mut job, finished)) = work.jobs.pop_front() {
                 drop(work);
-                while let Some(step) = job.step() {
-                    let result = host::run(&self.target.file, &step);
-                    job.advance(result, &self.target);
-                }
+                self.serve.run(&mut job);
                 finished.push(job);
                 work = locked(&self.work);
             }
@@ -58,20 +85,24 @@ impl Shared {
 }
 
 /// The threads of one disk, begun as they are needed.
-pub(super) struct Pool {
-    shared: Arc<Shared>,
+pub(crate) struct Pool<S: Serve> {
+    shared: Arc<Shared<S>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Pool {
-    pub(super) fn new(target: Arc<Target>) -> Arc<Self> {
-        let shared = Arc::new(Shared { work: Mutex::default(), more: Condvar::new(), target });
+impl<S: Serve + 'static> Pool<S> {
+    pub(crate) fn new(serve: Arc<S>) -> Arc<Self> {
+        let shared = Arc::new(Shared { work: Mutex::default(), more: Condvar::new(), serve });
         Arc::new(Self { shared, threads: Mutex::default() })
     }
 
-    fn begin_thread(&self, work: &mut Work) -> Result<(), BlockError> {
+    pub(crate) fn serve(&self) -> &S {
+        &self.shared.serve
+    }
+
+    fn begin_thread(&self, work: &mut Work<S::Job>) -> Result<(), BlockError> {
         let shared = self.shared.clone();
-        let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || shared.serve());
+        let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || shared.work());
         let thread = thread.map_err(|source| BlockError::Queue { what: "begin a thread", source })?;
         locked(&self.threads).push(thread);
         work.threads += 1;
@@ -84,7 +115,7 @@ impl Pool {
         if work.threads > 0 { Ok(()) } else { self.begin_thread(&mut work) }
     }
 
-    fn give(&self, jobs: Vec<Job>, finished: &Arc<Finished>) {
+    fn give(&self, jobs: Vec<S::Job>, finished: &Arc<Finished<S::Job>>) {
         let mut work = locked(&self.shared.work);
         work.jobs.extend(jobs.into_iter().map(|job| (job, finished.clone())));
         let wanted = work.jobs.len().saturating_sub(work.idle).min(MOST - work.threads.min(MOST));
@@ -99,14 +130,14 @@ impl Pool {
     }
 
     /// Takes back a job that no thread has begun.
-    fn take_back(&self, tag: u64, finished: &Arc<Finished>) -> Option<Job> {
+    fn take_back(&self, tag: u64, finished: &Arc<Finished<S::Job>>) -> Option<S::Job> {
         let mut work = locked(&self.shared.work);
         let place = work.jobs.iter().position(|(job, of)| job.tag() == tag && Arc::ptr_eq(of, finished))?;
         work.jobs.remove(place).map(|(job, _)| job)
     }
 }
 
-impl Drop for Pool {
+impl<S: Serve> Drop for Pool<S> {
     fn drop(&mut self) {
         locked(&self.shared.work).closed = true;
         self.shared.more.notify_all();
@@ -118,14 +149,14 @@ impl Drop for Pool {
 }
 
 /// What the threads have finished of one queue's jobs.
-struct Finished {
-    jobs: Mutex<Vec<Job>>,
+struct Finished<J> {
+    jobs: Mutex<Vec<J>>,
     changed: Condvar,
     event: EventFd,
 }
 
-impl Finished {
-    fn push(&self, job: Job) {
+impl<J> Finished<J> {
+    fn push(&self, job: J) {
         locked(&self.jobs).push(job);
         self.changed.notify_all();
         // An eventfd whose count is full is readable all the same.
@@ -134,19 +165,19 @@ impl Finished {
 }
 
 /// A queue that shares its disk's threads.
-pub(super) struct Queue {
-    pool: Arc<Pool>,
-    finished: Arc<Finished>,
-    submitted: Vec<Job>,
+pub(crate) struct Queue<S: Serve> {
+    pool: Arc<Pool<S>>,
+    finished: Arc<Finished<S::Job>>,
+    submitted: Vec<S::Job>,
     /// Those that needed no thread.
-    done: Vec<Job>,
+    done: Vec<S::Job>,
     depth: usize,
     with_threads: usize,
     now: Now,
 }
 
-impl Queue {
-    pub(super) fn new(pool: Arc<Pool>, depth: u16) -> Result<Self, BlockError> {
+impl<S: Serve + 'static> Queue<S> {
+    pub(crate) fn new(pool: Arc<Pool<S>>, depth: u16) -> Result<Self, BlockError> {
         pool.begin()?;
         let event =
             EventFd::new(EFD_NONBLOCK).map_err(|source| BlockError::Queue { what: "make an eventfd", source })?;
@@ -164,12 +195,12 @@ impl Queue {
     }
 }
 
-impl DiskQueue for Queue {
+impl<S: Serve + 'static> DiskQueue for Queue<S> {
     fn submit(&mut self, request: Request) -> Result<(), Request> {
         if self.in_flight() >= self.depth {
             return Err(request);
         }
-        self.submitted.push(Job::new(request, &self.pool.shared.target));
+        self.submitted.push(self.pool.shared.serve.begin(request));
         Ok(())
     }
 
@@ -177,10 +208,10 @@ impl DiskQueue for Queue {
         if self.submitted.is_empty() {
             return;
         }
-        let target = &self.pool.shared.target;
+        let serve = &self.pool.shared.serve;
         let mut later = Vec::new();
         for mut job in self.submitted.drain(..) {
-            let ended = self.now.try_to_end(&mut job, target, true);
+            let ended = serve.try_now(&mut job, &mut self.now);
             if ended { self.done.push(job) } else { later.push(job) }
         }
         if !later.is_empty() {
@@ -215,8 +246,6 @@ impl DiskQueue for Queue {
             job.cancel();
         } else if let Some(mut job) = self.pool.take_back(tag, &self.finished) {
             job.cancel();
-            // Without a step left it is at its end.
-            let _ = job.step();
             self.with_threads -= 1;
             self.done.push(job);
             let _ = self.finished.event.write(1);
@@ -224,7 +253,7 @@ impl DiskQueue for Queue {
     }
 }
 
-impl Drop for Queue {
+impl<S: Serve> Drop for Queue<S> {
     fn drop(&mut self) {
         let jobs = locked(&self.finished.jobs);
         drop(self.finished.changed.wait_while(jobs, |jobs| jobs.len() < self.with_threads));
