@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::buffer::IoVecs;
-use crate::file::{host, lock};
+use crate::file::{host, lock, unlock};
 use crate::{BlockError, Buffer, FileOptions, IoError};
 
 #[cfg(test)]
@@ -79,6 +79,16 @@ pub(crate) struct FileStorage {
     alignment: u32,
     memory_alignment: usize,
     no_punch: AtomicBool,
+    locked: bool,
+}
+
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        if self.locked {
+            // Rather than by closing: a program that is being started has the file open for a moment as well.
+            unlock(&self.file);
+        }
+    }
 }
 
 /// A file as the host knows it, by whichever path.
@@ -118,6 +128,7 @@ impl FileStorage {
             alignment: if options.direct { geometry.block_size } else { 1 },
             memory_alignment: geometry.memory_alignment,
             no_punch: AtomicBool::new(!geometry.discard),
+            locked: options.lock,
         };
         let identity =
             if kind.is_file() { Identity(metadata.dev(), metadata.ino()) } else { Identity(u64::MAX, metadata.rdev()) };

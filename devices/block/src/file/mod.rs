@@ -16,8 +16,7 @@ mod job;
 mod lock;
 mod uring;
 
-pub(crate) use lock::lock;
-use lock::unlock;
+pub(crate) use lock::{lock, unlock};
 
 #[cfg(test)]
 #[path = "file_test.rs"]
