@@ -10,7 +10,8 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, poll};
 use skep_block::image::{self, Backing, CreateOptions, ImageFormat, NewImage};
 use skep_block::{
-    BlockError, Buffer, Completion, Disk, DiskQueue, FileDisk, FileOptions, IoError, Operation, Qcow2Disk, Request,
+    BlockError, Buffer, Completion, Disk, DiskQueue, FileDisk, FileOptions, ImageDisk, IoError, Operation, Qcow2Disk,
+    Request,
 };
 use tempfile::TempDir;
 
@@ -418,6 +419,28 @@ fn a_backing_file_has_a_named_format_and_is_not_its_own() {
     }
     let text = refused(&folder.path("deep63.qcow2"));
     assert!(text.contains("more than 64 images are behind one another"), "{text}");
+}
+
+#[test]
+fn who_waits_for_an_image_is_told_when_it_is_whole_and_free() {
+    let folder = Folder::new();
+    folder.write("base.raw", &pattern(MIB));
+    folder.qemu_img("create -q -f qcow2 -b base.raw -F raw image.qcow2");
+    let (path, base) = (folder.path("image.qcow2"), folder.path("base.raw"));
+    let disk = open(&path);
+    let mut queue = disk.open_queue(1).unwrap();
+    run(&mut *queue, Operation::Write { offset: 0, fua: false }, buffer(&[7; 512]));
+    let (sender, told) = std::sync::mpsc::channel();
+    let released = path.clone();
+    disk.on_release(Box::new(move || {
+        let free = FileDisk::open(&base, &FileOptions::default()).is_ok();
+        sender.send((free, content(&released)[..512] == [7; 512])).unwrap();
+    }));
+    assert_eq!(disk.refresh().unwrap(), MIB as u64);
+    drop(disk);
+    assert!(told.try_recv().is_err(), "a queue is left");
+    drop(queue);
+    assert_eq!(told.recv().unwrap(), (true, true));
 }
 
 /// CVE-2026-27211: a guest writes the header of another format into its raw disk, which is raw all the same.

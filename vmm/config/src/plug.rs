@@ -49,7 +49,8 @@ impl Config {
             let heir =
                 self.disk.iter_mut().find(|disk| disk.controller.is_some() && disk.controller == first.controller);
             if let (Some(heir), Some(place)) = (heir, first.place) {
-                (heir.place, heir.serial, heir.queues) = (Some(place), first.serial, first.queues);
+                (heir.place, heir.serial, heir.queues, heir.poll) =
+                    (Some(place), first.serial, first.queues, first.poll);
             }
         }
         self.net.retain(|net| there(&net.id));

@@ -68,7 +68,7 @@ fn what_is_no_request_is_told_why() {
         (r#"{"command":"disk-add"}"#, "disk-add: missing field `disk`"),
         (
             r#"{"command":"disk-add","arguments":{"disk":"a.img"}}"#,
-            "disk-add: `a.img`: the format is never guessed, since its guest writes what a guess looks at: add format=raw",
+            "disk-add: `a.img`: the format is never guessed, since its guest writes what a guess looks at: add format=raw or format=qcow2",
         ),
         (
             r#"{"command":"disk-add","arguments":{"disk":"a,format=raw,fromat=x"}}"#,
