@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use support::{Builder, Machine, debian_disk};
@@ -89,13 +89,18 @@ fn ip(words: &[&str]) {
     assert!(status.success(), "ip {words:?}");
 }
 
+/// A program of the host's side, whose words are not the test's.
+fn quiet(program: &str, words: &[&str]) -> Child {
+    Command::new(program).args(words).stdout(Stdio::null()).spawn().unwrap()
+}
+
 fn over_tap(machine: &mut Machine) {
     ip(&["addr", "add", "192.168.78.1/24", "dev", "skep1"]);
     ip(&["link", "set", "skep1", "up"]);
     let card = machine.sh("ls -d /sys/class/net/e* | head -1");
     let card = card.rsplit('/').next().unwrap();
     machine.sh(&format!("ip addr add 192.168.78.2/24 dev {card}; ip link set {card} up; ping -c 3 -W 20 192.168.78.1"));
-    let mut server = Command::new("iperf3").args(["-s", "-B", "192.168.78.1"]).spawn().unwrap();
+    let mut server = quiet("iperf3", &["-s", "-B", "192.168.78.1"]);
     let up = machine.sh("until iperf3 -c 192.168.78.1 -n 8M; do :; done");
     let down = machine.sh("iperf3 -c 192.168.78.1 -n 8M -R; iperf3 -c 192.168.78.1 -n 8M -P 4");
     println!("{up}\n{down}");
@@ -118,7 +123,7 @@ fn debian_on_virtio_blk() {
 
 /// The address comes by DHCP; the gateway's is the host's own.
 fn over_passt(machine: &mut Machine) {
-    let mut server = Command::new("iperf3").args(["-s", "-p", "5301"]).spawn().unwrap();
+    let mut server = quiet("iperf3", &["-s", "-p", "5301"]);
     machine.sh("until ip -4 route show default | grep -q .; do sleep 1; done");
     let gateway = machine.sh("ip -4 route show default | cut -d' ' -f3");
     machine.sh(&format!("ping -c 2 -W 20 {gateway}"));
