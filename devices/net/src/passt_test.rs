@@ -1,3 +1,4 @@
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use proptest::prelude::*;
