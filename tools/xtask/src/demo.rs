@@ -1,5 +1,5 @@
 //! `cargo xtask demo`: stock Debian guests boot under skep on both architectures: a kernel to the greeting of its init, and a whole system to a
-//! login, from an NVMe disk and from a virtio one, with a network.
+//! login, from an NVMe disk and from a virtio one.
 
 use crate::arch::Arch;
 use crate::images::{Images, portable, rootfs};
@@ -26,9 +26,9 @@ pub(crate) struct Args {
     /// Only this architecture
     #[arg(long)]
     arch: Option<Arch>,
-    /// Only a kernel with a small init: without Debian's root file system, which takes minutes to make the first time
+    /// Also Debian's whole system, from an NVMe disk and from a virtio one, to a login; it takes minutes to make the first time
     #[arg(long)]
-    quick: bool,
+    system: bool,
 }
 
 /// What a guest is to show.
@@ -41,14 +41,14 @@ enum Show {
 }
 
 impl Show {
-    fn all(quick: bool) -> &'static [Show] {
-        if quick { &[Show::Init] } else { &[Show::Init, Show::System("nvme"), Show::System("virtio-blk")] }
+    fn all(system: bool) -> &'static [Show] {
+        if system { &[Show::Init, Show::System("nvme"), Show::System("virtio-blk")] } else { &[Show::Init] }
     }
 
     fn name(self) -> String {
         match self {
             Show::Init => "a kernel and its init".to_owned(),
-            Show::System(device) => format!("Debian on {device}, with a network"),
+            Show::System(device) => format!("Debian on {device}, to a login"),
         }
     }
 
@@ -96,7 +96,7 @@ pub(crate) fn main(args: &Args) -> Result<i32> {
         eprintln!("demo: building skep for {arch}");
         let skep = test::skep(arch)?;
         let native = Kvm::here() == Kvm::Hardware && Arch::of_this_machine() == Some(arch);
-        let done = if native { on_hardware(arch, &skep, args.quick) } else { in_lab(arch, &skep, args.quick) };
+        let done = if native { on_hardware(arch, &skep, args.system) } else { in_lab(arch, &skep, args.system) };
         boots.extend(done.with_context(|| format!("no guest booted on {arch}"))?);
     }
 
@@ -146,20 +146,20 @@ fn command(arch: Arch, show: Show, paths: &Paths) -> Vec<String> {
     );
     if let Show::System(device) = show {
         let disk = format!("{},format=raw,device={device}", paths.disk);
-        words.extend(["--disk", &disk, "--net", "user"].map(str::to_owned));
+        words.extend(["--disk", &disk].map(str::to_owned));
     }
     words
 }
 
-fn in_lab(arch: Arch, skep: &Path, quick: bool) -> Result<Vec<Boot>> {
+fn in_lab(arch: Arch, skep: &Path, system: bool) -> Result<Vec<Boot>> {
     let board = Board::of(arch);
-    let shows = Show::all(quick);
+    let shows = Show::all(system);
     let scratch = Scratch::new()?;
     let login = scratch.path().join("login.sh");
     fs::write(&login, LOGIN)?;
     let limit = Duration::from_secs(LIMIT * shows.len() as u64 + 60);
     let mut lab = Lab::new(board).carry(Images::get(arch)?.guest(), "images").carry(skep, "skep").limit(limit);
-    if !quick {
+    if system {
         let tools = portable::TOOLS.get(arch)?;
         lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
         lab = lab.carry(rootfs::disk(arch, false)?, "debian.ext4").carry(login, "login.sh");
@@ -190,17 +190,17 @@ fn in_lab(arch: Arch, skep: &Path, quick: bool) -> Result<Vec<Boot>> {
     Ok(boots)
 }
 
-fn on_hardware(arch: Arch, skep: &Path, quick: bool) -> Result<Vec<Boot>> {
+fn on_hardware(arch: Arch, skep: &Path, system: bool) -> Result<Vec<Boot>> {
     let scratch = Scratch::new()?;
     let (login, disk) = (scratch.path().join("login.sh"), scratch.path().join("debian.ext4"));
     fs::write(&login, LOGIN)?;
-    if !quick {
+    if system {
         fs::copy(rootfs::disk(arch, false)?, &disk).context("cannot copy Debian's disk")?;
     }
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let images = Images::get(arch)?;
     let paths = Paths { skep: text(skep), images: text(images.guest()), disk: text(&disk), login: text(&login) };
-    Show::all(quick).iter().map(|&show| boot(arch, show, &command(arch, show, &paths))).collect()
+    Show::all(system).iter().map(|&show| boot(arch, show, &command(arch, show, &paths))).collect()
 }
 
 /// Boots a guest on this machine.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# demo.sh SKEP ARGUMENTS...: runs a guest that boots to a login, logs in, looks at its disk and its network, and powers it off. The guest's
+# demo.sh SKEP ARGUMENTS...: runs a guest that boots to a login, logs in, looks at its disk, and powers it off. The guest's
 # console is standard output; the exit code is skep's, or 1 where something is not as it should be.
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -26,7 +26,7 @@ wait_for() {
 wait_for 'skep login:'
 echo root >&3
 wait_for 'root@skep:~#'
-echo 'findmnt -no SOURCE,FSTYPE / && ip -4 -o address show scope global && ping -c 2 -W 20 "$(ip -4 route show default | cut -d" " -f3)" && echo all is w""ell; poweroff' >&3
+echo 'findmnt -no SOURCE,FSTYPE / && df -h / && lspci && echo all is w""ell; poweroff' >&3
 wait $skep
 code=$?
 wait

@@ -97,7 +97,8 @@ fn nvme_cli(machine: &mut Machine) {
         machine.sh(&format!("nvme {command} /dev/nvme1n1 -s 0 -c 7"));
     }
     machine.sh("nvme flush /dev/nvme1n1 && nvme dsm /dev/nvme1n1 -s 0 -b 8 -d");
-    let refused = machine.sh("nvme create-ns /dev/nvme1 -s 100 -c 100 --flbas=0 2>&1; nvme sanitize /dev/nvme1 -a 2 2>&1; true");
+    let refused =
+        machine.sh("nvme create-ns /dev/nvme1 -s 100 -c 100 --flbas=0 2>&1; nvme sanitize /dev/nvme1 -a 2 2>&1; true");
     assert_eq!(refused.matches("Invalid Command Opcode").count(), 2, "{refused}");
     machine.sh("nvme reset /dev/nvme1");
     assert!(machine.sh("nvme id-ns /dev/nvme1n1").contains("nsze    : 0x8000"));
