@@ -1,13 +1,12 @@
 //! What an image is stored in: bytes of the host, moved by calls that wait.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::buffer::IoVecs;
-use crate::file::{host, lock, unlock};
+use crate::file::{HostFile, host, open};
 use crate::{BlockError, Buffer, FileOptions, IoError};
 
 #[cfg(test)]
@@ -74,21 +73,11 @@ impl dyn Storage + '_ {
 
 /// A file or a block device.
 pub(crate) struct FileStorage {
-    file: File,
+    file: HostFile,
     direct: bool,
     alignment: u32,
     memory_alignment: usize,
     no_punch: AtomicBool,
-    locked: bool,
-}
-
-impl Drop for FileStorage {
-    fn drop(&mut self) {
-        if self.locked {
-            // Rather than by closing: a program that is being started has the file open for a moment as well.
-            unlock(&self.file);
-        }
-    }
 }
 
 /// A file as the host knows it, by whichever path.
@@ -98,29 +87,8 @@ pub(crate) struct Identity(u64, u64);
 impl FileStorage {
     /// Opens what is at `path`, as `options` say.
     pub(crate) fn open(path: &Path, options: &FileOptions) -> Result<(Self, Identity), BlockError> {
-        let failed = |what| move |source: io::Error| BlockError::Host { what, path: path.to_owned(), source };
-        let mut open = OpenOptions::new();
         // What is no file may wait for somebody to open its other end.
-        open.read(true).write(!options.read_only);
-        open.custom_flags(libc::O_NONBLOCK | if options.direct { libc::O_DIRECT } else { 0 });
-        let file = open.open(path).map_err(|source| {
-            let what = match (source.raw_os_error(), options.direct) {
-                (Some(libc::EINVAL), true) => "open without the page cache (its file system has no direct I/O)",
-                _ if options.read_only => "open for reading",
-                _ => "open for writing",
-            };
-            failed(what)(source)
-        })?;
-        let metadata = file.metadata().map_err(failed("look at"))?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let reason = "it is neither a file nor a block device".to_owned();
-            return Err(BlockError::Unusable { path: path.to_owned(), reason });
-        }
-        if options.lock {
-            lock(&file, path, !options.read_only)?;
-        }
-        let geometry = host::geometry(&file, kind.is_block_device(), options.direct).map_err(failed("measure"))?;
+        let (file, metadata, geometry) = open(path, options, libc::O_NONBLOCK)?;
         let storage = Self {
             file,
             direct: options.direct,
@@ -128,10 +96,12 @@ impl FileStorage {
             alignment: if options.direct { geometry.block_size } else { 1 },
             memory_alignment: geometry.memory_alignment,
             no_punch: AtomicBool::new(!geometry.discard),
-            locked: options.lock,
         };
-        let identity =
-            if kind.is_file() { Identity(metadata.dev(), metadata.ino()) } else { Identity(u64::MAX, metadata.rdev()) };
+        let identity = if metadata.is_file() {
+            Identity(metadata.dev(), metadata.ino())
+        } else {
+            Identity(u64::MAX, metadata.rdev())
+        };
         Ok((storage, identity))
     }
 
@@ -185,7 +155,7 @@ fn limit(IoVecs(pieces): &mut IoVecs, mut left: usize) {
 
 impl Storage for FileStorage {
     fn end(&self) -> Result<u64, IoError> {
-        Ok((&self.file).seek(SeekFrom::End(0))?)
+        Ok((&*self.file).seek(SeekFrom::End(0))?)
     }
 
     fn alignment(&self) -> u32 {
@@ -234,14 +204,14 @@ impl Storage for FileStorage {
 
     fn punch(&self, offset: u64, len: u64) {
         if !self.no_punch.load(Ordering::Relaxed)
-            && rustix::fs::fallocate(&self.file, host::punch(), offset, len).is_err()
+            && rustix::fs::fallocate(&*self.file, host::punch(), offset, len).is_err()
         {
             self.no_punch.store(true, Ordering::Relaxed);
         }
     }
 
     fn hole(&self, offset: u64, most: u64) -> u64 {
-        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+        match rustix::fs::seek(&*self.file, rustix::fs::SeekFrom::Data(offset)) {
             Ok(data) => data.saturating_sub(offset).min(most),
             Err(rustix::io::Errno::NXIO) => most,
             Err(_) => 0,

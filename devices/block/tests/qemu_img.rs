@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
 use skep_block::image::{self, Backing, CreateOptions, ImageFormat, NewImage};
+use skep_block::testing::finish;
 use skep_block::{
-    BlockError, Buffer, Completion, Disk, DiskQueue, FileDisk, FileOptions, ImageDisk, IoError, Operation, Qcow2Disk,
-    Request,
+    BlockError, Buffer, Disk, DiskQueue, FileDisk, FileOptions, ImageDisk, IoError, Operation, Qcow2Disk, Request,
 };
 use tempfile::TempDir;
 
@@ -85,18 +84,6 @@ fn buffer(bytes: &[u8]) -> Buffer {
     let buffer = Buffer::zeroed(bytes.len());
     buffer.copy_in(0, bytes);
     buffer
-}
-
-/// Waits until nothing is in flight.
-fn finish(queue: &mut dyn DiskQueue) -> Vec<Completion> {
-    queue.kick();
-    let mut done = Vec::new();
-    queue.reap(&mut done);
-    while queue.in_flight() > 0 {
-        poll(&mut [PollFd::from_borrowed_fd(queue.event(), PollFlags::IN)], None).unwrap();
-        queue.reap(&mut done);
-    }
-    done
 }
 
 #[track_caller]

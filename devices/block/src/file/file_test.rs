@@ -1,10 +1,10 @@
 use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
-use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
-use crate::{Buffer, Completion, IoError, Operation, Request};
+use crate::testing::finish;
+use crate::{Buffer, IoError, Operation, Request};
 
 const SIZE: usize = 1 << 20;
 
@@ -41,18 +41,6 @@ fn content(buffer: &Buffer) -> Vec<u8> {
     let mut bytes = vec![0; buffer.len()];
     buffer.copy_out(0, &mut bytes);
     bytes
-}
-
-/// Waits until nothing is in flight.
-fn finish(queue: &mut dyn DiskQueue) -> Vec<Completion> {
-    queue.kick();
-    let mut done = Vec::new();
-    queue.reap(&mut done);
-    while queue.in_flight() > 0 {
-        poll(&mut [PollFd::from_borrowed_fd(queue.event(), PollFlags::IN)], None).unwrap();
-        queue.reap(&mut done);
-    }
-    done
 }
 
 fn run(queue: &mut dyn DiskQueue, operation: Operation, buffer: Buffer) -> (Result<(), IoError>, Vec<u8>) {

@@ -1,8 +1,6 @@
 //! Raw images and block devices.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,9 +12,10 @@ use crate::{BlockError, Disk, DiskInfo, DiskQueue, ImageDisk, ResizeListener, Re
 pub(crate) mod host;
 mod job;
 mod lock;
+mod open;
 mod uring;
 
-pub(crate) use lock::{lock, unlock};
+pub(crate) use open::{HostFile, open};
 
 #[cfg(test)]
 #[path = "file_test.rs"]
@@ -57,7 +56,7 @@ impl Default for FileOptions {
 
 /// What the engines know of an open file.
 struct Target {
-    file: File,
+    file: HostFile,
     path: PathBuf,
     size: AtomicU64,
     block_size: u32,
@@ -72,18 +71,7 @@ struct Target {
     /// The host has refused these once.
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
-    locked: bool,
     releases: Releases,
-}
-
-/// Nobody uses the file any more.
-impl Drop for Target {
-    fn drop(&mut self) {
-        if self.locked {
-            // Rather than by closing, which takes effect when the last of the kernel's own references has gone.
-            unlock(&self.file);
-        }
-    }
 }
 
 impl Target {
@@ -114,29 +102,7 @@ impl FileDisk {
     /// [`BlockError::Host`] where the host refuses, [`BlockError::Locked`] where somebody else uses it, [`BlockError::Unusable`] for what is no
     /// disk, and [`BlockError::Queue`] where io_uring was asked for and is refused.
     pub fn open(path: &Path, options: &FileOptions) -> Result<Arc<Self>, BlockError> {
-        let failed = |what| move |source: io::Error| BlockError::Host { what, path: path.to_owned(), source };
-        let mut open = OpenOptions::new();
-        open.read(true).write(!options.read_only);
-        if options.direct {
-            open.custom_flags(libc::O_DIRECT);
-        }
-        let file = open.open(path).map_err(|source| {
-            let what = match (source.raw_os_error(), options.direct) {
-                (Some(libc::EINVAL), true) => "open without the page cache (its file system has no direct I/O)",
-                _ if options.read_only => "open for reading",
-                _ => "open for writing",
-            };
-            failed(what)(source)
-        })?;
-        let kind = file.metadata().map_err(failed("look at"))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let reason = "it is neither a file nor a block device".to_owned();
-            return Err(BlockError::Unusable { path: path.to_owned(), reason });
-        }
-        if options.lock {
-            lock(&file, path, !options.read_only)?;
-        }
-        let geometry = host::geometry(&file, kind.is_block_device(), options.direct).map_err(failed("measure"))?;
+        let (file, _, geometry) = open(path, options, 0)?;
         let target = Target {
             size: AtomicU64::new(0),
             path: path.to_owned(),
@@ -149,7 +115,6 @@ impl FileDisk {
             discard: geometry.discard,
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
-            locked: options.lock,
             releases: Releases::default(),
             file,
         };
@@ -170,7 +135,7 @@ impl ImageDisk for FileDisk {
     fn refresh(&self) -> Result<u64, BlockError> {
         let failed = |source| BlockError::Host { what: "measure", path: self.target.path.clone(), source };
         // Both kinds tell their size by where they end.
-        let end = (&self.target.file).seek(SeekFrom::End(0)).map_err(failed)?;
+        let end = (&*self.target.file).seek(SeekFrom::End(0)).map_err(failed)?;
         let size = end - end % u64::from(self.target.block_size);
         if self.target.size.swap(size, Ordering::AcqRel) != size {
             self.notices.notify(size);
