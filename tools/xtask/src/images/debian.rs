@@ -15,11 +15,11 @@ pub(super) const RELEASE: &str = "bookworm";
 /// Where Debian and Ubuntu put the keys of Debian's archive (package debian-archive-keyring).
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where the archive is: lines of a `sources.list`.
-pub(super) fn sources() -> String {
+/// Where the archive of a release is: lines of a `sources.list`.
+pub(super) fn sources(release: &str) -> String {
     format!(
-        "deb [signed-by={KEYRING}] http://deb.debian.org/debian {RELEASE} main\n\
-         deb [signed-by={KEYRING}] http://deb.debian.org/debian-security {RELEASE}-security main\n"
+        "deb [signed-by={KEYRING}] http://deb.debian.org/debian {release} main\n\
+         deb [signed-by={KEYRING}] http://deb.debian.org/debian-security {release}-security main\n"
     )
 }
 
@@ -30,15 +30,20 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Fetches the archive's lists into `dir`.
+    /// Fetches the lists of [`RELEASE`] into `dir`.
     pub(crate) fn open(arch: Arch, dir: &Path) -> Result<Archive> {
+        Archive::of(RELEASE, arch, dir)
+    }
+
+    /// Fetches the lists of `release` into `dir`.
+    pub(crate) fn of(release: &str, arch: Arch, dir: &Path) -> Result<Archive> {
         if !Path::new(KEYRING).is_file() {
             bail!("{KEYRING} is missing: run tools/setup (package debian-archive-keyring)");
         }
         for sub in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot make {}", dir.join(sub).display()))?;
         }
-        fs::write(dir.join("sources.list"), sources())?;
+        fs::write(dir.join("sources.list"), sources(release))?;
         fs::write(dir.join("status"), "")?;
         let archive = Archive { arch, dir: dir.to_owned() };
         // Without the error mode, an unreachable archive is a warning and the old lists stay.

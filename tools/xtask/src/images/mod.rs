@@ -1,10 +1,11 @@
-//! `cargo xtask images`: the kernels and initramfs archives that tests, demo and lab use, made of Debian's newest packages.
+//! `cargo xtask images`: the kernels, initramfs archives and firmware that tests, demo and lab use, made of Debian's newest packages.
 //!
 //! Packages are fetched once and kept in the cache (see [`crate::paths::cache`]); `--refresh` asks the archive again.
 
 mod cpio;
 mod debian;
 mod disk;
+pub(crate) mod firmware;
 mod initramfs;
 mod kernel;
 mod module;
@@ -31,7 +32,7 @@ const VIRTIO: [&str; 6] =
 /// The name of the file that says what a directory was made of, written last.
 const STAMP: &str = "made-of";
 
-/// Make the kernels and initramfs archives for guests and lab
+/// Make the kernels and initramfs archives for guests and lab, and fetch guests' firmware
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only this architecture
@@ -161,6 +162,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         for line in fs::read_to_string(paths::cache()?.join("packages").join(arch.name()).join(STAMP))?.lines() {
             println!("  of {line}");
         }
+        println!("  {}", firmware::directory(arch, args.refresh)?.display());
         if args.rootfs {
             println!("  {}", rootfs::disk(arch, args.refresh)?.display());
         }

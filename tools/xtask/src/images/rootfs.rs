@@ -118,7 +118,7 @@ fn unpack(arch: Arch, scratch: &Path, system: &Path) -> Result<()> {
         .args(["doc", "info", "locale", "man"].map(|one| format!("--dpkgopt=path-exclude=/usr/share/{one}/*")))
         .arg(format!("--extract-hook=sh {} \"$1\"", hook.display()))
         .args([debian::RELEASE.as_ref(), system.as_os_str()])
-        .args(debian::sources().lines())
+        .args(debian::sources(debian::RELEASE).lines())
         .env("SKEP_FIO", FIO.get(arch)?)
         .env("SKEP_LOADER", loader(arch))
         .env("SKEP_MODULES", packages.join("cloud/lib/modules"))

@@ -48,6 +48,8 @@ pub(super) struct TestProgram {
     pub(super) without_hardware: bool,
     /// Whether its guests have Debian's root file system.
     pub(super) debian: bool,
+    /// Whether its guests have firmware.
+    pub(super) firmware: bool,
 }
 
 /// What was built for an architecture.
@@ -93,6 +95,7 @@ pub(super) fn build(arch: Arch, wanted: &[String]) -> Result<Built> {
                 path: program.path.clone(),
                 without_hardware: need == Need::AnyKvm,
                 debian: need == Need::Debian,
+                firmware: program.target.name.contains("firmware"),
             });
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! They are ordinary Rust tests, built statically and told by their environment where things are: `SKEP_BIN` the `skep`
 //! to start, `SKEP_IMAGES` the guests' kernels and initramfs (see [`crate::images`]), `SKEP_DEBIAN` a disk with Debian's root file system (for
-//! test files whose name begins with `debian`), and in a lab `SKEP_LAB` its board.
+//! test files whose name begins with `debian`), `SKEP_FIRMWARE` the directory with Debian's firmware (for those whose name has `firmware` in it), and in
+//! a lab `SKEP_LAB` its board.
 
 mod build;
 mod place;
@@ -12,7 +13,7 @@ pub(crate) use build::skep;
 pub(crate) use place::Kvm;
 
 use crate::arch::Arch;
-use crate::images::{Images, portable, rootfs};
+use crate::images::{Images, firmware, portable, rootfs};
 use crate::lab::{Board, LAB, Lab, Program, Progress};
 use crate::process::show;
 use anyhow::{Context, Result, bail};
@@ -130,6 +131,9 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         lab = lab.carry(rootfs::disk(board.arch(), false)?, "debian.ext4");
         lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
     }
+    if built.tests.iter().any(|test| test.firmware) {
+        lab = lab.carry(firmware::directory(board.arch(), false)?, "firmware");
+    }
     let mut programs = Vec::new();
     for test in &built.tests {
         let name = format!("tests/{}", test.name);
@@ -138,6 +142,7 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
             .env("SKEP_BIN", format!("{LAB}/bin/skep"))
             .env("SKEP_IMAGES", format!("{LAB}/images"))
             .env("SKEP_DEBIAN", format!("{LAB}/debian.ext4"))
+            .env("SKEP_FIRMWARE", format!("{LAB}/firmware"))
             .env("SKEP_LAB", board.name())
             .env("RUST_BACKTRACE", "1")
             .limit(limit);
@@ -167,6 +172,8 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
 fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
     let images = Images::get(arch)?;
     let debian = built.tests.iter().any(|test| test.debian).then(|| rootfs::disk(arch, false)).transpose()?;
+    let firmware =
+        built.tests.iter().any(|test| test.firmware).then(|| firmware::directory(arch, false)).transpose()?;
     let mut lines = Vec::new();
     for test in &built.tests {
         println!("== {}", test.name);
@@ -178,6 +185,7 @@ fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
             .env("SKEP_BIN", &built.skep)
             .env("SKEP_IMAGES", images.guest())
             .env("SKEP_DEBIAN", debian.as_deref().unwrap_or(Path::new("")))
+            .env("SKEP_FIRMWARE", firmware.as_deref().unwrap_or(Path::new("")))
             .env_remove("SKEP_LAB")
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())

@@ -28,6 +28,15 @@ pub fn image(name: &str) -> PathBuf {
     path
 }
 
+/// A file of Debian's firmware packages, by its name; `newer/NAME` for one of a newer release. For test files whose name has `firmware` in it.
+pub fn firmware(name: &str) -> PathBuf {
+    let firmware =
+        std::env::var_os("SKEP_FIRMWARE").expect("SKEP_FIRMWARE names Debian's firmware: run `cargo xtask test`");
+    let path = Path::new(&firmware).join(name);
+    assert!(path.exists(), "{} is missing: run `cargo xtask images`", path.display());
+    path
+}
+
 /// A disk with Debian's root file system, which a guest may change: the lab's own, else a copy in `scratch`.
 pub fn debian_disk(scratch: &Path) -> PathBuf {
     let disk = std::env::var_os("SKEP_DEBIAN").expect("SKEP_DEBIAN names Debian's disk: run `cargo xtask test`");
