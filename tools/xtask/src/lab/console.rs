@@ -3,6 +3,8 @@
 /// What the console tells.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
+    /// The host lives.
+    Alive,
     /// Program number n begins.
     Start(usize),
     /// Something was printed, by a program or by the host's kernel.
@@ -78,6 +80,7 @@ fn flush(printed: &mut Vec<u8>, events: &mut Vec<Event>) {
 fn parse(mark: &[u8]) -> Option<Event> {
     let words: Vec<&str> = std::str::from_utf8(mark).ok()?.split_whitespace().collect();
     match words[..] {
+        ["alive"] => Some(Event::Alive),
         ["start", number] => Some(Event::Start(number.parse().ok()?)),
         ["exit", number, code] => Some(Event::Exit(number.parse().ok()?, code.parse().ok()?)),
         ["end"] => Some(Event::End),

@@ -1,13 +1,15 @@
 use super::{Console, Event};
 
 const STREAM: &[u8] =
-    b"boot\r\n\x1eword start 0\nhello\nno newline\x1eword exit 0 3\n\x1eother exit 1 0\n\x1eword nonsense\n\x1eword end\nPower down\n";
+    b"boot\r\n\x1eword start 0\nhello\nno new\x1eword alive\nline\x1eword exit 0 3\n\x1eother exit 1 0\n\x1eword nonsense\n\x1eword end\nPower down\n";
 
 fn expected() -> Vec<Event> {
     vec![
         Event::Output(b"boot\r\n".to_vec()),
         Event::Start(0),
-        Event::Output(b"hello\nno newline".to_vec()),
+        Event::Output(b"hello\nno new".to_vec()),
+        Event::Alive,
+        Event::Output(b"line".to_vec()),
         Event::Exit(0, 3),
         Event::Output(b"\x1eother exit 1 0\n\x1eword nonsense\n".to_vec()),
         Event::End,

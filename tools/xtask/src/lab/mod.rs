@@ -25,6 +25,14 @@ use std::time::{Duration, Instant};
 /// The directory in the lab under which things that were carried in are found.
 pub(crate) const LAB: &str = "/lab";
 
+/// A host says that it lives every 10 seconds of its own, which are more of this machine's when that is busy.
+const SILENCE: Duration = Duration::from_secs(180);
+
+/// The emulated host is lost, which says nothing of the program that it was running.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct HostLost(String);
+
 /// A lab to be booted.
 pub(crate) struct Lab {
     board: Board,
@@ -117,25 +125,48 @@ impl Lab {
 
     /// Boots the lab and runs `programs` one after the other; `watch` is told what happens.
     ///
+    /// An emulated host can be lost, by QEMU's faults: it dies, or stands still. A second one then begins with the program that had not ended, and
+    /// the terminal's user is told. Where files are brought back or an image is written to, there is no second one.
+    ///
     /// # Errors
     ///
-    /// If the lab cannot be booted, if its host dies, or if it takes longer than the limit. A program that fails is no
-    /// error.
+    /// If the lab cannot be booted, if its host is lost again, or if it takes longer than the limit. A program that fails is no error.
     pub(crate) fn run(&self, programs: &[Program], watch: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        let mut again = self.bring_back.is_none() && self.disk.is_none();
+        while let Err(error) = self.run_once(programs, &mut outcomes, watch) {
+            if !again || !error.is::<HostLost>() {
+                return Err(error);
+            }
+            again = false;
+            eprintln!("lab: THE EMULATED HOST IS LOST: {error:#}");
+            eprintln!("lab: another one is booted, and goes on with program {}", outcomes.len() + 1);
+        }
+        Ok(outcomes)
+    }
+
+    /// Boots the lab and runs those of `programs` that have no outcome.
+    fn run_once(
+        &self,
+        programs: &[Program],
+        outcomes: &mut Vec<Outcome>,
+        watch: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<()> {
+        let first = outcomes.len();
         let scratch = Scratch::new()?;
         let word = format!("lab-{:08x}", std::process::id());
-        let script = plan::script(&word, programs, self.bring_back.is_some());
+        let script = plan::script(&word, &programs[first..], self.bring_back.is_some(), !self.icount);
         let mut qemu = self.boot(scratch.path(), &script, false)?;
 
         let mut console = Console::new(&word);
-        let mut outcomes: Vec<Outcome> = Vec::new();
         let mut running: Option<(Instant, Vec<u8>)> = None;
         let mut ended = false;
-        while let Some(bytes) = qemu.read(self.limit)? {
+        while let Some(bytes) = qemu.read(self.limit, self.silence())? {
             for event in console.feed(&bytes) {
                 match event {
+                    Event::Alive => {}
                     Event::Start(number) => {
-                        watch(Progress::Begin(number));
+                        watch(Progress::Begin(first + number));
                         running = Some((Instant::now(), Vec::new()));
                     }
                     // The kernel's farewell.
@@ -148,11 +179,11 @@ impl Lab {
                     }
                     Event::Exit(number, code) => {
                         let (start, output) = running.take().context("the lab's console is garbled")?;
-                        if number != outcomes.len() {
+                        if first + number != outcomes.len() {
                             bail!("the lab's console is garbled: program {number} ended out of turn");
                         }
                         let outcome = Outcome { code, output, time: start.elapsed() };
-                        watch(Progress::End(number, &outcome));
+                        watch(Progress::End(first + number, &outcome));
                         outcomes.push(outcome);
                     }
                     Event::End => ended = true,
@@ -162,14 +193,16 @@ impl Lab {
         watch(Progress::Output(&console.rest()));
         qemu.finish()?;
         if !ended {
-            bail!(
-                "the emulated host died (what it said last is above) after {} of {} programs",
-                outcomes.len(),
-                programs.len()
-            );
+            let (done, all) = (outcomes.len(), programs.len());
+            return Err(HostLost(format!("it died (what it said last is above) after {done} of {all} programs")).into());
         }
-        self.unpack(&scratch)?;
-        Ok(outcomes)
+        self.unpack(&scratch)
+    }
+
+    /// How long a host that lives may say nothing.
+    fn silence(&self) -> Option<Duration> {
+        // A clock that counts instructions knows nothing of this machine's time.
+        (!self.icount).then_some(SILENCE)
     }
 
     /// Boots the lab and gives the terminal's user a prompt in it.

@@ -30,9 +30,9 @@ impl Program {
     }
 }
 
-/// The script that runs `programs` one after the other, with `word` in its marks.
-pub(super) fn script(word: &str, programs: &[Program], bring_back: bool) -> String {
-    let mut script = format!("word={word}\n{}", clock());
+/// The script that runs `programs` one after the other, with `word` in its marks; with `beat` it says all the while that the host lives.
+pub(super) fn script(word: &str, programs: &[Program], bring_back: bool, beat: bool) -> String {
+    let mut script = format!("word={word}{}\n{}", if beat { " beat=yes" } else { "" }, clock());
     for (number, program) in programs.iter().enumerate() {
         script.push_str(&format!("run {number} {}", program.limit.as_secs().max(1)));
         if !program.environment.is_empty() {

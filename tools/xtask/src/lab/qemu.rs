@@ -1,7 +1,7 @@
 //! QEMU as a child process whose console is read.
 #![allow(unsafe_code)] // Reason: a child that must end with its parent is set up between fork and exec.
 
-use super::Lab;
+use super::{HostLost, Lab};
 use crate::images::Images;
 use crate::process;
 use anyhow::{Context, Result, bail};
@@ -83,13 +83,20 @@ impl Qemu {
         Ok(Qemu { child, console, start: Instant::now() })
     }
 
-    /// The next bytes of its console, or nothing when it has ended. Fails once it has run for longer than `limit`.
-    pub(super) fn read(&mut self, limit: Duration) -> Result<Option<Vec<u8>>> {
+    /// The next bytes of its console, or nothing when it has ended. Fails once it has run for longer than `limit`, or has said nothing for as long
+    /// as `silence`.
+    pub(super) fn read(&mut self, limit: Duration, silence: Option<Duration>) -> Result<Option<Vec<u8>>> {
         let Some(console) = &self.console else { return Ok(None) };
-        match console.recv_timeout(limit.saturating_sub(self.start.elapsed())) {
+        let left = limit.saturating_sub(self.start.elapsed());
+        match console.recv_timeout(silence.map_or(left, |silence| silence.min(left))) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!("the lab took longer than {} s and was ended", limit.as_secs()),
+            Err(RecvTimeoutError::Timeout) => match silence {
+                Some(silence) if silence < left => {
+                    Err(HostLost(format!("it stands still: it has said nothing for {} s", silence.as_secs())).into())
+                }
+                _ => bail!("the lab took longer than {} s and was ended", limit.as_secs()),
+            },
         }
     }
 
@@ -97,7 +104,7 @@ impl Qemu {
     pub(super) fn finish(mut self) -> Result<()> {
         let status = self.child.wait().context("cannot wait for QEMU")?;
         if !status.success() {
-            bail!("QEMU failed ({status}): the emulated host is lost; what QEMU said is above");
+            return Err(HostLost(format!("QEMU failed ({status}); what it said is above")).into());
         }
         Ok(())
     }
