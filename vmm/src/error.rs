@@ -145,6 +145,9 @@ pub enum Error {
     /// The control socket.
     #[error("control socket: {0}")]
     ControlSocket(#[source] crate::ListenError),
+    /// A snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] crate::state::SnapshotError),
     /// The console.
     #[error(transparent)]
     Console(#[from] crate::console::ConsoleError),

@@ -5,9 +5,10 @@
 //! * [`run`]: vCPU threads behind a gate, and the control loop.
 //! * [`console`]: the first serial port on the host: terminal, file, pty, socket.
 //! * [`ctl`]: the control socket, and what can be asked for there.
+//! * [`state`]: snapshots: a machine's whole state in a folder.
 //! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
 //!
-//! What it does not do yet: firmware, saving and migrating (the state types are there).
+//! What it does not do yet: firmware, migrating.
 
 pub mod boot;
 pub mod console;
@@ -19,6 +20,7 @@ mod listen;
 pub mod machine;
 pub mod monitor;
 pub mod run;
+pub mod state;
 
 pub use emergency::ignore_file_size_signal;
 pub use error::Error;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
 
-use crate::MemoryError;
+use crate::{MemoryError, used};
 
 #[cfg(test)]
 #[path = "backing_test.rs"]
@@ -40,6 +40,8 @@ pub struct Backing {
     start: NonNull<u8>,
     size: usize,
     file: Option<File>,
+    /// What it reads as where it has not been written ([`Backing::of_file`]).
+    origin: Option<File>,
     /// The host's unit of this memory, in bytes.
     page: usize,
 }
@@ -73,7 +75,7 @@ impl Backing {
         // SAFETY: it reads a constant of the system.
         let host_page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(LARGE_PAGE);
         let unit = options.huge_pages.map_or(0, |huge| huge.page_size as usize).max(host_page);
-        let backing = Self { start, size: length, file, page: unit };
+        let backing = Self { start, size: length, file, origin: None, page: unit };
         if options.huge_pages.is_none() && length > LARGE_PAGE {
             // What it is aligned for. A host without such pages refuses, and small ones serve. The first is left out: it holds what a machine
             // writes before its guest runs, and a guest of a few pages should not wait for 2 MiB to be cleared.
@@ -83,6 +85,26 @@ impl Backing {
             backing.populate(usize::try_from(page).unwrap_or(LARGE_PAGE)).map_err(host)?;
         }
         Ok(backing)
+    }
+
+    /// Takes as many bytes as `file` has, which read as the file until they are written, and never change it. Nothing is read before it is needed.
+    /// Nobody may make the file shorter meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Backing::new`].
+    pub fn of_file(file: File) -> Result<Self, MemoryError> {
+        let what = "memory from a file";
+        let host = |size| move |source| MemoryError::Host { what, size, source, mend: String::new() };
+        let size = file.metadata().map_err(host(0))?.len();
+        let bad = |reason| MemoryError::BadRange { gpa: 0, size, reason };
+        if size == 0 || !size.is_multiple_of(crate::PAGE_SIZE) {
+            return Err(bad("the size is not a whole number of pages"));
+        }
+        let length = usize::try_from(size).map_err(|_| bad("it is larger than the host's address space"))?;
+        let start = map_file(length, &file).map_err(host(size))?;
+        // SAFETY: it reads a constant of the system.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(LARGE_PAGE);
+        Ok(Self { start, size: length, file: None, origin: Some(file), page })
     }
 
     fn advise(&self, range: Range<usize>, advice: i32) -> io::Result<()> {
@@ -140,10 +162,46 @@ impl Backing {
         if begin >= end {
             return Ok(());
         }
+        if self.origin.is_some() {
+            return self.replace(begin..end);
+        }
         let advice = if self.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
         // SAFETY: the pages are within the mapping, and hold guest memory alone, which may change to zeroes as it may to anything.
         let result = unsafe { libc::madvise(self.start.as_ptr().wrapping_add(begin).cast(), end - begin, advice) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Maps fresh memory, which is zeroes, in place of what came from a file.
+    fn replace(&self, range: Range<usize>) -> io::Result<()> {
+        let (start, length) = (self.start.as_ptr().wrapping_add(range.start), range.len());
+        let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: the pages are within the mapping, and hold guest memory alone, which may change to zeroes as it may to anything.
+        let mapped = unsafe { libc::mmap(start.cast(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            // The host has no mapping left: they are zeroes all the same, though they are not given back.
+            // SAFETY: as above.
+            unsafe { start.write_bytes(0, length) };
+        }
+        Ok(())
+    }
+
+    /// Where within `len` bytes at `offset` something else than zeroes may be, in ranges that ascend, of whole pages. Nobody writes meanwhile, or
+    /// what they write may be missed.
+    ///
+    /// # Errors
+    /// The host's own.
+    pub fn used(&self, offset: u64, len: u64) -> io::Result<Vec<Range<u64>>> {
+        let range = offset.min(self.size())..offset.saturating_add(len).min(self.size());
+        match (&self.file, &self.origin) {
+            (Some(file), _) => used::data(file, range),
+            (None, origin) => {
+                let mut used = used::touched(self.start.as_ptr(), range.clone())?;
+                if let Some(origin) = origin {
+                    used.extend(used::data(origin, range)?);
+                }
+                Ok(used::merged(used))
+            }
+        }
     }
 
     /// The memfd behind it, if it is shared: what another process maps, from offset 0.
@@ -158,6 +216,22 @@ impl Drop for Backing {
         // SAFETY: the mapping is ours alone, and nobody can reach it without the value that is being dropped.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
     }
+}
+
+/// Maps `file` copy-on-write, aligned as all guest memory is.
+fn map_file(size: usize, file: &File) -> io::Result<NonNull<u8>> {
+    let start = map_aligned(size, LARGE_PAGE, None, &RamOptions::default())?;
+    let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let (at, fd) = (start.as_ptr().cast(), file.as_raw_fd());
+    // SAFETY: it replaces the mapping made above, which nobody else knows of.
+    let mapped = unsafe { libc::mmap(at, size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    if mapped == libc::MAP_FAILED {
+        let error = io::Error::last_os_error();
+        // SAFETY: as above.
+        unsafe { libc::munmap(at, size) };
+        return Err(error);
+    }
+    Ok(start)
 }
 
 fn memfd(size: u64, options: &RamOptions) -> io::Result<File> {

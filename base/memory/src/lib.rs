@@ -16,6 +16,7 @@ mod dirty;
 mod dma;
 mod map;
 mod region;
+mod used;
 
 pub use backing::{Backing, HugePages, RamOptions};
 pub use dirty::{Consumer, DirtyLog, DirtySource, PAGE_SIZE};

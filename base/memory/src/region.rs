@@ -188,6 +188,15 @@ impl Region {
         self.backing.discard(self.offset + offset, len.min(self.size - offset))
     }
 
+    /// Where something else than zeroes may be, in ranges of offsets that ascend, of whole pages. Nobody writes meanwhile.
+    ///
+    /// # Errors
+    /// The host's own.
+    pub fn used(&self) -> std::io::Result<Vec<std::ops::Range<u64>>> {
+        let used = self.backing.used(self.offset, self.size)?;
+        Ok(used.into_iter().map(|range| range.start - self.offset..range.end - self.offset).collect())
+    }
+
     /// Begins to note which pages skep itself writes.
     pub fn start_dirty_tracking(&self) {
         self.dirty.start(self.size / PAGE_SIZE);

@@ -11,6 +11,7 @@ use skep_config::{Flags, MachineFlags, Problem};
 use crate::ctl::{self, CtlArgs};
 use crate::exit::{self, Exit};
 use crate::image::ImageCommand;
+use crate::snapshot::{self, RestoreArgs, SnapshotCommand};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,6 +78,17 @@ pub(crate) enum Command {
     /// The machine was started with --control SOCKET.
     #[command(after_help = ctl::EXAMPLES)]
     Ctl(CtlArgs),
+    /// Let a machine go on where a snapshot was saved
+    ///
+    /// The snapshot is what `skep ctl SOCKET save DIR` wrote. It stays as it is, and must not change while the machine runs: memory is mapped from it and
+    /// read when it is needed. Disks are where they were when it was saved, and must hold what they held then.
+    #[command(after_help = snapshot::EXAMPLES)]
+    Restore(RestoreArgs),
+    /// Look at a snapshot, or verify it
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
     /// Say what this host can do, and how to mend what is missing
     Doctor,
     /// Check a config without running it: keys, files, and whether the kernel is one for the machine

@@ -1,7 +1,11 @@
 //! `skep ctl`: talks with a machine that runs, by its control socket.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueHint};
@@ -9,12 +13,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep_config::{Disk, Net, Size};
 use skep_vmm::ctl::protocol::{
-    DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Removed, Resized, Stats,
+    Activity, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Removed, Resized, Save, Saved, Stats,
+    Status,
 };
 use skep_vmm::ctl::{Client, ClientError};
 use skep_vmm::machine::{DeviceInfo, DeviceState, Plugged};
 
 use crate::exit::{Exit, Failure};
+use crate::image::progress::Progress;
 use crate::pages;
 
 #[cfg(test)]
@@ -31,7 +37,9 @@ Examples:
   skep ctl vm.sock device remove data
           ask the guest to let it go, and wait until the file is free
   skep ctl vm.sock net add tap=vmtap0,id=lan
-  truncate -s 20G data.img && skep ctl vm.sock disk resize data";
+  truncate -s 20G data.img && skep ctl vm.sock disk resize data
+  skep ctl vm.sock save before-upgrade --quit
+          put the machine away; `skep restore before-upgrade --control vm.sock` brings it back";
 
 #[derive(Debug, Args)]
 pub(crate) struct CtlArgs {
@@ -58,6 +66,24 @@ enum CtlCommand {
     Net(NetCommand),
     /// Print exits by kind and times so far; the guest stands still for a moment
     Stats,
+    /// Print what the machine is doing: running, paused, or being saved
+    Status,
+    /// Let the machine stand still: CPUs, and what its devices had begun is done first
+    Pause,
+    /// Let it go on
+    Resume,
+    /// Save the machine into a new folder, from which `skep restore` lets it go on
+    ///
+    /// The guest stands still while its memory is written, and goes on then. Disks are not copied: either copy them while the machine is paused, or end
+    /// the machine with --quit, so that they stay what they are. What fails leaves the guest running, and no folder.
+    Save {
+        /// The snapshot, which is not there yet
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+        /// End the machine when it is saved, without letting the guest go on
+        #[arg(long)]
+        quit: bool,
+    },
     /// Reset the machine, as if its guest had asked for it: `--on-reset` says what happens then
     Reset,
     /// End the machine at once, as by pulling its plug
@@ -170,6 +196,20 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         }
         CtlCommand::Net(NetCommand::Add { net }) => it.ask("net-add", &NetAdd { net }, None, plugged)?,
         CtlCommand::Stats => it.ask("stats", &Nothing {}, None, |stats: Stats| figures(&stats))?,
+        CtlCommand::Status => it.ask("status", &Nothing {}, None, |status: Status| activity(&status))?,
+        CtlCommand::Pause => it.ask("pause", &Nothing {}, None, |_: Nothing| String::new())?,
+        CtlCommand::Resume => it.ask("resume", &Nothing {}, None, |_: Nothing| String::new())?,
+        CtlCommand::Save { folder, quit } => {
+            let folder = full(&folder);
+            let text = |saved: Saved| {
+                let (data, memory) = (Size(saved.data), Size(saved.memory));
+                format!("saved {data} of {memory}; the guest stood still for {}\n", milliseconds(saved.standstill_us))
+            };
+            let watch = Watch::start(socket);
+            let done = it.ask("save", &Save { folder, quit }, None, text);
+            watch.end();
+            done?;
+        }
         CtlCommand::Reset => it.ask("reset", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Quit => it.ask("quit", &Nothing {}, None, |_: Nothing| String::new())?,
     }
@@ -216,6 +256,55 @@ fn state(state: DeviceState) -> &'static str {
         DeviceState::Leaving => "leaving",
         DeviceState::Stopping => "stopping",
         DeviceState::Other => "?",
+    }
+}
+
+/// Shows on a terminal how far a save has come, by a connection of its own.
+struct Watch {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn start(socket: PathBuf) -> Self {
+        let over = Arc::<AtomicBool>::default();
+        let seen = over.clone();
+        // Who reads a file has no use for it.
+        let shown = std::io::stderr().is_terminal();
+        let thread = shown.then(|| std::thread::spawn(move || watch(&socket, &seen)));
+        Self { over, thread }
+    }
+
+    fn end(self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread {
+            thread.thread().unpark();
+            // What is shown is of no further use.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(socket: &Path, over: &AtomicBool) {
+    const STEP: Duration = Duration::from_millis(100);
+    let mut progress = Progress::new();
+    let Ok(mut client) = Client::connect(socket) else { return };
+    while !over.load(Ordering::Relaxed) {
+        std::thread::park_timeout(STEP);
+        let Ok(status) = client.call::<Status>("status", &Nothing {}, Some(STEP * 10)) else { break };
+        if status.activity == Activity::Saving {
+            progress.show(status.done, status.of);
+        }
+    }
+    progress.end();
+}
+
+fn activity(status: &Status) -> String {
+    match status.activity {
+        Activity::Running => "running\n".to_owned(),
+        Activity::Paused => "paused\n".to_owned(),
+        Activity::Saving => format!("saving: {} of {}\n", Size(status.done), Size(status.of)),
+        Activity::Other => "?\n".to_owned(),
     }
 }
 

@@ -107,6 +107,14 @@ pub(crate) enum Failure {
         /// Why.
         source: std::io::Error,
     },
+    /// A snapshot can't be taken.
+    #[error("snapshot `{}`", path.display())]
+    Snapshot {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: skep_vmm::state::SnapshotError,
+    },
     /// A machine that runs can't be asked, or says no.
     #[error(transparent)]
     Control(#[from] skep_vmm::ctl::ClientError),

@@ -1,10 +1,8 @@
 //! `skep`: the command.
 //!
 //! `run` and `check` take one schema by flags or by a file (`skep-config`); `hello` boots a guest that is built in; `doctor` says what this
-//! host can do; `ctl` talks with a machine that runs; `image` makes and looks at disk images (`skep-block`). Exit codes are in [`exit`], and
+//! host can do; `ctl` talks with a machine that runs; `restore` and `snapshot` take what one has saved; `image` makes and looks at disk images (`skep-block`). Exit codes are in [`exit`], and
 //! in `skep --help`.
-//!
-//! What it does not do yet: snapshots.
 
 #![deny(unsafe_code)]
 
@@ -17,6 +15,7 @@ mod log;
 mod pages;
 mod report;
 mod run;
+mod snapshot;
 mod stats;
 
 use std::process::ExitCode;
@@ -37,6 +36,8 @@ fn main() -> ExitCode {
         Ok(Command::Check(args)) => run::check(args),
         Ok(Command::Ctl(args)) => ctl::ctl(args),
         Ok(Command::Image { command }) => image::image(command),
+        Ok(Command::Restore(args)) => snapshot::restore(args, started),
+        Ok(Command::Snapshot { command }) => snapshot::snapshot(command),
         Ok(Command::Doctor) => doctor::doctor(),
         Ok(Command::Completions { shell }) => pages::completions(shell),
         Ok(Command::Man { folder }) => pages::man(&folder),

@@ -10,6 +10,7 @@ use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use skep_vmm::boot::BootFiles;
 use skep_vmm::console::refuse_inputs;
 use skep_vmm::machine::Machine;
+use skep_vmm::monitor::Start;
 use skep_vmm::run::StopReason;
 use skep_vmm::{Ending, Error, monitor};
 
@@ -71,7 +72,7 @@ pub(crate) fn check(args: CheckArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn host() -> Result<ArchKind, Failure> {
+pub(crate) fn host() -> Result<ArchKind, Failure> {
     ArchKind::host().ok_or(Failure::Host)
 }
 
@@ -95,7 +96,12 @@ fn open(config: &Config, config_file: Option<&Path>) -> Result<BootFiles, Failur
 }
 
 fn finish(config: &Config, files: BootFiles, started: Instant) -> Result<Exit, Failure> {
-    let outcome = monitor::run(config, &skep_kvm::open()?, files, started)?;
+    begin(config, Start::Boot(Box::new(files)), started)
+}
+
+/// Runs a machine to its end, and tells of it.
+pub(crate) fn begin(config: &Config, start: Start, started: Instant) -> Result<Exit, Failure> {
+    let outcome = monitor::run(config, &skep_kvm::open()?, start, started)?;
     conclude(&outcome.ending);
     if config.stats {
         report::say(&stats::text(&outcome));

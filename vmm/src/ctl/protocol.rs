@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use skep_config::{Conflict, Disk, Net};
 
 use crate::Error;
 use crate::machine::{DeviceError, DeviceInfo, HotplugError, Plugged};
+use crate::state::SnapshotError;
 
 #[cfg(test)]
 #[path = "protocol_test.rs"]
@@ -45,6 +47,14 @@ pub enum Command {
     DiskResize(DiskResize),
     /// `stats`: [`Stats`].
     Stats,
+    /// `status`: [`Status`].
+    Status,
+    /// `pause`: [`Nothing`]. When it is answered, nothing moves: neither CPUs nor what devices had begun.
+    Pause,
+    /// `resume`: [`Nothing`].
+    Resume,
+    /// `save` of a [`Save`]: a [`Saved`]. The guest stands still while its memory is written.
+    Save(Save),
     /// `reset`: [`Nothing`]. As if the guest had asked for it.
     Reset,
     /// `quit`: [`Nothing`]. The machine ends at once.
@@ -52,8 +62,20 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 8] =
-    ["device-list", "disk-add", "net-add", "device-remove", "disk-resize", "stats", "reset", "quit"];
+const COMMANDS: [&str; 12] = [
+    "device-list",
+    "disk-add",
+    "net-add",
+    "device-remove",
+    "disk-resize",
+    "stats",
+    "status",
+    "pause",
+    "resume",
+    "save",
+    "reset",
+    "quit",
+];
 
 /// Arguments of `disk-add`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +117,55 @@ fn yes() -> bool {
 pub struct DiskResize {
     /// The disk.
     pub id: String,
+}
+
+/// Arguments of `save`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Save {
+    /// The snapshot, which is not there yet. A relative path begins at skep's working folder.
+    pub folder: PathBuf,
+    /// End the machine when it is saved, without letting the guest go on.
+    #[serde(default)]
+    pub quit: bool,
+}
+
+/// What was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Saved {
+    /// Bytes of the guest's memory.
+    pub memory: u64,
+    /// Bytes of it that are something else than zeroes, and were written.
+    pub data: u64,
+    /// How long the guest stood still for it, in microseconds, so far as it goes on.
+    pub standstill_us: u64,
+}
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activity {
+    /// The guest runs.
+    Running,
+    /// It stands still until it is resumed.
+    Paused,
+    /// It stands still while its memory is written.
+    Saving,
+    /// Something of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// What a machine is doing, and how far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What it is doing.
+    pub activity: Activity,
+    /// Bytes of memory that have been written or passed over by the save that goes on.
+    pub done: u64,
+    /// Bytes that there are for it.
+    pub of: u64,
 }
 
 /// No arguments, or nothing to tell.
@@ -150,6 +221,10 @@ pub enum Answer {
     Resized(Resized),
     /// Figures.
     Stats(Stats),
+    /// What it is doing.
+    Status(Status),
+    /// What was saved.
+    Saved(Saved),
     /// It is done.
     Nothing(Nothing),
 }
@@ -250,6 +325,17 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        let kind = match &error {
+            SnapshotError::Busy(_) => ErrorKind::Busy,
+            SnapshotError::Ended => ErrorKind::Ended,
+            _ => ErrorKind::Failed,
+        };
+        Self::of(kind, &error)
+    }
+}
+
 impl From<HotplugError> for Failure {
     fn from(error: HotplugError) -> Self {
         let kind = match &error {
@@ -308,6 +394,10 @@ impl Command {
             "device-remove" => Self::DeviceRemove(read(name, text)?),
             "disk-resize" => Self::DiskResize(read(name, text)?),
             "stats" => Self::Stats,
+            "status" => Self::Status,
+            "pause" => Self::Pause,
+            "resume" => Self::Resume,
+            "save" => Self::Save(read(name, text)?),
             "reset" => Self::Reset,
             "quit" => Self::Quit,
             _ => {

@@ -25,7 +25,13 @@ pub struct Plugged {
 
 impl<A: Platform> Machine<A> {
     fn site(&self) -> Site<'_> {
-        Site { devices: &self.devices, root: A::pci(&self.board), clock: &self.clock, running: true }
+        Site {
+            devices: &self.devices,
+            root: A::pci(&self.board),
+            clock: &self.clock,
+            running: true,
+            numbers: &self.numbers,
+        }
     }
 
     /// The devices on PCI.
@@ -102,7 +108,7 @@ impl<A: Platform> Machine<A> {
     }
 
     /// Lets the config be what is there: names and places of what has gone are free.
-    fn forget_gone(&mut self) {
+    pub(super) fn forget_gone(&mut self) {
         let devices = self.devices.clone();
         self.config.retain_devices(|id| devices.has(id));
     }

@@ -5,6 +5,7 @@ mod hotplug;
 mod pci;
 mod platform;
 mod q35;
+mod saved;
 mod virt;
 
 use std::sync::Arc;
@@ -13,18 +14,22 @@ use skep_arch::layout::Row;
 use skep_chipset::SerialPort;
 use skep_clock::Clock;
 use skep_config::Config;
-use skep_hypervisor::{Hypervisor, Powers, Vm, VmBuilder, VmRequest};
+use skep_hypervisor::{Capabilities, Hypervisor, Powers, Vm, VmBuilder, VmRequest};
 use skep_memory::{Backing, HugePages, MemoryMap, RamOptions, Region, RegionKind};
 use skep_pci::RootComplex;
 
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::run::{Gate, Slot, Vcpus};
+use crate::state::SnapshotError;
 use devices::{Devices, Site};
+use saved::{Numbers, Origin};
 
 pub use devices::{DeviceError, DeviceInfo, DeviceState, HotplugError, Removal};
 pub use hotplug::Plugged;
 pub use platform::{Ejected, Named, Plan, Platform, Services};
+pub(crate) use saved::{Aarch64CpusState, X86CpusState};
+pub use saved::{ClockPolicy, DiskImages, Saved, check_disks};
 
 #[cfg(test)]
 mod machine_test;
@@ -43,6 +48,7 @@ pub struct Machine<A: Platform> {
     memory: MemoryMap,
     clock: Clock,
     vm: Arc<dyn Vm<A>>,
+    numbers: Numbers,
     loaded_once: bool,
 }
 
@@ -96,24 +102,39 @@ impl<A: Platform> Machine<A> {
         gate: Arc<Gate>,
         services: Services,
     ) -> Result<Self, Error> {
+        Self::make(config, hypervisor, gate, services, Origin::default(), |_, _| Ok(()))
+    }
+
+    /// Makes the machine, of `origin` where it is not new; `adopt` lets the plan have its CPUs.
+    fn make(
+        config: &Config,
+        hypervisor: &dyn Hypervisor<A>,
+        gate: Arc<Gate>,
+        services: Services,
+        origin: Origin,
+        adopt: impl FnOnce(&mut Plan<A>, &Capabilities<A>) -> Result<(), SnapshotError>,
+    ) -> Result<Self, Error> {
         let mut config = config.clone();
         config.finish()?;
-        let (plan, builder) = Self::plan(&config, hypervisor)?;
+        let (mut plan, builder) = Self::plan(&config, hypervisor)?;
+        let Origin { memory: from, numbers } = origin;
+        adopt(&mut plan, builder.capabilities())?;
         let parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
-        add_ram(&config, &plan, &memory)?;
+        add_ram(&config, &plan, &memory, from)?;
         memory.listen(parts.vm.memory())?;
         let devices = Devices::new();
         let theirs = devices.clone();
         let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(endpoint));
         let board = A::assemble(&plan, &parts.vm, parts.interrupts, services, ejected)?;
-        Site { devices: &devices, root: A::pci(&board), clock: &clock, running: false }.add(&config)?;
+        let site = Site { devices: &devices, root: A::pci(&board), clock: &clock, running: false, numbers: &numbers };
+        site.add(&config)?;
         if let Some(first) = parts.vcpus.first() {
             A::connect_kick(&board, first.kicker());
         }
         let slots = parts.vcpus.into_iter().map(|vcpu| Slot { io: A::io(&board, vcpu.index()), vcpu });
         let vcpus = Vcpus::new(slots.collect(), gate);
-        Ok(Self { config, plan, vcpus, devices, board, memory, clock, vm: parts.vm, loaded_once: false })
+        Ok(Self { config, plan, vcpus, devices, board, memory, clock, vm: parts.vm, numbers, loaded_once: false })
     }
 
     /// Loads the guest and sets the first vCPU to begin there, with the gate closed and empty.
@@ -205,14 +226,22 @@ impl<A: Platform> Machine<A> {
     }
 }
 
-fn add_ram<A: Platform>(config: &Config, plan: &Plan<A>, memory: &MemoryMap) -> Result<(), Error> {
+fn add_ram<A: Platform>(
+    config: &Config,
+    plan: &Plan<A>,
+    memory: &MemoryMap,
+    from: Option<Backing>,
+) -> Result<(), Error> {
     let wanted = &config.memory;
     let options = RamOptions {
         huge_pages: wanted.hugepages.map(|size| HugePages { page_size: size.bytes() }),
         prefault: wanted.prefault,
         shared: wanted.shared,
     };
-    let backing = Arc::new(Backing::new(wanted.size.bytes(), &options)?);
+    let backing = Arc::new(match from {
+        Some(backing) => backing,
+        None => Backing::new(wanted.size.bytes(), &options)?,
+    });
     let mut offset = 0;
     for part in &plan.ram {
         memory.add(Region::new("RAM", RegionKind::Ram, part.base, part.size, backing.clone(), offset)?)?;

@@ -32,7 +32,7 @@ use crate::run::BoxedIo;
 /// The devices of a `virt` machine.
 pub struct Board {
     memory_space: AddressSpace,
-    gic: Arc<dyn Gic>,
+    pub(super) gic: Arc<dyn Gic>,
     uart: Arc<Pl011>,
     components: Vec<Named>,
     lines: LineTable,

@@ -6,23 +6,29 @@ use std::time::{Duration, Instant};
 
 use crate::ctl::protocol::{Answer, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Removed, Resized, Stats};
 use crate::ctl::{Call, Command, Reply};
-use crate::machine::{HotplugError, Machine, Platform, Removal};
+use crate::machine::{HotplugError, Machine, Removal, Saved};
+use crate::monitor::save::Standing;
 use crate::run::{Gate, Request, Requests, StopReason};
 
 /// A machine that runs, as commands see it.
-pub(super) struct Running<'a, A: Platform> {
+pub(super) struct Running<'a, A: Saved> {
     pub(super) machine: &'a mut Machine<A>,
     pub(super) requests: &'a Arc<Requests>,
     pub(super) gate: &'a Gate,
     /// When skep began.
     pub(super) started: Instant,
     pub(super) restarts: u32,
+    pub(super) standing: &'a mut Standing,
 }
 
-impl<A: Platform> Running<'_, A> {
+impl<A: Saved> Running<'_, A> {
     /// Does what is asked, and answers, now or when it is done.
     pub(super) fn obey(self, call: Call) {
         let Call { command, reply } = call;
+        if self.standing.is_saving() && !matches!(command, Command::DeviceList | Command::Status | Command::Quit) {
+            let text = "the machine is being saved\n  try: again when that is done";
+            return reply.send(Err(Failure::new(ErrorKind::Busy, text)));
+        }
         let outcome = match command {
             Command::DeviceList => Ok(Answer::DeviceList(DeviceList { devices: self.machine.device_list() })),
             Command::DiskAdd(disk) => self.machine.plug_disk(*disk).map(Answer::Plugged).map_err(Failure::from),
@@ -33,6 +39,13 @@ impl<A: Platform> Running<'_, A> {
                 size.map(|size| Answer::Resized(Resized { size })).map_err(Failure::from)
             }
             Command::Stats => Ok(Answer::Stats(self.stats())),
+            Command::Status => Ok(Answer::Status(self.standing.status())),
+            Command::Resume => {
+                self.standing.resume(self.machine);
+                Ok(Answer::Nothing(Nothing {}))
+            }
+            // The loop itself does these.
+            Command::Pause | Command::Save(_) => return,
             Command::Reset => {
                 self.requests.send(Request::Reset);
                 Ok(Answer::Nothing(Nothing {}))
@@ -68,7 +81,9 @@ impl<A: Platform> Running<'_, A> {
         let kinds = vcpus.exits();
         let exits: BTreeMap<_, _> =
             kinds.rows().filter(|(_, count)| *count > 0).map(|(kind, count)| (kind.to_string(), count)).collect();
-        self.requests.open_gate();
+        if !self.standing.is_still() {
+            self.requests.open_gate();
+        }
         Stats {
             elapsed_us: microseconds(self.started.elapsed()),
             first_instruction_us: first.map(microseconds),

@@ -1,6 +1,7 @@
 //! Runs a machine to its end.
 
 mod command;
+mod save;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,9 +16,12 @@ use crate::Error;
 use crate::boot::BootFiles;
 use crate::console::Console;
 use crate::ctl::Server;
-use crate::machine::{Machine, Platform, Services};
+use crate::ctl::{Call, Command};
+use crate::machine::{ClockPolicy, Machine, Platform, Saved, Services};
 use crate::run::{Control, Gate, Request, Requests, StopReason};
+use crate::state::Snapshot;
 use command::Running;
+use save::{Parts, Standing};
 
 /// How a machine has ended.
 #[derive(Debug)]
@@ -54,14 +58,29 @@ pub struct Outcome {
     pub restarts: u32,
 }
 
-/// Runs the machine of `config` with the guest of `files` on `hypervisor`, until it ends. `started` is when the program began.
+/// What a machine begins with.
+pub enum Start {
+    /// It boots these files.
+    Boot(Box<BootFiles>),
+    /// It goes on where a snapshot was saved.
+    Snapshot {
+        /// The snapshot, whose disks have been checked.
+        snapshot: Box<Snapshot>,
+        /// What the guest's clocks do.
+        clock: ClockPolicy,
+        /// The guest waits to be resumed.
+        paused: bool,
+    },
+}
+
+/// Runs the machine of `config` on `hypervisor`, until it ends. `started` is when the program began.
 ///
 /// # Errors
 /// Where the machine can't be made, or the host fails. A vCPU's failure is an [`Ending`].
-pub fn run<A: Platform>(
+pub fn run<A: Saved>(
     config: &Config,
     hypervisor: &dyn Hypervisor<A>,
-    mut files: BootFiles,
+    start: Start,
     started: Instant,
 ) -> Result<Outcome, Error> {
     let gate = Arc::new(Gate::default());
@@ -78,8 +97,24 @@ pub fn run<A: Platform>(
         serial: console.output(),
         memory: MemoryMap::new(),
     };
-    let mut machine = Machine::<A>::new(config, hypervisor, gate.clone(), services)?;
-    machine.load(&mut files)?;
+    let mut standing = Standing::default();
+    let (mut machine, mut files) = match start {
+        Start::Boot(mut files) => {
+            let mut machine = Machine::<A>::new(config, hypervisor, gate.clone(), services)?;
+            machine.load(&mut files)?;
+            (machine, Some(files))
+        }
+        Start::Snapshot { snapshot, clock, paused } => {
+            let machine = Machine::of_snapshot(config, hypervisor, gate.clone(), services, &snapshot, clock)?;
+            if paused {
+                standing = Standing::paused();
+            } else {
+                machine.resume();
+            }
+            tracing::info!("restored from `{}`", snapshot.path.display());
+            (machine, None)
+        }
+    };
     control.add(console.attach(machine.serial(), requests.clone())?);
     if let Some(server) = server {
         control.add(server.attach(requests.clone()));
@@ -92,16 +127,37 @@ pub fn run<A: Platform>(
     // Devices that could not stop.
     let mut abandoned = false;
     let ending = loop {
-        clock.resume();
-        requests.open_gate();
-        let request = loop {
-            match control.next_request()? {
-                Request::Command(call) => {
-                    let machine = &mut machine;
-                    Running { machine, requests: &requests, gate: &gate, started, restarts }.obey(call);
+        standing.thaw(&machine);
+        if !standing.is_still() {
+            clock.resume();
+            requests.open_gate();
+        }
+        let request = match control.next_request()? {
+            Request::Command(call) => {
+                let mut parts =
+                    Parts { machine: &mut machine, control: &mut control, requests: &requests, gate: &gate };
+                let Call { command, reply } = call;
+                let given_up = match command {
+                    Command::Pause => standing.pause(&mut parts, reply)?,
+                    Command::Save(save) => standing.save(&mut parts, save, reply)?,
+                    command => {
+                        let (machine, standing) = (parts.machine, &mut standing);
+                        Running { machine, requests: &requests, gate: &gate, started, restarts, standing }
+                            .obey(Call { command, reply });
+                        None
+                    }
+                };
+                if let Some(reason) = given_up {
+                    abandoned = true;
+                    break Ending::Stopped(reason);
                 }
-                request => break request,
+                continue;
             }
+            Request::Written => {
+                standing.written();
+                continue;
+            }
+            request => request,
         };
         gate.close_and_wait();
         clock.pause();
@@ -115,7 +171,7 @@ pub fn run<A: Platform>(
             Request::Panicked { vcpu } => return Err(Error::Panicked { vcpu }),
             Request::Stop(reason) => break Ending::Stopped(reason),
             // Nobody waits for the one any more, and the other has been obeyed.
-            Request::Stopped | Request::Command(_) => continue,
+            Request::Stopped | Request::Written | Request::Command(_) => continue,
         };
         if action == Action::Exit {
             break ending;
@@ -128,8 +184,15 @@ pub fn run<A: Platform>(
             break Ending::Stopped(reason);
         }
         machine.reset()?;
-        machine.load(&mut files)?;
+        let files = match &mut files {
+            Some(files) => files,
+            // A machine that was restored has not needed them before.
+            none => none.insert(Box::new(BootFiles::open(&config.boot.source()?)?)),
+        };
+        machine.load(files)?;
+        standing.forget();
     };
+    standing.end();
     if !abandoned {
         abandoned = stop(&machine, &mut control, &requests)?.is_some();
     }

@@ -32,6 +32,8 @@ pub enum Request {
     },
     /// The devices have stopped, as was asked of them.
     Stopped,
+    /// Memory has been written to a snapshot, or that has failed: the guest can go on.
+    Written,
     /// A client of the control socket wants something. The guest runs on meanwhile.
     Command(Call),
     /// The user, or a signal, ends the machine.
@@ -41,7 +43,7 @@ pub enum Request {
 impl Request {
     /// Whether the guest stands still until it is taken.
     fn freezes(&self) -> bool {
-        !matches!(self, Request::Command(_))
+        !matches!(self, Request::Command(_) | Request::Written)
     }
 }
 
@@ -93,6 +95,11 @@ impl Requests {
         }
     }
 
+    /// Whether somebody waits to be heard who has closed the gate: the guest is about to end, or to begin anew.
+    pub fn is_ending(&self) -> bool {
+        self.lock().iter().any(Request::freezes)
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<Request>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,7 +117,7 @@ impl Requests {
 
     /// Forgets what was asked before a restart: two vCPUs may have asked for the same one. What comes from outside is kept.
     pub fn forget(&self) {
-        self.lock().retain(|request| matches!(request, Request::Stop(_) | Request::Command(_)));
+        self.lock().retain(|request| matches!(request, Request::Stop(_) | Request::Command(_) | Request::Written));
     }
 
     /// Readable while there are requests.

@@ -1,7 +1,7 @@
 //! `skep image`: makes, looks at, converts and checks disk images.
 
 mod describe;
-mod progress;
+pub(crate) mod progress;
 
 use std::path::PathBuf;
 

@@ -12,19 +12,19 @@ mod test;
 const WIDTH: u64 = 40;
 
 /// What was shown last.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     terminal: bool,
     /// Hundredths, or nothing yet.
     shown: Option<u64>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { terminal: io::stderr().is_terminal(), shown: None }
     }
 
     /// `done` bytes of `of` are done.
-    pub(super) fn show(&mut self, done: u64, of: u64) {
+    pub(crate) fn show(&mut self, done: u64, of: u64) {
         if let Some(text) = self.text(done, of) {
             say(&text);
         }
@@ -46,7 +46,7 @@ impl Progress {
     }
 
     /// Leaves the bar's line.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.terminal && self.shown.is_some() {
             say("\n");
         }

@@ -70,8 +70,10 @@ fn add_controller(site: Site<'_>, id: &str, disks: &[&Disk]) -> Result<(), Error
         Ok(skep_nvme::endpoint(&socket, form, site.clock.clone())?)
     };
     let (endpoint, controller) = make().map_err(named(id))?;
-    let attach = |(nsid, disk): (u32, &&Disk)| {
-        attach(&controller, nsid, &serial, disk).map_err(named(disk.id.as_deref().unwrap_or_default()))
+    let attach = |(number, disk): (u32, &&Disk)| {
+        let id = disk.id.as_deref().unwrap_or_default();
+        let nsid = site.numbers.namespaces.get(id).copied().unwrap_or(number);
+        attach(&controller, nsid, &serial, disk).map_err(named(id))
     };
     let images = (1..).zip(disks).map(attach).collect::<Result<_, _>>()?;
     site.push(id, endpoint, Kind::Nvme(controller), images).map_err(named(id))

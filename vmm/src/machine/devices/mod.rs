@@ -5,6 +5,7 @@ mod net;
 mod other;
 mod unplug;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use skep_virtio::net::NetDeviceError;
 use skep_virtio::{PciDevice, Transport, VirtioDevice};
 
 use super::Named;
+use super::saved::Numbers;
 use crate::Error;
 use unplug::Going;
 
@@ -173,6 +175,8 @@ pub(super) struct Site<'a> {
     pub(super) clock: &'a Clock,
     /// The guest runs, and is told.
     pub(super) running: bool,
+    /// What a snapshot says of namespaces.
+    pub(super) numbers: &'a Numbers,
 }
 
 impl Site<'_> {
@@ -204,7 +208,8 @@ impl Site<'_> {
     fn push(self, id: &str, endpoint: Arc<Endpoint>, kind: Kind, images: Vec<Image>) -> Result<(), DeviceError> {
         let place = endpoint.place();
         // It is known before the guest can let it go.
-        let placed = Placed { place, id: id.to_owned(), kind, images, last_namespace: 0, waiting: Vec::new() };
+        let last_namespace = self.numbers.last.get(id).copied().unwrap_or(0);
+        let placed = Placed { place, id: id.to_owned(), kind, images, last_namespace, waiting: Vec::new() };
         self.devices.lock().placed.push(placed);
         let put = if self.running { self.root.plug(endpoint) } else { self.root.insert(endpoint) };
         if let Err(error) = put {
@@ -312,6 +317,27 @@ impl Devices {
     /// What is saved of them.
     pub(super) fn components(&self) -> Vec<Named> {
         self.lock().placed.iter().flat_map(Placed::components).collect()
+    }
+
+    /// The images of all disks, by their names.
+    pub(super) fn images(&self) -> Vec<(String, Arc<dyn ImageDisk>)> {
+        let inner = self.lock();
+        let images = inner.placed.iter().flat_map(|device| &device.images);
+        images.map(|image| (image.id.clone(), image.file.clone())).collect()
+    }
+
+    /// A device that the guest has let go and that is still there.
+    pub(super) fn going(&self) -> Option<String> {
+        self.lock().going.first().map(|going| going.id().to_owned())
+    }
+
+    /// The numbers of namespaces by their disks, and by controllers of those that came last while the guest ran.
+    pub(super) fn numbers(&self) -> (BTreeMap<String, u32>, BTreeMap<String, u32>) {
+        let inner = self.lock();
+        let images = inner.placed.iter().flat_map(|device| &device.images);
+        let namespaces = images.filter_map(|image| Some((image.id.clone(), image.namespace?))).collect();
+        let last = inner.placed.iter().filter(|device| device.last_namespace > 0);
+        (namespaces, last.map(|device| (device.id.clone(), device.last_namespace)).collect())
     }
 
     /// All of them, those that go last.

@@ -102,6 +102,10 @@ pub(super) struct Going {
 }
 
 impl Going {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     pub(super) fn describe(&self) -> DeviceInfo {
         DeviceInfo {
             id: self.id.clone(),

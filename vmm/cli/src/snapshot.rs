@@ -1,0 +1,176 @@
+//! `skep restore` and `skep snapshot`.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use skep_config::{Config, LogLevel, Serial};
+use skep_vmm::console::refuse_inputs;
+use skep_vmm::machine::{ClockPolicy, check_disks};
+use skep_vmm::monitor::Start;
+use skep_vmm::state::{DisksState, HEADER, MEMORY, RECORDS, Snapshot, SnapshotError};
+use skep_vmm::{Error, state};
+
+use crate::exit::{Exit, Failure};
+use crate::{log, pages, run};
+
+#[cfg(test)]
+#[path = "snapshot_test.rs"]
+mod test;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  skep ctl vm.sock save evening --quit && skep restore evening --control vm.sock
+          put a machine away, and let it go on
+  skep ctl vm.sock pause && skep ctl vm.sock save DIR && cp disk.img DIR/ && skep ctl vm.sock resume
+  skep restore DIR --disk disk0=DIR/disk.img --clock jump
+          a snapshot with a copy of the disk, which can be restored while the first machine runs on";
+
+/// A disk that takes another's place.
+#[derive(Debug, Clone)]
+pub(crate) struct Instead {
+    id: String,
+    file: PathBuf,
+}
+
+impl FromStr for Instead {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('=').filter(|(id, file)| !id.is_empty() && !file.is_empty());
+        let (id, file) =
+            parts.ok_or("it is ID=FILE: the disk's name, and the image in place of the one that it had")?;
+        Ok(Self { id: id.to_owned(), file: file.into() })
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Clock {
+    /// They go on where they stood when it was saved
+    Continue,
+    /// They jump by the time that has passed on the host since
+    Jump,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The snapshot
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    folder: PathBuf,
+    /// Listen at this Unix socket for `skep ctl`
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    control: Option<PathBuf>,
+    /// Where the first serial port leads, as for `skep run`
+    #[arg(long, value_name = "stdio|file=FILE|pty|socket=PATH|none")]
+    serial: Option<Serial>,
+    /// Use another image for a disk: a copy made when the snapshot was saved
+    #[arg(long, value_name = "ID=FILE")]
+    disk: Vec<Instead>,
+    /// Take disks whose images have been written since: they must hold what they held when the snapshot was saved, or the guest's files are lost
+    #[arg(long)]
+    trust_disks: bool,
+    /// What the guest's clocks do
+    #[arg(long, value_enum, default_value_t = Clock::Continue)]
+    clock: Clock,
+    /// Don't let the guest go on before `skep ctl SOCKET resume`
+    #[arg(long, requires = "control")]
+    paused: bool,
+    /// How much is logged
+    #[arg(long)]
+    log: Option<LogLevel>,
+    /// Print exits by kind and the time to the first instruction at the end
+    #[arg(long)]
+    stats: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Print what is in a snapshot: its header and every record
+    Inspect {
+        /// The snapshot
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+        /// Print JSON, with fields by their numbers (docs/state.md)
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read all of a snapshot, and compare it with its checksums and each record with its rules
+    Verify {
+        /// The snapshot
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+}
+
+fn of(path: &Path) -> impl FnOnce(SnapshotError) -> Failure {
+    let path = path.to_owned();
+    move |source| Failure::Snapshot { path, source }
+}
+
+/// Lets the machine of a snapshot go on.
+pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failure> {
+    let failed = || of(&args.folder);
+    let snapshot = Snapshot::open(&args.folder).map_err(failed())?;
+    let mut config = snapshot.config().map_err(failed())?;
+    config.control = args.control.clone();
+    config.serial = args.serial.clone().unwrap_or_default();
+    config.log = args.log.unwrap_or_default();
+    config.stats = args.stats;
+    let replaced = replace(&mut config, &args.disk).map_err(failed())?;
+    config.finish()?;
+    log::start(config.log, started);
+    let files = [HEADER, RECORDS, MEMORY].map(|name| args.folder.join(name));
+    let inputs = files.iter().map(|file| ("a file of the snapshot", file.as_path()));
+    refuse_inputs(&config.serial, inputs).map_err(Error::Console)?;
+    let disks: DisksState = snapshot.records.open("disks").map_err(failed())?;
+    check_disks(&config, &disks, &replaced, args.trust_disks).map_err(failed())?;
+    let clock = match args.clock {
+        Clock::Continue => ClockPolicy::Continue,
+        Clock::Jump => ClockPolicy::Jump,
+    };
+    run::host()?;
+    run::begin(&config, Start::Snapshot { snapshot: Box::new(snapshot), clock, paused: args.paused }, started)
+}
+
+/// Lets disks have other images, and says whose have changed.
+fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, SnapshotError> {
+    for Instead { id, file } in instead {
+        let names: Vec<_> = config.disk.iter().filter_map(|disk| disk.id.clone()).collect();
+        let Some(disk) = config.disk.iter_mut().find(|disk| disk.id.as_ref() == Some(id)) else {
+            let (reason, mend) = match names.as_slice() {
+                [] => ("the machine has no disk".to_owned(), "leave --disk out".to_owned()),
+                names => ("the machine has no disk of that name".to_owned(), format!("one of {}", names.join(", "))),
+            };
+            return Err(SnapshotError::Disk { id: id.clone(), reason, mend });
+        };
+        disk.file = file.clone();
+    }
+    Ok(instead.iter().map(|instead| instead.id.clone()).collect())
+}
+
+/// Looks at a snapshot.
+pub(crate) fn snapshot(command: SnapshotCommand) -> Result<Exit, Failure> {
+    match command {
+        SnapshotCommand::Inspect { folder, json } => {
+            let snapshot = Snapshot::open(&folder).map_err(of(&folder))?;
+            let text = if json { state::inspect::json(&snapshot) } else { state::inspect::text(&snapshot) };
+            pages::print(text.as_bytes())?;
+        }
+        SnapshotCommand::Verify { folder } => {
+            let snapshot = Snapshot::open(&folder).map_err(of(&folder))?;
+            state::inspect::check(&snapshot).map_err(of(&folder))?;
+            snapshot.verify_memory().map_err(of(&folder))?;
+            pages::print(
+                format!(
+                    "{}: {} records, {} bytes of memory: all as they were saved\n",
+                    folder.display(),
+                    snapshot.records.records.len(),
+                    snapshot.header.memory.size
+                )
+                .as_bytes(),
+            )?;
+        }
+    }
+    Ok(Exit::Done)
+}

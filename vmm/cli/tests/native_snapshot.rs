@@ -1,0 +1,298 @@
+//! Machines that are put away and go on, with the guests that are built in: on any /dev/kvm of either architecture.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use skep_guests::{IO_AARCH64, IO_X86_64};
+use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest};
+use skep_vmm::Ending;
+use skep_vmm::machine::{ClockPolicy, Saved};
+use skep_vmm::monitor::{self, Start};
+use skep_vmm::state::Snapshot;
+use support::{Builder, Finished, Machine, is_x86_64};
+
+const SIZE: u64 = 16 << 20;
+
+/// Accesses of each disk while it is put away.
+const OPS: u64 = 60_000;
+
+/// A guest of its own on files in a folder.
+struct Rig {
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("io"), if is_x86_64() { IO_X86_64 } else { IO_AARCH64 }).unwrap();
+        for name in ["nvme", "virtio"] {
+            fs::File::create(folder.path().join(name)).unwrap().set_len(SIZE).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn ctl(&self, words: &[&str]) -> Finished {
+        Builder::command(&[&["ctl", &self.text("vm.sock")], words].concat()).finish()
+    }
+
+    /// The guest that drives both disks.
+    fn start(&self, cmdline: &str) -> Machine {
+        let (kernel, socket) = (self.text("io"), self.text("vm.sock"));
+        let nvme = format!("{},format=raw", self.text("nvme"));
+        let virtio = format!("{},format=raw,device=virtio-blk,id=other", self.text("virtio"));
+        let words = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--disk", &virtio, "--control"];
+        Builder::command(&[&words[..], &[&socket, "--cmdline", cmdline]].concat()).start()
+    }
+
+    fn restore(&self, name: &str, words: &[&str]) -> Machine {
+        let (snapshot, socket) = (self.text(name), self.text("vm.sock"));
+        let fixed = ["restore", &snapshot, "--control", &socket, "--log", "info"];
+        Builder::command(&[&fixed[..], words].concat()).start()
+    }
+
+    /// Puts the machine away, and lets it go on.
+    fn again(&self, machine: Machine, name: &str) -> (String, Machine) {
+        self.ctl(&["save", &self.text(name), "--quit"]).expect_code(0);
+        let end = machine.finish();
+        end.expect_code(14);
+        let mut next = self.restore(name, &[]);
+        next.wait_for_log("restored from");
+        (end.console, next)
+    }
+}
+
+/// Fills a disk, writes it anew anywhere, and reads all of it.
+fn load(device: &str) -> String {
+    let words = "bs=4096 verify=1 op=write depth=32 count=4096 run op=randwrite";
+    format!("device={device} seed=7 ms=600000 {words} count={OPS} run op=read count=4096 run ")
+}
+
+fn number(line: &str, key: &str) -> String {
+    let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    word.unwrap_or_else(|| panic!("no `{key}` in {line}")).to_owned()
+}
+
+/// What a guest says of its runs when it was put away meanwhile is what it says when it was not: each command was done, once.
+#[test]
+fn what_a_guest_does_with_its_disks_is_the_same_when_it_is_put_away_meanwhile() {
+    let facts = |console: &str| {
+        let runs = console.lines().filter(|line| line.starts_with("io: "));
+        let keys = ["device", "op", "ops", "errors", "wrong", "checksum"];
+        runs.map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
+    };
+    for way in ["shadow=1", "shadow=0 indirect=1"] {
+        let words = format!("{way} {}{}", load("nvme"), load("virtio-blk"));
+        let alone = Rig::new().start(&words).finish();
+        alone.expect_code(0).expect_console("problems: 0\r\n");
+        let rig = Rig::new();
+        let mut machine = rig.start(&words);
+        let mut console = String::new();
+        for (device, rounds) in [("nvme", ["1", "2", "3"]), ("virtio-blk", ["4", "5", "6"])] {
+            machine.wait_for(&format!("io: device={device} op=write"));
+            for round in rounds {
+                let (said, next) = rig.again(machine, round);
+                console += &said;
+                machine = next;
+            }
+            let done = console.matches(&format!("device={device} op=randwrite")).count();
+            assert_eq!(done, 0, "it was put away while it wrote");
+        }
+        let end = machine.finish();
+        end.expect_code(0).expect_console("problems: 0\r\n");
+        console += &end.console;
+        assert_eq!(facts(&console), facts(&alone.console));
+        assert_eq!(facts(&console).len(), 6);
+    }
+}
+
+#[test]
+fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
+    let rig = Rig::new();
+    let mut machine = Builder::command(&["hello", "echo", "--cpus", "2", "--control", &rig.text("vm.sock")]).start();
+    machine.wait_for("echo: ready");
+    rig.ctl(&["status"]).expect_code(0).expect_console("running\n");
+    rig.ctl(&["pause"]).expect_code(0);
+    rig.ctl(&["pause"]).expect_code(0);
+    rig.ctl(&["status"]).expect_code(0).expect_console("paused\n");
+    machine.send("not yet\r");
+    rig.ctl(&["stats"]).expect_code(0);
+    for name in ["one", "two"] {
+        rig.ctl(&["save", &rig.text(name)]).expect_code(0).expect_console("saved ");
+        rig.ctl(&["status"]).expect_code(0).expect_console("paused\n");
+    }
+    rig.ctl(&["resume"]).expect_code(0);
+    machine.wait_for("echo: not yet");
+    rig.ctl(&["save", &rig.text("three")]).expect_code(0);
+    machine.send("on it goes\r");
+    machine.wait_for("echo: on it goes");
+    rig.ctl(&["quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+
+    // A machine that has not run since is saved as what it was, by all that is not the host's.
+    let mut again = rig.restore("one", &["--paused"]);
+    again.wait_for_log("restored from");
+    rig.ctl(&["status"]).expect_code(0).expect_console("paused\n");
+    rig.ctl(&["save", &rig.text("four")]).expect_code(0);
+    for (one, other) in [("one", "two"), ("one", "four")] {
+        let [one, other] = [one, other].map(|name| Snapshot::open(&rig.path(name)).unwrap());
+        assert_eq!(one.header.memory, other.header.memory);
+        one.verify_memory().unwrap();
+        let names = |snapshot: &Snapshot| snapshot.records.records.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&one), names(&other));
+        for (one, other) in one.records.records.iter().zip(&other.records.records) {
+            // Clocks, and what the host's counters are seen by.
+            if !one.name.starts_with("vcpu/") && one.name != "machine" {
+                assert_eq!(one, other);
+            }
+        }
+    }
+    rig.ctl(&["resume"]).expect_code(0);
+    again.send("hello again\r");
+    again.wait_for("echo: hello again");
+    again.send("bye\r");
+    again.finish().expect_code(0).expect_console("problems: 0");
+    // Any number of times.
+    let mut clone = rig.restore("three", &["--clock", "jump"]);
+    clone.send("third life\r");
+    clone.wait_for("echo: third life");
+    rig.ctl(&["reset"]).expect_code(0);
+    clone.finish().expect_code(10);
+}
+
+/// A host's limit stands for a full disk, which takes root to make.
+#[test]
+fn a_save_that_fails_leaves_the_guest_running_and_no_folder() {
+    let rig = Rig::new();
+    let socket = rig.text("vm.sock");
+    let command = format!("ulimit -f 1; exec {} hello echo --control {socket}", support::skep().display());
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &command]);
+    let mut machine = Builder::spawn(shell);
+    machine.wait_for("echo: ready");
+    rig.ctl(&["save", &rig.text("large")])
+        .expect_code(1)
+        .expect_log("File too large")
+        .expect_log("try: a higher limit of a file's size");
+    rig.ctl(&["save", &rig.text("none/such")]).expect_code(1).expect_log("No such file");
+    rig.ctl(&["save", &rig.text("nvme")]).expect_code(1).expect_log("is there already");
+    machine.send("unharmed\r");
+    machine.wait_for("echo: unharmed");
+    let left: Vec<_> = fs::read_dir(rig.folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 4, "{left:?}");
+    rig.ctl(&["quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+}
+
+/// Killed at some moment of a save, a machine leaves a whole snapshot or none.
+#[test]
+fn a_machine_that_is_killed_while_it_is_saved_leaves_nothing_that_looks_whole() {
+    let rig = Rig::new();
+    let mut machine = rig.start(&load("nvme"));
+    machine.wait_for("op=write");
+    let save = Builder::command(&["ctl", &rig.text("vm.sock"), "save", &rig.text("cut")]).start();
+    let part = || {
+        let names = fs::read_dir(rig.folder.path()).unwrap().map(|file| file.unwrap().path());
+        names.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "part"))
+    };
+    while part().is_none() && !rig.path("cut").exists() {
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_raw(machine.pid()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    machine.finish();
+    save.finish();
+    let verify = |path: &Path| Builder::command(&["snapshot", "verify", path.to_str().unwrap()]).finish();
+    if rig.path("cut").exists() {
+        verify(&rig.path("cut")).expect_code(0);
+    }
+    if let Some(part) = part() {
+        // All but the header may be there.
+        if !part.join("header.json").exists() {
+            verify(&part).expect_code(1).expect_log("of a save that did not end nothing can be restored");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_has_moved_on_is_refused_and_a_copy_is_taken() {
+    let rig = Rig::new();
+    let mut machine = rig.start(&load("nvme"));
+    machine.wait_for("op=write");
+    rig.ctl(&["pause"]).expect_code(0);
+    rig.ctl(&["save", &rig.text("snapshot")]).expect_code(0);
+    fs::copy(rig.path("nvme"), rig.path("copy")).unwrap();
+    rig.ctl(&["resume"]).expect_code(0);
+    machine.finish().expect_code(0).expect_console("problems: 0");
+    rig.restore("snapshot", &[])
+        .finish()
+        .expect_code(1)
+        .expect_log("disk `disk0`: ")
+        .expect_log("has been written since the snapshot was saved")
+        .expect_log("try: --disk disk0=FILE");
+    let copy = format!("disk0={}", rig.text("copy"));
+    rig.restore("snapshot", &["--disk", &copy]).finish().expect_code(0).expect_console("problems: 0");
+    rig.restore("snapshot", &["--disk", "disk7=x"]).finish().expect_code(1).expect_log("try: one of disk0, other");
+    fs::File::options().write(true).open(rig.path("copy")).unwrap().set_len(SIZE / 2).unwrap();
+    rig.restore("snapshot", &["--disk", &copy]).finish().expect_code(1).expect_log("bytes, and had");
+    let inspect = |words: &[&str]| Builder::command(&[&["snapshot", "inspect"], words].concat()).finish();
+    let text = inspect(&[&rig.text("snapshot")]);
+    text.expect_code(0)
+        .expect_console("disks (skep-disks, version 1)")
+        .expect_console("device/disk0 (nvme, version 1)");
+    let json = inspect(&[&rig.text("snapshot"), "--json"]);
+    json.expect_code(0).expect_console("\"magic\": \"skep-snapshot\"");
+    inspect(&[&rig.text("nvme")]).expect_code(1).expect_log("a snapshot is a folder");
+}
+
+/// A backend without some of its powers.
+struct Without<'a, A: Saved>(&'a dyn Hypervisor<A>, Powers);
+
+impl<A: Saved> Hypervisor<A> for Without<'_, A> {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn address_bits(&self) -> Result<u8, HypervisorError> {
+        self.0.address_bits()
+    }
+
+    fn builder(&self, request: &VmRequest) -> Result<Box<dyn VmBuilder<A>>, HypervisorError> {
+        self.0.builder(&VmRequest { powers: request.powers - self.1, ..request.clone() })
+    }
+}
+
+fn ends_well<A: Saved>(hypervisor: &dyn Hypervisor<A>, snapshot: &Path, log: &Path) {
+    let snapshot = Snapshot::open(snapshot).unwrap();
+    let mut config = snapshot.config().unwrap();
+    config.control = None;
+    config.serial = skep_config::Serial::File(log.to_owned());
+    config.finish().unwrap();
+    let start = Start::Snapshot { snapshot: Box::new(snapshot), clock: ClockPolicy::Continue, paused: false };
+    let without = Without(hypervisor, Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE);
+    let outcome = monitor::run(&config, &without, start, Instant::now()).unwrap();
+    assert!(matches!(outcome.ending, Ending::PowerOff), "{:?}", outcome.ending);
+    let said = fs::read_to_string(log).unwrap();
+    assert!(said.contains("problems: 0") && said.contains("op=randwrite"), "{said}");
+}
+
+#[test]
+fn a_snapshot_taken_with_eventfds_is_restored_without_them() {
+    let rig = Rig::new();
+    let mut machine = rig.start(&(load("nvme") + &load("virtio-blk")));
+    machine.wait_for("op=write");
+    rig.ctl(&["save", &rig.text("snapshot"), "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    ends_well(&skep_kvm::open().unwrap(), &rig.path("snapshot"), &rig.path("log"));
+}

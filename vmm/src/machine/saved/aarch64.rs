@@ -1,0 +1,93 @@
+//! What is aarch64's own of a saved machine.
+
+use minicbor::{Decode, Encode};
+use skep_hypervisor::aarch64::{GicState, VcpuState};
+use skep_hypervisor::{Aarch64, Capabilities};
+use skep_state::{Record, State, StateError, ensure};
+
+use super::Saved;
+use crate::machine::Plan;
+use crate::machine::virt::Board;
+use crate::state::SnapshotError;
+use crate::state::records::{CPUS, INTERRUPTS, refused};
+
+/// What the guest was shown of its CPUs, beyond their identity registers, which are in the vCPUs' states.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct Aarch64CpusState {
+    /// Their affinities, as in MPIDR_EL1.
+    #[n(0)]
+    pub mpidrs: Vec<u64>,
+    /// The counter's frequency in Hz (CNTFRQ_EL0).
+    #[n(1)]
+    pub counter_hz: Option<u32>,
+    /// They have the Scalable Vector Extension.
+    #[n(2)]
+    pub sve: bool,
+    /// They have pointer authentication.
+    #[n(3)]
+    pub pointer_authentication: bool,
+}
+
+impl State for Aarch64CpusState {
+    const ID: &'static str = "aarch64-cpus";
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        let count = self.mpidrs.len();
+        ensure((1..=512).contains(&count), Self::ID, "mpidrs", count, "a machine has 1 to 512 CPUs")
+    }
+}
+
+impl Saved for Aarch64 {
+    fn cpus(plan: &Plan<Self>) -> Record {
+        let first = plan.vcpus.first().map(|vcpu| vcpu.features).unwrap_or_default();
+        Record::of(&Aarch64CpusState {
+            mpidrs: plan.vcpus.iter().map(|vcpu| vcpu.mpidr).collect(),
+            counter_hz: None,
+            sve: first.sve,
+            pointer_authentication: first.pointer_authentication,
+        })
+    }
+
+    fn adopt(plan: &mut Plan<Self>, host: &Capabilities<Self>, saved: &Record) -> Result<(), SnapshotError> {
+        let saved: Aarch64CpusState = saved.open().map_err(refused(CPUS))?;
+        let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
+        if let Some(hz) = saved.counter_hz.filter(|hz| *hz != host.arch.counter_hz) {
+            return refuse(format!("the counter's frequency was {hz} Hz, and is {} Hz here", host.arch.counter_hz));
+        }
+        if !plan.vcpus.iter().map(|vcpu| vcpu.mpidr).eq(saved.mpidrs.iter().copied()) {
+            return refuse("its CPUs have other affinities than those of its config".to_owned());
+        }
+        let lacking = [
+            ("SVE", saved.sve && !host.arch.sve),
+            ("pointer authentication", saved.pointer_authentication && !host.arch.pointer_authentication),
+        ];
+        match lacking.into_iter().find(|(_, lacks)| *lacks) {
+            Some((name, _)) => refuse(format!("the guest was shown {name}, which it does not have")),
+            None => Ok(()),
+        }
+    }
+
+    fn save_interrupts(board: &Board) -> Result<Option<Record>, SnapshotError> {
+        Ok(Some(Record::of(&board.gic.save()?)))
+    }
+
+    fn restore_interrupts(board: &Board, saved: Option<&Record>) -> Result<(), SnapshotError> {
+        let missing = || SnapshotError::Missing { name: INTERRUPTS.to_owned() };
+        let state: GicState = saved.ok_or_else(missing)?.open().map_err(refused(INTERRUPTS))?;
+        Ok(board.gic.restore(&state)?)
+    }
+
+    fn move_counter(vcpu: &mut VcpuState, nanos: u64) {
+        vcpu.counter = vcpu.counter.wrapping_add(ticks(vcpu.counter_hz, nanos));
+    }
+
+    fn move_clock(value: u64, vcpu: &VcpuState, nanos: u64) -> u64 {
+        value.wrapping_add(ticks(vcpu.counter_hz, nanos))
+    }
+}
+
+fn ticks(hz: u32, nanos: u64) -> u64 {
+    (u128::from(nanos) * u128::from(hz) / 1_000_000_000) as u64
+}

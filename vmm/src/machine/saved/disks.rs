@@ -1,0 +1,134 @@
+//! The images behind the disks: flushed before a save is whole, and known again after it.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use skep_block::{Buffer, ImageDisk, Operation, Request};
+use skep_config::{Config, Disk, Format};
+
+use crate::machine::devices::Devices;
+use crate::state::{DiskReference, DisksState, SnapshotError};
+
+/// The images of a machine.
+pub struct DiskImages(Vec<(Disk, Arc<dyn ImageDisk>)>);
+
+impl DiskImages {
+    pub(super) fn new(config: &Config, devices: &Devices) -> Self {
+        let files = devices.images();
+        let find = |disk: &Disk| {
+            let id = disk.id.as_deref().unwrap_or_default();
+            files.iter().find(|(name, _)| name == id).map(|(_, file)| (disk.clone(), file.clone()))
+        };
+        Self(config.disk.iter().filter_map(find).collect())
+    }
+
+    /// Makes all that was written last, and says what the images are then. No queue of a device's runs.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`].
+    pub fn flush(&self) -> Result<DisksState, SnapshotError> {
+        let disks = self.0.iter().map(|(disk, file)| {
+            let what = "flush the disk's image";
+            let failed = |source| SnapshotError::Host { what, path: disk.file.clone(), source };
+            if !disk.readonly {
+                flush(&**file).map_err(failed)?;
+            }
+            Ok::<_, SnapshotError>(DiskReference {
+                id: disk.id.clone().unwrap_or_default(),
+                path: disk.file.display().to_string(),
+                format: format(disk).to_owned(),
+                size: file.info().size,
+                changed_nanos: changed(&disk.file).map_err(failed)?,
+            })
+        });
+        Ok(DisksState { disks: disks.collect::<Result<_, _>>()? })
+    }
+}
+
+fn format(disk: &Disk) -> &'static str {
+    match disk.format {
+        Format::Raw => "raw",
+        Format::Qcow2 => "qcow2",
+    }
+}
+
+/// By a queue of its own, as any device would.
+fn flush(file: &dyn ImageDisk) -> io::Result<()> {
+    let mut queue = file.open_queue(1).map_err(io::Error::other)?;
+    let refused = || io::Error::other("the disk takes no request");
+    queue.submit(Request { tag: 0, operation: Operation::Flush, buffer: Buffer::default() }).map_err(|_| refused())?;
+    let mut done = Vec::new();
+    loop {
+        queue.kick();
+        queue.reap(&mut done);
+        if let Some(completion) = done.pop() {
+            return completion.result.map_err(io::Error::other);
+        }
+        let event = queue.event();
+        match poll(&mut [PollFd::new(&event, PollFlags::IN)], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// When a file was last changed. Of a device that can't be known.
+fn changed(path: &Path) -> io::Result<Option<i64>> {
+    let data = std::fs::metadata(path)?;
+    Ok(data.is_file().then(|| nanos(&data)))
+}
+
+fn nanos(data: &Metadata) -> i64 {
+    data.mtime().saturating_mul(1_000_000_000).saturating_add(data.mtime_nsec())
+}
+
+/// Refuses a disk of `config` that is not what the snapshot refers to. One that the user has put in place of another (`replaced`) must only have its size.
+///
+/// # Errors
+/// [`SnapshotError::Disk`].
+pub fn check_disks(
+    config: &Config,
+    saved: &DisksState,
+    replaced: &[String],
+    trusted: bool,
+) -> Result<(), SnapshotError> {
+    for disk in &config.disk {
+        let id = disk.id.as_deref().unwrap_or_default();
+        let refuse = |reason: String, mend: String| Err(SnapshotError::Disk { id: id.to_owned(), reason, mend });
+        let Some(reference) = saved.disks.iter().find(|reference| reference.id == id) else {
+            return refuse(
+                "the snapshot does not say what it was".to_owned(),
+                "another copy of the snapshot".to_owned(),
+            );
+        };
+        if reference.format != format(disk) {
+            let reason = format!("it was {}, and is {} now", reference.format, format(disk));
+            return refuse(reason, format!("--disk {id}=FILE of that format"));
+        }
+        let size = std::fs::metadata(&disk.file).ok().filter(|data| data.is_file() && disk.format == Format::Raw);
+        if let Some(data) = &size
+            && data.len() != reference.size
+        {
+            let reason = format!("`{}` has {} bytes, and had {}", disk.file.display(), data.len(), reference.size);
+            return refuse(reason, format!("--disk {id}=FILE with what it held when the snapshot was saved"));
+        }
+        if trusted || replaced.iter().any(|name| name == id) {
+            continue;
+        }
+        let now = changed(&disk.file).ok().flatten();
+        if let (Some(saved), Some(now)) = (reference.changed_nanos, now)
+            && saved != now
+        {
+            let reason = format!("`{}` has been written since the snapshot was saved", disk.file.display());
+            let mend = format!(
+                "--disk {id}=FILE with a copy made then; or --trust-disks if you know that it holds what it held then"
+            );
+            return refuse(reason, mend);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! A machine's state as a whole: taken from one that stands, and put into one that has not run.
+
+mod aarch64;
+mod disks;
+mod features;
+mod x86_64;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use skep_hypervisor::{Capabilities, Hypervisor};
+use skep_memory::Backing;
+use skep_state::Record;
+
+use super::{Machine, Named, Plan, Platform, Services};
+use crate::Error;
+use crate::run::Gate;
+use crate::state::records::{self, CPUS, INTERRUPTS, MACHINE, refused, vcpu};
+use crate::state::{MachineState, NamedNumber, NamedRecord, Records, Snapshot, SnapshotError};
+pub(crate) use aarch64::Aarch64CpusState;
+pub use disks::{DiskImages, check_disks};
+
+pub(crate) use x86_64::X86CpusState;
+
+#[cfg(test)]
+#[path = "saved_test.rs"]
+mod test;
+
+/// What an architecture answers for its machine to be saved.
+pub trait Saved: Platform {
+    /// What the guest was shown of its CPUs.
+    fn cpus(plan: &Plan<Self>) -> Record;
+
+    /// Lets the plan have the CPUs of a snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Cpu`] for what this host can't show, by name.
+    fn adopt(plan: &mut Plan<Self>, host: &Capabilities<Self>, saved: &Record) -> Result<(), SnapshotError>;
+
+    /// The backend's own interrupt controllers, where they are not the vCPUs'. Tables in guest RAM are written there.
+    ///
+    /// # Errors
+    /// Where the backend refuses.
+    fn save_interrupts(board: &Self::Board) -> Result<Option<Record>, SnapshotError>;
+
+    /// The reverse, after memory and vCPUs. `None` where the snapshot has none.
+    ///
+    /// # Errors
+    /// Where the backend refuses, or there should be some.
+    fn restore_interrupts(board: &Self::Board, saved: Option<&Record>) -> Result<(), SnapshotError>;
+
+    /// Moves the counter that a vCPU's state has on by so many nanoseconds.
+    fn move_counter(vcpu: &mut Self::VcpuState, nanos: u64);
+
+    /// Moves the clock that guests read without an exit on.
+    fn move_clock(value: u64, vcpu: &Self::VcpuState, nanos: u64) -> u64;
+}
+
+/// What the guest's clocks do when it is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClockPolicy {
+    /// They go on where they stood.
+    Continue,
+    /// They jump by the time that has passed on the host.
+    Jump,
+}
+
+/// What a snapshot says of disks that come and go.
+#[derive(Default)]
+pub(super) struct Numbers {
+    pub(super) namespaces: BTreeMap<String, u32>,
+    pub(super) last: BTreeMap<String, u32>,
+}
+
+impl From<&MachineState> for Numbers {
+    fn from(state: &MachineState) -> Self {
+        let map = |list: &[NamedNumber]| list.iter().map(|one| (one.name.clone(), one.number)).collect();
+        Self { namespaces: map(&state.namespaces), last: map(&state.last_namespaces) }
+    }
+}
+
+/// Where a machine's RAM and its disks' numbers come from, where they are not new.
+#[derive(Default)]
+pub(super) struct Origin {
+    pub(super) memory: Option<Backing>,
+    pub(super) numbers: Numbers,
+}
+
+fn host_nanos() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn in_config(reason: impl ToString) -> SnapshotError {
+    SnapshotError::Records { reason: format!("the config can't be written: {}", reason.to_string()) }
+}
+
+impl<A: Saved> Machine<A> {
+    /// The machine's records, but for its disks, with the gate closed and empty and the devices stopped. From here on nothing of it may change until its
+    /// memory has been written as well.
+    ///
+    /// # Errors
+    /// Where something can't be saved now.
+    pub fn save(&mut self) -> Result<Records, SnapshotError> {
+        self.forget_gone();
+        if let Some(id) = self.devices.going() {
+            return Err(SnapshotError::Busy(format!(
+                "the guest has let `{id}` go, and what it had begun has not ended"
+            )));
+        }
+        // First: it writes into guest RAM, and what it writes there is saved with it.
+        let interrupts = A::save_interrupts(&self.board)?;
+        let mut records = vec![NamedRecord::new(MACHINE, Record::of(&self.own_state()?))];
+        records.push(NamedRecord::new(CPUS, A::cpus(&self.plan)));
+        for (index, mut slot) in self.vcpus.paused().enumerate() {
+            let slot = &mut *slot;
+            records.push(NamedRecord::new(vcpu(index), Record::of(&slot.vcpu.save(&mut *slot.io)?)));
+        }
+        records.extend(interrupts.map(|record| NamedRecord::new(INTERRUPTS, record)));
+        let named = self.named().into_iter();
+        records.extend(named.map(|(name, component)| NamedRecord::new(name, component.save_record())));
+        Ok(Records { records })
+    }
+
+    fn own_state(&self) -> Result<MachineState, SnapshotError> {
+        let (namespaces, last) = self.devices.numbers();
+        let list = |map: BTreeMap<String, u32>| map.into_iter().map(|(name, number)| NamedNumber { name, number });
+        Ok(MachineState {
+            config: self.config.to_toml().map_err(in_config)?,
+            guest_nanos: self.clock.now(),
+            wall_nanos: i64::try_from(self.clock.wall().max(0)).unwrap_or(i64::MAX),
+            host_nanos: host_nanos(),
+            guest_clock: self.vm.clock().get()?,
+            namespaces: list(namespaces).collect(),
+            last_namespaces: list(last).collect(),
+        })
+    }
+
+    /// The components by their records' names.
+    fn named(&self) -> Vec<Named> {
+        let board = A::components(&self.board).iter().map(|(name, one)| (format!("board/{name}"), one.clone()));
+        let devices = self.devices.components().into_iter().map(|(name, one)| (format!("device/{name}"), one));
+        board.chain(devices).collect()
+    }
+
+    /// Makes the machine that a snapshot is of. Nothing runs, the queues stand, and the clock stands.
+    ///
+    /// # Errors
+    /// What the host lacks, and what of the snapshot does not hold, by name.
+    pub fn of_snapshot(
+        config: &skep_config::Config,
+        hypervisor: &dyn Hypervisor<A>,
+        gate: Arc<Gate>,
+        services: Services,
+        snapshot: &Snapshot,
+        policy: ClockPolicy,
+    ) -> Result<Self, Error> {
+        let own = snapshot.machine()?;
+        let mapped = config.memory.hugepages.is_none() && !config.memory.shared;
+        let file = snapshot.memory.try_clone().map_err(|source| in_memory(snapshot, source))?;
+        let memory = if mapped { Some(Backing::of_file(file)?) } else { None };
+        let origin = Origin { memory, numbers: Numbers::from(&own) };
+        let cpus = snapshot.records.get(CPUS)?;
+        let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus);
+        let mut machine = Self::make(config, hypervisor, gate, services, origin, adopt)?;
+        let ram = crate::state::memory::ram(&machine.memory);
+        let here = ram.iter().map(|region| (region.gpa(), region.size()));
+        if !here.eq(snapshot.header.memory.ram.iter().map(|ram| (ram.address, ram.size))) {
+            let reason = "its pieces of RAM are not those of its config on this host".to_owned();
+            return Err(SnapshotError::Records { reason }.into());
+        }
+        if !mapped {
+            crate::state::memory::read(&snapshot.memory, &ram).map_err(|source| in_memory(snapshot, source))?;
+        }
+        machine.restore(&snapshot.records, &own, policy)?;
+        Ok(machine)
+    }
+
+    fn restore(&mut self, records: &Records, own: &MachineState, policy: ClockPolicy) -> Result<(), Error> {
+        let named = self.named();
+        let vcpus = self.vcpus.paused().count();
+        records.all_known(|name| {
+            let fixed = [MACHINE, records::DISKS, CPUS, INTERRUPTS].contains(&name);
+            fixed || named.iter().any(|(known, _)| known == name) || (0..vcpus).any(|index| vcpu(index) == name)
+        })?;
+        let states = (0..vcpus).map(|index| records.open::<A::VcpuState>(&vcpu(index)));
+        let mut states = states.collect::<Result<Vec<_>, _>>()?;
+        let passed = match policy {
+            ClockPolicy::Continue => 0,
+            ClockPolicy::Jump => u64::try_from(host_nanos().saturating_sub(own.host_nanos)).unwrap_or(0),
+        };
+        let guest_clock = states.first().map(|first| A::move_clock(own.guest_clock, first, passed));
+        for (mut slot, state) in self.vcpus.paused().zip(&mut states) {
+            A::move_counter(state, passed);
+            slot.vcpu.restore(state)?;
+        }
+        let interrupts = records.get(INTERRUPTS).ok();
+        A::restore_interrupts(&self.board, interrupts)?;
+        if let Some(guest_clock) = guest_clock {
+            self.vm.clock().set(guest_clock)?;
+        }
+        // Components are told the time that they were saved at; then it moves on.
+        self.clock.set(own.guest_nanos);
+        self.clock.set_wall(own.wall_nanos.into());
+        let (done, stopped) = channel();
+        self.devices.begin_stop(move || {
+            // Nobody has gone.
+            let _ = done.send(());
+        });
+        let _ = stopped.recv();
+        for (name, component) in named {
+            component.restore_record(records.get(&name)?).map_err(refused(&name))?;
+        }
+        self.pass_time(passed);
+        A::relocate(&self.board);
+        self.loaded_once = true;
+        Ok(())
+    }
+
+    /// Lets guest time, which stands, and the wall clock jump by so many nanoseconds.
+    pub fn pass_time(&self, nanos: u64) {
+        let wall = self.clock.wall();
+        self.clock.set(self.clock.now().saturating_add(nanos));
+        self.clock.set_wall(wall + i128::from(nanos));
+    }
+
+    /// Lets the queues go on, after [`Machine::of_snapshot`] or a save.
+    pub fn resume(&self) {
+        self.devices.resume();
+    }
+
+    /// RAM, in the order in which it is saved.
+    pub fn ram(&self) -> Vec<Arc<skep_memory::Region>> {
+        crate::state::memory::ram(&self.memory)
+    }
+
+    /// The disks' images, to be flushed and told of.
+    pub fn disk_images(&self) -> DiskImages {
+        DiskImages::new(&self.config, &self.devices)
+    }
+
+    /// The names that a header has.
+    pub fn config(&self) -> &skep_config::Config {
+        &self.config
+    }
+}
+
+fn in_memory(snapshot: &Snapshot, source: std::io::Error) -> SnapshotError {
+    SnapshotError::Host { what: "read", path: snapshot.path.join(crate::state::MEMORY), source }
+}

@@ -1,0 +1,296 @@
+use std::fs;
+use std::path::Path;
+
+use skep_clock::Clock;
+use skep_config::{Config, Size};
+use skep_hypervisor::fake::Fake;
+use skep_hypervisor::{Aarch64, X86_64};
+use skep_memory::MemoryMap;
+use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_state::testing::spoilt;
+
+use super::*;
+use crate::state::records::DISKS;
+use crate::state::{CONTAINER, DisksState, Draft, Header, MAGIC, MEMORY, Progress, RECORDS, RecordsFile, inspect};
+
+fn services() -> Services {
+    Services {
+        clock: Clock::manual(1_000_000),
+        requests: skep_chipset::Requests::new(|_| ()),
+        serial: Box::new(()),
+        memory: MemoryMap::new(),
+    }
+}
+
+/// A machine with a device of each kind that needs nothing of the host but files.
+fn config(kind: skep_config::ArchKind, folder: &Path) -> Config {
+    for name in ["a", "b", "c", "d"] {
+        if !folder.join(name).exists() {
+            fs::write(folder.join(name), vec![0; 1 << 20]).unwrap();
+        }
+    }
+    let folder = folder.display();
+    let mut config = Config::new(kind);
+    config.memory.size = Size(64 << 20);
+    config.cpus.count = 2;
+    config.cpus.max = 2;
+    config.cpus.cores = 2;
+    let disk = |text: &str| format!("{folder}/{text}").parse().unwrap();
+    config.disk = vec![
+        disk("a,format=raw,readonly"),
+        disk("b,format=raw,readonly,device=virtio-blk,id=data"),
+        disk("c,format=raw,readonly,controller=both,id=first,place=port:0"),
+        disk("d,format=raw,readonly,controller=both,id=second"),
+    ];
+    config.device = vec!["balloon".parse().unwrap()];
+    config.pci_ports = 1;
+    config
+}
+
+fn stop<A: Saved>(machine: &Machine<A>) {
+    let (done, stopped) = channel();
+    machine.begin_stop(move || done.send(()).unwrap());
+    stopped.recv().unwrap();
+}
+
+fn fresh<A: Saved>(folder: &Path) -> Machine<A>
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let config = config(A::KIND, folder);
+    let machine = Machine::new(&config, &Fake::<A>::default(), Arc::default(), services()).unwrap();
+    stop(&machine);
+    machine
+}
+
+/// Writes a snapshot of these records, with the memory of `machine`.
+fn write<A: Saved>(machine: &Machine<A>, mut records: Records, target: &Path) -> Snapshot {
+    let draft = Draft::begin(target).unwrap();
+    let disks = machine.disk_images().flush().unwrap();
+    records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
+    let bytes = records.bytes();
+    draft.write(RECORDS, &bytes).unwrap();
+    let file = draft.create(MEMORY).unwrap();
+    let memory = crate::state::memory::write(&machine.ram(), &file, &Progress::default(), || true).unwrap();
+    let header = Header {
+        magic: MAGIC.to_owned(),
+        container: CONTAINER,
+        skep: "test".to_owned(),
+        machine: machine.config().machine.to_string(),
+        architecture: machine.config().arch().to_string(),
+        saved: 0,
+        requires: Vec::new(),
+        records: RecordsFile::of(&bytes),
+        memory,
+    };
+    draft.finish(&header).unwrap();
+    Snapshot::open(target).unwrap()
+}
+
+fn restore<A: Saved>(snapshot: &Snapshot) -> Result<Machine<A>, Error>
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let config = snapshot.config()?;
+    Machine::of_snapshot(&config, &Fake::<A>::default(), Arc::default(), services(), snapshot, ClockPolicy::Continue)
+}
+
+/// The records but for the host's own time.
+fn comparable(records: Records) -> Vec<NamedRecord> {
+    let still = |mut named: NamedRecord| {
+        if named.name == MACHINE {
+            let state: MachineState = named.record.open().unwrap();
+            named.record = Record::of(&MachineState { host_nanos: 0, guest_clock: 0, ..state });
+        }
+        named
+    };
+    records.records.into_iter().filter(|named| named.name != DISKS).map(still).collect()
+}
+
+fn what_is_restored_is_what_was_saved<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let mut one = fresh::<A>(folder.path());
+    // A controller whose first disk has gone: the other one keeps its number.
+    one.unplug("first", false, None).unwrap();
+    let base = one.ram()[0].gpa();
+    one.memory().ram().write_slice(b"what a guest has in memory", GuestAddress(base + 0x12_3456)).unwrap();
+    let saved = one.save().unwrap();
+    let snapshot = write(&one, saved.clone(), &folder.path().join("snapshot"));
+    let own = snapshot.machine().unwrap();
+    assert!(own.namespaces.contains(&NamedNumber { name: "second".to_owned(), number: 2 }), "{own:?}");
+    inspect::check(&snapshot).unwrap();
+    snapshot.verify_memory().unwrap();
+    drop(one);
+
+    let mut two = restore::<A>(&snapshot).unwrap();
+    let mut bytes = [0; 26];
+    two.memory().ram().read_slice(&mut bytes, GuestAddress(base + 0x12_3456)).unwrap();
+    assert_eq!(&bytes, b"what a guest has in memory");
+    assert_eq!(comparable(two.save().unwrap()), comparable(saved));
+    let records = two.save().unwrap();
+    let again = write(&two, records, &folder.path().join("again"));
+    assert_eq!(again.header.memory, snapshot.header.memory);
+    two.resume();
+    stop(&two);
+}
+
+#[test]
+fn what_is_restored_is_what_was_saved_on_both_machines() {
+    what_is_restored_is_what_was_saved::<X86_64>();
+    what_is_restored_is_what_was_saved::<Aarch64>();
+}
+
+fn records_that_dont_fit_are_named<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<A>(folder.path());
+    let saved = machine.save().unwrap();
+    let mut number = 0;
+    let mut outcome = |edit: &dyn Fn(&mut Vec<NamedRecord>)| {
+        let mut records = saved.clone();
+        edit(&mut records.records);
+        number += 1;
+        let snapshot = write(&machine, records, &folder.path().join(number.to_string()));
+        restore::<A>(&snapshot).map(drop).map_err(|error| error.to_string())
+    };
+    outcome(&|_| ()).unwrap();
+    let stranger = |optional| {
+        let record = Record { id: "warp-drive".to_owned(), version: 1, body: vec![0xa0] };
+        NamedRecord { optional, ..NamedRecord::new("device/warp", record) }
+    };
+    outcome(&|records| records.push(stranger(true))).unwrap();
+    let text = outcome(&|records| records.push(stranger(false))).unwrap_err();
+    assert!(text.starts_with("it has a record `device/warp` (of type `warp-drive`), which is of nothing in"), "{text}");
+    for name in ["device/data/transport", "vcpu/1", "board/pci", CPUS] {
+        let text = outcome(&|records| records.retain(|record| record.name != name)).unwrap_err();
+        assert_eq!(text, format!("it has no record `{name}`, which this machine needs"));
+    }
+    let later = |records: &mut Vec<NamedRecord>| {
+        records.iter_mut().filter(|record| record.name == "device/disk0").for_each(|record| record.record.version = 9);
+    };
+    let text = outcome(&later).unwrap_err();
+    assert!(text.starts_with("its record `device/disk0` is refused: record `nvme` has version 9, and"), "{text}");
+}
+
+#[test]
+fn records_that_dont_fit_are_named_on_both_machines() {
+    records_that_dont_fit_are_named::<X86_64>();
+    records_that_dont_fit_are_named::<Aarch64>();
+}
+
+/// Each value of each record that is the machine's own, in turn, is another one: a refusal or a machine, and no panic.
+fn hostile_records_do_no_harm<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<A>(folder.path());
+    let saved = machine.save().unwrap();
+    let own = |snapshot: &Snapshot| {
+        // What is refused is refused by name.
+        match restore::<A>(snapshot) {
+            Ok(machine) => stop(&machine),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    };
+    let mut snapshot = write(&machine, saved, &folder.path().join("snapshot"));
+    drop(machine);
+    for name in [MACHINE, CPUS, INTERRUPTS] {
+        let Some(at) = snapshot.records.records.iter().position(|record| record.name == name) else { continue };
+        let whole = snapshot.records.records[at].record.clone();
+        // Each tenth: others of the same kind are no different.
+        for record in spoilt(&whole).step_by(if name == MACHINE { 1 } else { 37 }) {
+            snapshot.records.records[at].record = record;
+            own(&snapshot);
+        }
+        snapshot.records.records[at].record = whole;
+    }
+    own(&snapshot);
+}
+
+#[test]
+fn fuzz_hostile_records_do_no_harm_on_both_machines() {
+    hostile_records_do_no_harm::<X86_64>();
+    hostile_records_do_no_harm::<Aarch64>();
+}
+
+#[test]
+fn a_cpu_that_is_not_the_guests_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<X86_64>(folder.path());
+    let mut saved = machine.save().unwrap();
+    let cpus = saved.records.iter_mut().find(|record| record.name == CPUS).unwrap();
+    let mut state: X86CpusState = cpus.record.open().unwrap();
+    let leaf = state.first.iter_mut().find(|leaf| leaf.leaf == 1).unwrap();
+    leaf.registers[2] |= 1 << 12;
+    cpus.record = Record::of(&state);
+    let snapshot = write(&machine, saved, &folder.path().join("snapshot"));
+    let error = restore::<X86_64>(&snapshot).err().unwrap().to_string();
+    assert_eq!(error, "this host's CPU is not one for the guest: the guest was shown what it does not have: fma");
+
+    let mut machine = fresh::<Aarch64>(folder.path());
+    let mut saved = machine.save().unwrap();
+    let cpus = saved.records.iter_mut().find(|record| record.name == CPUS).unwrap();
+    let state: Aarch64CpusState = cpus.record.open().unwrap();
+    cpus.record = Record::of(&Aarch64CpusState { counter_hz: Some(19_200_000), ..state });
+    let snapshot = write(&machine, saved, &folder.path().join("other"));
+    let error = restore::<Aarch64>(&snapshot).err().unwrap().to_string();
+    assert!(error.contains("the counter's frequency was 19200000 Hz, and is "), "{error}");
+}
+
+#[test]
+fn clocks_continue_or_jump() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<Aarch64>(folder.path());
+    machine.clock().set(5_000_000_000);
+    let saved = machine.save().unwrap();
+    let mut snapshot = write(&machine, saved, &folder.path().join("snapshot"));
+    // Saved an hour ago.
+    let hour = 3_600_000_000_000;
+    let own = snapshot.machine().unwrap();
+    let earlier = MachineState { host_nanos: own.host_nanos - hour, ..own.clone() };
+    let at = snapshot.records.records.iter().position(|record| record.name == MACHINE).unwrap();
+    snapshot.records.records[at].record = Record::of(&earlier);
+    let make = |policy| {
+        let config = snapshot.config().unwrap();
+        let machine =
+            Machine::of_snapshot(&config, &Fake::<Aarch64>::default(), Arc::default(), services(), &snapshot, policy);
+        let machine = machine.unwrap();
+        (machine.clock().now(), machine.clock().wall(), machine.vm().clock().get().unwrap())
+    };
+    let (now, wall, counter) = make(ClockPolicy::Continue);
+    assert_eq!((now, wall), (5_000_000_000, own.wall_nanos.into()));
+    let (later, later_wall, later_counter) = make(ClockPolicy::Jump);
+    assert!(later >= now + hour as u64 && later_wall >= wall + i128::from(hour), "{later} {later_wall}");
+    assert!(later_counter > counter, "{counter} {later_counter}");
+}
+
+#[test]
+fn disks_are_known_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = fresh::<X86_64>(folder.path());
+    let saved = machine.disk_images().flush().unwrap();
+    let config = machine.config().clone();
+    assert_eq!(saved.disks.len(), 4);
+    check_disks(&config, &saved, &[], false).unwrap();
+    let refusal = |edit: &dyn Fn(&mut DisksState), replaced: &[String], trusted| {
+        let mut saved = saved.clone();
+        edit(&mut saved);
+        check_disks(&config, &saved, replaced, trusted).map_err(|error| error.to_string())
+    };
+    let moved_on = |saved: &mut DisksState| saved.disks[1].changed_nanos = Some(7);
+    let text = refusal(&moved_on, &[], false).unwrap_err();
+    assert!(text.starts_with("disk `data`: `") && text.contains("try: --disk data=FILE"), "{text}");
+    refusal(&moved_on, &["data".to_owned()], false).unwrap();
+    refusal(&moved_on, &[], true).unwrap();
+    let text = refusal(&|saved| saved.disks[0].size = 512, &["disk0".to_owned()], true).unwrap_err();
+    assert!(text.contains("has 1048576 bytes, and had 512"), "{text}");
+    let text = refusal(&|saved| saved.disks[0].format = "qcow2".to_owned(), &[], true).unwrap_err();
+    assert!(text.contains("it was qcow2, and is raw now"), "{text}");
+    assert!(refusal(&|saved| saved.disks.truncate(1), &[], true).unwrap_err().contains("does not say what it was"));
+}

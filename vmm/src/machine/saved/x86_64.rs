@@ -1,0 +1,126 @@
+//! What is x86_64's own of a saved machine.
+
+use minicbor::{Decode, Encode};
+use skep_hypervisor::x86_64::{Cpuid, CpuidEntry, VcpuConfig, VcpuState};
+use skep_hypervisor::{Capabilities, X86_64};
+use skep_state::{Record, State, StateError, ensure};
+
+use super::{Saved, features};
+use crate::machine::Plan;
+use crate::machine::q35::Board;
+use crate::state::SnapshotError;
+use crate::state::records::{CPUS, INTERRUPTS, refused};
+
+/// One leaf of CPUID, as the guest sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct CpuidLeaf {
+    /// EAX on the way in.
+    #[n(0)]
+    pub leaf: u32,
+    /// ECX on the way in, of a leaf that has subleaves.
+    #[n(1)]
+    pub subleaf: Option<u32>,
+    /// EAX, EBX, ECX and EDX on the way out.
+    #[n(2)]
+    pub registers: [u32; 4],
+}
+
+/// One CPU: what it has beyond the first one.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct X86CpuState {
+    /// Its (x2)APIC id.
+    #[n(0)]
+    pub apic_id: u32,
+    /// The leaves that are not as the first CPU's.
+    #[n(1)]
+    pub own: Vec<CpuidLeaf>,
+}
+
+/// What the guest was shown of its CPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct X86CpusState {
+    /// CPUID of the first CPU.
+    #[n(0)]
+    pub first: Vec<CpuidLeaf>,
+    /// The CPUs.
+    #[n(1)]
+    pub cpus: Vec<X86CpuState>,
+}
+
+impl State for X86CpusState {
+    const ID: &'static str = "x86_64-cpus";
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        let (count, leaves) = (self.cpus.len(), self.first.len());
+        ensure((1..=4096).contains(&count), Self::ID, "cpus", count, "a machine has 1 to 4096 CPUs")?;
+        ensure(leaves <= 256, Self::ID, "first", leaves, "CPUID has no more leaves")?;
+        let most = self.cpus.iter().map(|cpu| cpu.own.len()).max().unwrap_or(0);
+        ensure(most <= leaves, Self::ID, "cpus.own", most, "each CPU has the leaves of the first")
+    }
+}
+
+fn leaf(entry: &CpuidEntry) -> CpuidLeaf {
+    let subleaf = entry.indexed.then_some(entry.subleaf);
+    CpuidLeaf { leaf: entry.leaf, subleaf, registers: [entry.eax, entry.ebx, entry.ecx, entry.edx] }
+}
+
+fn entry(leaf: &CpuidLeaf) -> CpuidEntry {
+    let [eax, ebx, ecx, edx] = leaf.registers;
+    let (subleaf, indexed) = (leaf.subleaf.unwrap_or(0), leaf.subleaf.is_some());
+    CpuidEntry { leaf: leaf.leaf, subleaf, indexed, eax, ebx, ecx, edx }
+}
+
+impl Saved for X86_64 {
+    fn cpus(plan: &Plan<Self>) -> Record {
+        let leaves = |vcpu: &VcpuConfig| vcpu.cpuid.0.iter().map(leaf).collect::<Vec<_>>();
+        let first = plan.vcpus.first().map(leaves).unwrap_or_default();
+        let cpu = |vcpu: &VcpuConfig| X86CpuState {
+            apic_id: vcpu.apic_id,
+            own: leaves(vcpu).into_iter().filter(|leaf| !first.contains(leaf)).collect(),
+        };
+        let cpus = plan.vcpus.iter().map(cpu).collect();
+        Record::of(&X86CpusState { first, cpus })
+    }
+
+    fn adopt(plan: &mut Plan<Self>, _host: &Capabilities<Self>, saved: &Record) -> Result<(), SnapshotError> {
+        let saved: X86CpusState = saved.open().map_err(refused(CPUS))?;
+        let first = Cpuid(saved.first.iter().map(entry).collect());
+        let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
+        if !plan.vcpus.iter().map(|vcpu| vcpu.apic_id).eq(saved.cpus.iter().map(|cpu| cpu.apic_id)) {
+            return refuse("its CPUs have other APIC ids than those of its config".to_owned());
+        }
+        let Some(here) = plan.vcpus.first() else { return Ok(()) };
+        features::compare(&first, &here.cpuid).or_else(refuse)?;
+        for (vcpu, cpu) in plan.vcpus.iter_mut().zip(&saved.cpus) {
+            let mut cpuid = first.clone();
+            cpu.own.iter().for_each(|leaf| cpuid.set(entry(leaf)));
+            // Features are compared for the first; the others have no more.
+            features::compare(&cpuid, &first).or_else(refuse)?;
+            vcpu.cpuid = cpuid;
+        }
+        Ok(())
+    }
+
+    fn save_interrupts(_board: &Board) -> Result<Option<Record>, SnapshotError> {
+        // The local APICs are the vCPUs', and the others are components.
+        Ok(None)
+    }
+
+    fn restore_interrupts(_board: &Board, saved: Option<&Record>) -> Result<(), SnapshotError> {
+        let unknown = |record: &Record| SnapshotError::Unknown { name: INTERRUPTS.to_owned(), id: record.id.clone() };
+        saved.map_or(Ok(()), |record| Err(unknown(record)))
+    }
+
+    fn move_counter(vcpu: &mut VcpuState, nanos: u64) {
+        let ticks = u128::from(nanos) * u128::from(vcpu.tsc_khz.unwrap_or(0)) / 1_000_000;
+        vcpu.tsc = vcpu.tsc.wrapping_add(ticks as u64);
+    }
+
+    fn move_clock(value: u64, _vcpu: &VcpuState, nanos: u64) -> u64 {
+        value.wrapping_add(nanos)
+    }
+}

@@ -1,0 +1,293 @@
+//! Pausing, saving, and going on: what makes a machine stand still and lets it move again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use skep_config::Config;
+use skep_memory::Region;
+use skep_state::Record;
+
+use super::stop;
+use crate::Error;
+use crate::ctl::Reply;
+use crate::ctl::protocol::{Activity, Answer, Failure, Nothing, Save, Saved, Status};
+use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
+use crate::run::{Control, Gate, Request, Requests, StopReason};
+use crate::state::records::DISKS;
+use crate::state::{
+    CONTAINER, Draft, Header, MAGIC, MEMORY, NamedRecord, Progress, RECORDS, Records, RecordsFile, SnapshotError,
+    memory,
+};
+
+/// A save that is being written.
+struct Job {
+    progress: Arc<Progress>,
+    /// The machine ends: nobody wants it any more.
+    unwanted: Arc<AtomicBool>,
+    /// Memory is still being read: nothing may change.
+    reads_memory: bool,
+    thread: JoinHandle<()>,
+}
+
+/// Whether and why a machine stands still.
+#[derive(Default)]
+pub(super) struct Standing {
+    /// When it began to stand.
+    since: Option<Instant>,
+    /// Somebody has paused it.
+    paused: bool,
+    job: Option<Job>,
+}
+
+/// The parts of a machine that runs.
+pub(super) struct Parts<'a, A: SavedMachine> {
+    pub(super) machine: &'a mut Machine<A>,
+    pub(super) control: &'a mut Control,
+    pub(super) requests: &'a Arc<Requests>,
+    pub(super) gate: &'a Gate,
+}
+
+impl Standing {
+    /// One that waits for somebody to resume it before it runs at all.
+    pub(super) fn paused() -> Self {
+        Self { since: Some(Instant::now()), paused: true, job: None }
+    }
+
+    /// Whether it stands.
+    pub(super) fn is_still(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Whether nothing of it may change, since it is being saved.
+    pub(super) fn is_saving(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.reads_memory)
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let activity = match (self.is_saving(), self.paused) {
+            (true, _) => Activity::Saving,
+            (false, true) => Activity::Paused,
+            (false, false) => Activity::Running,
+        };
+        let progress = self.job.as_ref().map(|job| &job.progress);
+        let get = |read: fn(&Progress) -> u64| progress.map_or(0, |progress| read(progress));
+        Status {
+            activity,
+            done: get(|progress| progress.done.load(Ordering::Relaxed)),
+            of: get(|progress| progress.of.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Stops everything. Answers who ended the machine meanwhile.
+    fn freeze<A: SavedMachine>(&mut self, parts: &mut Parts<'_, A>) -> Result<Option<StopReason>, Error> {
+        if self.since.is_some() {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        parts.gate.close_and_wait();
+        parts.machine.clock().pause();
+        if let Some(reason) = stop(parts.machine, parts.control, parts.requests)? {
+            return Ok(Some(reason));
+        }
+        self.since = Some(begin);
+        Ok(None)
+    }
+
+    /// Lets everything go on, unless somebody wants it to stand. The guest's clocks have gone on, as on a host that stood still.
+    pub(super) fn thaw<A: SavedMachine>(&mut self, machine: &Machine<A>) -> Duration {
+        if self.paused || self.is_saving() {
+            return Duration::ZERO;
+        }
+        let Some(since) = self.since.take() else { return Duration::ZERO };
+        let stood = since.elapsed();
+        machine.pass_time(u64::try_from(stood.as_nanos()).unwrap_or(u64::MAX));
+        machine.resume();
+        stood
+    }
+
+    pub(super) fn pause<A: SavedMachine>(
+        &mut self,
+        parts: &mut Parts<'_, A>,
+        reply: Reply,
+    ) -> Result<Option<StopReason>, Error> {
+        if self.is_saving() {
+            reply.send(Err(being_saved()));
+            return Ok(None);
+        }
+        let ended = self.freeze(parts)?;
+        if ended.is_none() {
+            self.paused = true;
+            reply.send(Ok(Answer::Nothing(Nothing {})));
+        }
+        Ok(ended)
+    }
+
+    pub(super) fn resume<A: SavedMachine>(&mut self, machine: &Machine<A>) {
+        self.paused = false;
+        self.thaw(machine);
+    }
+
+    /// The machine begins anew, and runs.
+    pub(super) fn forget(&mut self) {
+        (self.since, self.paused) = (None, false);
+    }
+
+    /// Begins to save. What can't be done leaves the machine as it was.
+    pub(super) fn save<A: SavedMachine>(
+        &mut self,
+        parts: &mut Parts<'_, A>,
+        save: Save,
+        reply: Reply,
+    ) -> Result<Option<StopReason>, Error> {
+        if self.job.as_ref().is_some_and(|job| job.reads_memory || !job.thread.is_finished()) {
+            reply.send(Err(being_saved()));
+            return Ok(None);
+        }
+        self.job = None;
+        let draft = match Draft::begin(&save.folder) {
+            Ok(draft) => draft,
+            Err(error) => {
+                reply.send(Err(error.into()));
+                return Ok(None);
+            }
+        };
+        let begin = Instant::now();
+        parts.gate.close_and_wait();
+        if parts.requests.is_ending() {
+            let text = "the guest is about to end, or to begin anew".to_owned();
+            reply.send(Err(SnapshotError::Busy(text).into()));
+            return Ok(None);
+        }
+        if let Some(reason) = self.freeze(parts)? {
+            return Ok(Some(reason));
+        }
+        let begun = parts.machine.save().and_then(|records| {
+            let writer = Writer {
+                draft,
+                records,
+                images: parts.machine.disk_images(),
+                ram: parts.machine.ram(),
+                config: parts.machine.config().clone(),
+                progress: Arc::default(),
+                unwanted: Arc::default(),
+                begin,
+                quit: save.quit,
+                requests: parts.requests.clone(),
+            };
+            let (progress, unwanted) = (writer.progress.clone(), writer.unwanted.clone());
+            let thread = Builder::new().name("save".to_owned());
+            let (told, refused) = (reply.clone(), save.folder.clone());
+            let thread = thread.spawn(move || writer.run(told)).map_err(|source| {
+                let what = "start a thread for";
+                SnapshotError::Host { what, path: refused, source }
+            })?;
+            Ok(Job { progress, unwanted, reads_memory: true, thread })
+        });
+        match begun {
+            Ok(job) => self.job = Some(job),
+            Err(error) => reply.send(Err(error.into())),
+        }
+        Ok(None)
+    }
+
+    /// Memory has been written.
+    pub(super) fn written(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.reads_memory = false;
+        }
+    }
+
+    /// The machine ends: a save that has not read all of its memory is given up, one that has is waited for.
+    pub(super) fn end(&mut self) {
+        let Some(job) = self.job.take() else { return };
+        job.unwanted.store(true, Ordering::Relaxed);
+        // A panic there has been reported.
+        let _ = job.thread.join();
+    }
+}
+
+fn being_saved() -> Failure {
+    SnapshotError::Busy("the machine is being saved".to_owned()).into()
+}
+
+/// What writes a snapshot, on a thread of its own.
+struct Writer {
+    draft: Draft,
+    records: Records,
+    images: DiskImages,
+    ram: Vec<Arc<Region>>,
+    config: Config,
+    progress: Arc<Progress>,
+    unwanted: Arc<AtomicBool>,
+    begin: Instant,
+    quit: bool,
+    requests: Arc<Requests>,
+}
+
+/// Lets the guest go on however writing ends.
+struct Told(Option<Arc<Requests>>);
+
+impl Told {
+    fn tell(&mut self) {
+        if let Some(requests) = self.0.take() {
+            requests.send(Request::Written);
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+impl Writer {
+    fn run(self, reply: Reply) {
+        let mut told = Told(Some(self.requests.clone()));
+        let (requests, quit) = (self.requests.clone(), self.quit);
+        let outcome = self.write(&mut told);
+        if quit && outcome.is_ok() {
+            requests.send(Request::Stop(StopReason::Control));
+        }
+        drop(told);
+        reply.send(outcome.map(Answer::Saved).map_err(Failure::from));
+    }
+
+    fn write(self, told: &mut Told) -> Result<Saved, SnapshotError> {
+        let Self { draft, mut records, images, ram, config, progress, unwanted, begin, quit, .. } = self;
+        let disks = images.flush()?;
+        records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
+        let bytes = records.bytes();
+        draft.write(RECORDS, &bytes)?;
+        let file = draft.create(MEMORY)?;
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::Interrupted => SnapshotError::Ended,
+            _ => SnapshotError::Host { what: "write", path: draft.path(MEMORY), source },
+        };
+        let wanted = || !unwanted.load(Ordering::Relaxed);
+        let memory = memory::write(&ram, &file, &progress, wanted).map_err(failed)?;
+        let standstill = begin.elapsed();
+        // Those of the host that a guest is to go on with are let go of.
+        drop((ram, images));
+        if !quit {
+            told.tell();
+        }
+        let header = Header {
+            magic: MAGIC.to_owned(),
+            container: CONTAINER,
+            skep: env!("CARGO_PKG_VERSION").to_owned(),
+            machine: config.machine.to_string(),
+            architecture: config.arch().to_string(),
+            saved: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            requires: Vec::new(),
+            records: RecordsFile::of(&bytes),
+            memory,
+        };
+        draft.finish(&header)?;
+        let (memory, data) = (header.memory.size, header.memory.data);
+        tracing::info!("saved: {data} bytes of {memory}, with the guest at a standstill for {standstill:?}");
+        Ok(Saved { memory, data, standstill_us: u64::try_from(standstill.as_micros()).unwrap_or(u64::MAX) })
+    }
+}

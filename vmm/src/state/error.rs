@@ -1,0 +1,137 @@
+//! Why a snapshot can't be written or taken.
+
+use std::io;
+use std::path::PathBuf;
+
+use skep_hypervisor::{HypervisorError, VcpuError};
+use skep_state::StateError;
+
+/// Why a snapshot can't be written or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The host refuses.
+    #[error("can't {what} `{}`: {source}{}", path.display(), mend(source))]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// Something is where the snapshot should be.
+    #[error("`{}` is there already\n  try: another name, or remove it", path.display())]
+    Exists {
+        /// The snapshot's place.
+        path: PathBuf,
+    },
+    /// There is no snapshot.
+    #[error("`{}` is no snapshot: {reason}", path.display())]
+    NotOne {
+        /// What was opened.
+        path: PathBuf,
+        /// Why it is none.
+        reason: String,
+    },
+    /// A later skep wrote it.
+    #[error(
+        "it is in version {found} of the container, and this skep reads up to version {newest}\n  try: the skep that wrote it ({skep}), or a later one"
+    )]
+    Container {
+        /// Its version.
+        found: u32,
+        /// The newest version that this program reads.
+        newest: u32,
+        /// Who wrote it.
+        skep: String,
+    },
+    /// It needs what this skep does not know of.
+    #[error(
+        "it requires `{name}`, which this skep does not know\n  try: the skep that wrote it ({skep}), or a later one"
+    )]
+    Requires {
+        /// What.
+        name: String,
+        /// Who wrote it.
+        skep: String,
+    },
+    /// A file is not what the header says.
+    #[error("its file `{file}` is damaged: {reason}\n  try: another copy of the snapshot")]
+    Damaged {
+        /// Which.
+        file: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The records as a whole.
+    #[error("its records can't be read: {reason}")]
+    Records {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A record is not there.
+    #[error("it has no record `{name}`, which this machine needs")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A record is of nothing in this machine.
+    #[error(
+        "it has a record `{name}` (of type `{id}`), which is of nothing in this machine\n  try: the skep that wrote it, or a later one"
+    )]
+    Unknown {
+        /// Its name.
+        name: String,
+        /// Its type.
+        id: String,
+    },
+    /// A record is refused.
+    #[error("its record `{name}` is refused: {source}")]
+    Record {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: StateError,
+    },
+    /// The guest has seen another CPU.
+    #[error("this host's CPU is not one for the guest: {reason}")]
+    Cpu {
+        /// What differs.
+        reason: String,
+    },
+    /// A disk is not what it was.
+    #[error("disk `{id}`: {reason}\n  try: {mend}")]
+    Disk {
+        /// Its name.
+        id: String,
+        /// What differs.
+        reason: String,
+        /// What would mend it.
+        mend: String,
+    },
+    /// It can't be done now.
+    #[error("{0}\n  try: again in a moment")]
+    Busy(String),
+    /// The machine ends.
+    #[error("the machine ends before it is saved")]
+    Ended,
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The backend.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+}
+
+fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "\n  try: a folder with more room: a snapshot takes as much as the guest uses of its memory"
+        }
+        io::ErrorKind::FileTooLarge => "\n  try: a higher limit of a file's size (ulimit -f)",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "\n  try: a folder that the user who runs the machine may write"
+        }
+        _ => "",
+    }
+}

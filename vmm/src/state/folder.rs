@@ -1,0 +1,261 @@
+//! A snapshot's folder: written whole or not at all, and opened with distrust.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::Deserialize;
+use skep_config::{ArchKind, Config};
+use skep_memory::PAGE_SIZE;
+
+use super::hash::xxh64;
+use super::header::{self, CONTAINER, Header, MAGIC};
+use super::records::{MACHINE, MachineState, Records};
+use super::{SnapshotError, memory};
+
+#[cfg(test)]
+#[path = "folder_test.rs"]
+mod test;
+
+/// The header: JSON.
+pub const HEADER: &str = "header.json";
+/// The records: CBOR.
+pub const RECORDS: &str = "records.cbor";
+/// Guest memory.
+pub const MEMORY: &str = "memory";
+
+/// Bytes of the records at most.
+const MOST_RECORDS: u64 = 256 << 20;
+
+fn host(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Host { what, path, source }
+}
+
+/// A snapshot that is being written, under a name of its own. What is not finished goes when this is dropped.
+pub struct Draft {
+    target: PathBuf,
+    folder: PathBuf,
+    finished: bool,
+}
+
+impl Draft {
+    /// Makes the folder, beside `target`, at which nothing may be.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Exists`] and [`SnapshotError::Host`].
+    pub fn begin(target: &Path) -> Result<Self, SnapshotError> {
+        let Some(name) = target.file_name() else {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it has no name");
+            return Err(host("make", target)(source));
+        };
+        if target.symlink_metadata().is_ok() {
+            return Err(SnapshotError::Exists { path: target.to_owned() });
+        }
+        let mut part = std::ffi::OsString::from(".");
+        part.push(name);
+        part.push(format!(".{}.part", std::process::id()));
+        let folder = target.with_file_name(part);
+        // What a process of that number has left behind.
+        let _ = fs::remove_dir_all(&folder);
+        DirBuilder::new().mode(0o700).create(&folder).map_err(host("make", &folder))?;
+        Ok(Self { target: target.to_owned(), folder, finished: false })
+    }
+
+    /// Where a file of it is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A new file of it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`].
+    pub fn create(&self, name: &str) -> Result<File, SnapshotError> {
+        let path = self.path(name);
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(host("make", &path))
+    }
+
+    /// Writes a whole file.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`].
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
+        self.create(name)?.write_all(bytes).map_err(host("write", &self.path(name)))
+    }
+
+    fn sync(&self, name: &str) -> Result<(), SnapshotError> {
+        let path = self.path(name);
+        File::open(&path).and_then(|file| file.sync_all()).map_err(host("write", &path))
+    }
+
+    /// Makes what was written last, then writes the header and gives the folder its name.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`], and [`SnapshotError::Exists`] where something has come to the place meanwhile.
+    pub fn finish(mut self, header: &Header) -> Result<(), SnapshotError> {
+        self.sync(MEMORY)?;
+        self.sync(RECORDS)?;
+        let mut text = serde_json::to_vec_pretty(header).expect("a header is made of texts and numbers");
+        text.push(b'\n');
+        self.write(HEADER, &text)?;
+        self.sync(HEADER)?;
+        sync_folder(&self.folder)?;
+        renameat_with(CWD, &self.folder, CWD, &self.target, RenameFlags::NOREPLACE).map_err(|errno| match errno {
+            rustix::io::Errno::EXIST => SnapshotError::Exists { path: self.target.clone() },
+            errno => host("name", &self.target)(errno.into()),
+        })?;
+        self.finished = true;
+        let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = fs::remove_dir_all(&self.folder)
+        {
+            tracing::warn!("what was begun of a snapshot can't be removed from `{}`: {error}", self.folder.display());
+        }
+    }
+}
+
+fn sync_folder(path: &Path) -> Result<(), SnapshotError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(host("write", path))
+}
+
+/// What every version's header has.
+#[derive(Deserialize)]
+struct Front {
+    magic: String,
+    container: u32,
+    #[serde(default)]
+    skep: String,
+}
+
+/// A snapshot whose header and records hold together. Its memory is not looked at before it is used.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The header.
+    pub header: Header,
+    /// The records.
+    pub records: Records,
+    /// Guest memory.
+    pub memory: File,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Snapshot {
+    /// Opens the snapshot at `path`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`], for what is none, is damaged, or is of a later version.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        let header = read_header(path)?;
+        let records_path = path.join(RECORDS);
+        let file = open(&records_path)?;
+        let damaged = |file, reason: String| SnapshotError::Damaged { file, reason };
+        let length = |file: &File, path: &Path| file.metadata().map(|data| data.len()).map_err(host("read", path));
+        let size = length(&file, &records_path)?;
+        if size != header.records.size || size > MOST_RECORDS {
+            let reason = format!("it has {size} bytes, and the header says {}", header.records.size);
+            return Err(damaged(RECORDS, reason));
+        }
+        let mut bytes = Vec::new();
+        file.take(size).read_to_end(&mut bytes).map_err(host("read", &records_path))?;
+        if xxh64(&bytes, 0) != header.records.xxh64.0 {
+            return Err(damaged(RECORDS, "its checksum is not the header's".to_owned()));
+        }
+        let records = Records::read(&bytes)?;
+        let memory_path = path.join(MEMORY);
+        let memory = open(&memory_path)?;
+        let size = length(&memory, &memory_path)?;
+        let mut ends = header.memory.ram.iter().map(|ram| (ram.address | ram.size, ram.address.checked_add(ram.size)));
+        let whole = ends.all(|(bits, end)| bits.is_multiple_of(PAGE_SIZE) && end.is_some());
+        let sum = header.memory.ram.iter().try_fold(0_u64, |sum, ram| sum.checked_add(ram.size));
+        if size != header.memory.size || sum != Some(size) || !whole || size == 0 {
+            let reason = format!("it has {size} bytes, and the header says {}", header.memory.size);
+            return Err(damaged(MEMORY, reason));
+        }
+        Ok(Self { header, records, memory, path: path.to_owned() })
+    }
+
+    /// What the machine as a whole is.
+    ///
+    /// # Errors
+    /// Those of [`Records::open`].
+    pub fn machine(&self) -> Result<MachineState, SnapshotError> {
+        self.records.open(MACHINE)
+    }
+
+    /// The machine's config.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Records`] for what is none of this version's.
+    pub fn config(&self) -> Result<Config, SnapshotError> {
+        let text = self.machine()?.config;
+        let reason = |e: skep_config::Error| SnapshotError::Records { reason: format!("its config: {e}") };
+        let arch = self.header.architecture.parse::<ArchKind>();
+        let arch = arch.map_err(|reason| SnapshotError::Records { reason })?;
+        let config = Config::from_toml(&text, &self.path.join("config"), arch).map_err(reason)?;
+        let other = config.machine.to_string() != self.header.machine || config.arch() != arch;
+        if other {
+            let reason = format!("its config is of {}, and its header says {}", config.machine, self.header.machine);
+            return Err(SnapshotError::Records { reason });
+        }
+        Ok(config)
+    }
+
+    /// Reads all of the memory, and compares it with the header.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] and [`SnapshotError::Host`].
+    pub fn verify_memory(&self) -> Result<(), SnapshotError> {
+        let (data, xxh64) = memory::sum(&self.memory).map_err(host("read", &self.path.join(MEMORY)))?;
+        let expected = &self.header.memory;
+        if data == expected.data && xxh64 == expected.xxh64.0 {
+            return Ok(());
+        }
+        let reason = "its checksum is not the header's".to_owned();
+        Err(SnapshotError::Damaged { file: MEMORY, reason })
+    }
+}
+
+/// Opens a file, which is none of another kind that would wait for somebody.
+fn open(path: &Path) -> Result<File, SnapshotError> {
+    skep_config::open_regular(path).map_err(host("read", path))
+}
+
+fn read_header(path: &Path) -> Result<Header, SnapshotError> {
+    let not_one = |reason: String| SnapshotError::NotOne { path: path.to_owned(), reason };
+    let header = path.join(HEADER);
+    let file = skep_config::open_regular(&header).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if path.is_dir() => {
+            not_one(format!("it has no {HEADER}; of a save that did not end nothing can be restored"))
+        }
+        io::ErrorKind::NotFound if path.exists() => not_one("a snapshot is a folder".to_owned()),
+        io::ErrorKind::NotADirectory => not_one("a snapshot is a folder".to_owned()),
+        _ => host("read", &header)(error),
+    })?;
+    let mut text = Vec::new();
+    file.take(header::MOST + 1).read_to_end(&mut text).map_err(host("read", &header))?;
+    if text.len() as u64 > header::MOST {
+        return Err(not_one(format!("its {HEADER} is larger than any")));
+    }
+    let front: Front = serde_json::from_slice(&text).map_err(|e| not_one(format!("its {HEADER}: {e}")))?;
+    if front.magic != MAGIC {
+        return Err(not_one(format!("its {HEADER} is of something else")));
+    }
+    if front.container > CONTAINER {
+        return Err(SnapshotError::Container { found: front.container, newest: CONTAINER, skep: front.skep });
+    }
+    let header: Header = serde_json::from_slice(&text).map_err(|e| not_one(format!("its {HEADER}: {e}")))?;
+    match header.requires.first() {
+        Some(name) => Err(SnapshotError::Requires { name: name.clone(), skep: front.skep }),
+        None => Ok(header),
+    }
+}

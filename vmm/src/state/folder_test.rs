@@ -1,0 +1,104 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::super::{Checksum, MemoryFile, RamRange, RecordsFile};
+use super::*;
+
+fn header(records: &[u8]) -> Header {
+    let ram = vec![RamRange { address: 0, size: PAGE_SIZE }];
+    Header {
+        magic: MAGIC.to_owned(),
+        container: CONTAINER,
+        skep: "0.0.9".to_owned(),
+        machine: "q35-1".to_owned(),
+        architecture: "x86_64".to_owned(),
+        saved: 1,
+        requires: Vec::new(),
+        records: RecordsFile::of(records),
+        memory: MemoryFile { size: PAGE_SIZE, data: 0, xxh64: Checksum(0), ram },
+    }
+}
+
+/// A snapshot without records.
+fn written(folder: &Path) -> PathBuf {
+    let target = folder.join("snapshot");
+    let draft = Draft::begin(&target).unwrap();
+    let records = Records::default().bytes();
+    draft.write(RECORDS, &records).unwrap();
+    draft.create(MEMORY).unwrap().set_len(PAGE_SIZE).unwrap();
+    assert!(!target.exists());
+    draft.finish(&header(&records)).unwrap();
+    target
+}
+
+fn refusal(path: &Path) -> String {
+    Snapshot::open(path).unwrap_err().to_string()
+}
+
+#[test]
+fn it_is_there_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("snapshot");
+    let draft = Draft::begin(&target).unwrap();
+    draft.write(RECORDS, b"half").unwrap();
+    let part = draft.path("");
+    assert!(refusal(&part).contains("of a save that did not end nothing can be restored"));
+    drop(draft);
+    assert!(!part.exists() && !target.exists());
+
+    written(folder.path());
+    let snapshot = Snapshot::open(&target).unwrap();
+    assert_eq!(snapshot.header, header(&Records::default().bytes()));
+    snapshot.verify_memory().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&target), mode(&target.join(MEMORY)), mode(&target.join(HEADER))), (0o700, 0o600, 0o600));
+    assert!(matches!(Draft::begin(&target), Err(SnapshotError::Exists { .. })));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // Something comes to the place while it is written.
+    let target = folder.path().join("other");
+    let draft = Draft::begin(&target).unwrap();
+    draft.write(RECORDS, b"").unwrap();
+    draft.write(MEMORY, b"").unwrap();
+    fs::create_dir(&target).unwrap();
+    assert!(matches!(draft.finish(&header(b"")), Err(SnapshotError::Exists { .. })));
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = written(folder.path());
+    let file = target.join(HEADER);
+    let text = fs::read_to_string(&file).unwrap();
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{text}");
+        fs::write(&file, text.replace(from, to)).unwrap();
+        refusal(&target)
+    };
+    assert!(with(MAGIC, "other").ends_with("its header.json is of something else"));
+    let newer = with("\"container\": 1", "\"container\": 2");
+    assert!(newer.contains("version 2") && newer.contains("try: the skep that wrote it (0.0.9)"), "{newer}");
+    assert!(with("\"requires\": []", "\"requires\": [\"parent\"]").starts_with("it requires `parent`"));
+    assert!(with("\"size\": 4096", "\"size\": 8192").contains("memory` is damaged: it has 4096 bytes"));
+    assert!(with("\"address\": 0", "\"address\": 18446744073709547520").contains("memory"));
+    assert!(with("\"xxh64\": \"", "\"xxh64\": \"0").contains("a checksum is 16 hexadecimal digits"));
+    assert!(with("{", "[").contains("header.json"));
+    fs::write(&file, vec![b' '; 1 << 20]).unwrap();
+    assert!(refusal(&target).ends_with("is larger than any"));
+    fs::write(&file, &text).unwrap();
+    fs::write(target.join(RECORDS), [0xa1, 0x00, 0x81]).unwrap();
+    assert!(refusal(&target).contains("its checksum is not the header's"));
+    fs::write(target.join(RECORDS), [0; 100]).unwrap();
+    assert!(refusal(&target).contains("it has 100 bytes, and the header says 3"));
+    assert!(refusal(&file).ends_with("a snapshot is a folder"));
+    assert!(refusal(&folder.path().join("none")).contains("No such file"));
+}
+
+#[test]
+fn memory_that_has_changed_is_found_by_its_checksum() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = written(folder.path());
+    let mut page = vec![0; PAGE_SIZE as usize];
+    page[7] = 1;
+    fs::write(target.join(MEMORY), page).unwrap();
+    let error = Snapshot::open(&target).unwrap().verify_memory().unwrap_err();
+    assert!(error.to_string().starts_with("its file `memory` is damaged: its checksum"), "{error}");
+}

@@ -1,0 +1,184 @@
+//! Guest memory as a file: written by several threads, without what is zeroes.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
+use skep_memory::{Backing, MemoryMap, PAGE_SIZE, Region, RegionKind};
+
+use super::hash::xxh64;
+use super::header::{Checksum, MemoryFile, RamRange};
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod test;
+
+/// Bytes that a thread takes at once.
+const PIECE: u64 = 1 << 20;
+/// Threads at most: more don't make a disk or a memory bus faster.
+const MOST_THREADS: usize = 8;
+
+const ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+
+/// How far it has come, for whoever asks.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes that have been looked at.
+    pub done: AtomicU64,
+    /// Bytes that there are to look at.
+    pub of: AtomicU64,
+}
+
+/// The pieces of RAM of a machine.
+pub(crate) fn ram(memory: &MemoryMap) -> Vec<Arc<Region>> {
+    memory.regions().into_iter().filter(|region| region.kind() == RegionKind::Ram).collect()
+}
+
+/// Writes all RAM into `file`, which is new. Nobody writes to it meanwhile. It goes on while `wanted` says so.
+pub(crate) fn write(
+    ram: &[Arc<Region>],
+    file: &File,
+    progress: &Progress,
+    wanted: impl Fn() -> bool + Sync,
+) -> io::Result<MemoryFile> {
+    let size = ram.iter().map(|region| region.size()).sum();
+    file.set_len(size)?;
+    let mut pieces: Vec<(&Region, u64, Range<u64>)> = Vec::new();
+    let mut before = 0;
+    for region in ram {
+        for used in region.used()? {
+            let starts = (used.start..used.end).step_by(PIECE as usize);
+            pieces.extend(starts.map(|start| (&**region, before, start..used.end.min(start + PIECE))));
+        }
+        before += region.size();
+    }
+    progress.of.store(pieces.iter().map(|(_, _, range)| range.end - range.start).sum(), Ordering::Relaxed);
+    let sum = Sum::default();
+    in_parallel(&pieces, |(region, before, range), buffer| {
+        if !wanted() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let bytes = &mut buffer[..(range.end - range.start) as usize];
+        let whole = region.read_slice(bytes, MemoryRegionAddress(range.start));
+        whole.map_err(io::Error::other)?;
+        let place = before + range.start;
+        for run in sum.add(bytes, place / PAGE_SIZE) {
+            file.write_all_at(&bytes[run.clone()], place + run.start as u64)?;
+        }
+        progress.done.fetch_add(range.end - range.start, Ordering::Relaxed);
+        Ok(())
+    })?;
+    let (data, xxh64) = sum.get();
+    let ram = ram.iter().map(|region| RamRange { address: region.gpa(), size: region.size() }).collect();
+    Ok(MemoryFile { size, data, xxh64: Checksum(xxh64), ram })
+}
+
+/// How many bytes of a memory file are no zeroes, and their checksum.
+pub(super) fn sum(file: &File) -> io::Result<(u64, u64)> {
+    let size = file.metadata()?.len();
+    // Holes are found by mapping it: what nobody has put there is not read.
+    let used = Backing::of_file(file.try_clone()?).and_then(|backing| {
+        let what = "memory from a file";
+        let failed = |source| skep_memory::MemoryError::Host { what, size, source, mend: String::new() };
+        backing.used(0, size).map_err(failed)
+    });
+    let used = used.map_err(io::Error::other)?;
+    let piece = |used: Range<u64>| {
+        let end = used.end;
+        (used.start..end).step_by(PIECE as usize).map(move |start| start..end.min(start + PIECE))
+    };
+    let pieces: Vec<_> = used.into_iter().flat_map(piece).collect();
+    let sum = Sum::default();
+    in_parallel(&pieces, |range, buffer| {
+        let bytes = &mut buffer[..(range.end - range.start) as usize];
+        file.read_exact_at(bytes, range.start)?;
+        sum.add(bytes, range.start / PAGE_SIZE);
+        Ok(())
+    })?;
+    Ok(sum.get())
+}
+
+/// Reads a memory file into RAM that can't be mapped from it: that is shared, or on huge pages.
+pub(crate) fn read(file: &File, ram: &[Arc<Region>]) -> io::Result<()> {
+    let mut before = 0;
+    let mut pieces = Vec::new();
+    for region in ram {
+        let starts = (0..region.size()).step_by(PIECE as usize);
+        pieces.extend(starts.map(|start| (&**region, before, start..region.size().min(start + PIECE))));
+        before += region.size();
+    }
+    in_parallel(&pieces, |(region, before, range), buffer| {
+        let bytes = &mut buffer[..(range.end - range.start) as usize];
+        file.read_exact_at(bytes, before + range.start)?;
+        for run in (Sum::default()).add(bytes, 0) {
+            let place = MemoryRegionAddress(range.start + run.start as u64);
+            region.write_slice(&bytes[run], place).map_err(io::Error::other)?;
+        }
+        Ok(())
+    })
+}
+
+/// What the pages add up to.
+#[derive(Default)]
+struct Sum {
+    data: AtomicU64,
+    xxh64: AtomicU64,
+}
+
+impl Sum {
+    /// Adds pages from number `first` on, and answers where those are that are no zeroes.
+    fn add(&self, bytes: &[u8], first: u64) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let (mut data, mut sum) = (0, 0_u64);
+        for (number, page) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
+            if page == &ZEROES[..page.len()] {
+                continue;
+            }
+            data += page.len() as u64;
+            sum = sum.wrapping_add(xxh64(page, first + number as u64));
+            let start = number * PAGE_SIZE as usize;
+            match runs.last_mut() {
+                Some(last) if last.end == start => last.end += page.len(),
+                _ => runs.push(start..start + page.len()),
+            }
+        }
+        self.data.fetch_add(data, Ordering::Relaxed);
+        self.xxh64.fetch_add(sum, Ordering::Relaxed);
+        runs
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.data.load(Ordering::Relaxed), self.xxh64.load(Ordering::Relaxed))
+    }
+}
+
+/// Does `work` on each piece, on as many threads as are of use, each with a buffer of [`PIECE`] bytes. The first that fails ends it.
+fn in_parallel<T: Sync>(pieces: &[T], work: impl Fn(&T, &mut [u8]) -> io::Result<()> + Sync) -> io::Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<io::Error>> = Mutex::default();
+    let run = || {
+        let mut buffer = vec![0; PIECE as usize];
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = work(piece, &mut buffer) {
+                next.store(pieces.len(), Ordering::Relaxed);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, |count| count.get()).min(MOST_THREADS).min(pieces.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // A host that refuses a thread has this one.
+            if thread::Builder::new().name("memory".to_owned()).spawn_scoped(scope, run).is_err() {
+                break;
+            }
+        }
+        run();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
