@@ -122,6 +122,14 @@ impl Slots {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The region that a guest address is in, and where.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn find(&self, gpa: u64) -> Option<(Arc<Region>, u64)> {
+        let inner = self.lock();
+        let (start, mapped) = inner.mapped.range(..=gpa).next_back()?;
+        (gpa - start < mapped.region.size()).then(|| (mapped.region.clone(), gpa - start))
+    }
+
     /// Sets a slot to a piece of `region`.
     fn set(&self, slot: u32, region: &Region, (offset, size): (u64, u64), flags: u32) -> io::Result<()> {
         let request = kvm_userspace_memory_region {

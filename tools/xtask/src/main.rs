@@ -1,7 +1,8 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
-//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), and check the rules of the house ([`lint`]).
+//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), check the rules of the house ([`lint`]), and
+//! write the specification of saved state ([`state`]).
 //! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
 //! call.
 
@@ -14,6 +15,7 @@ mod lab;
 mod lint;
 mod paths;
 mod process;
+mod state;
 mod test;
 
 use anyhow::Result;
@@ -30,6 +32,7 @@ enum Cli {
     Demo(demo::Args),
     Bench(bench::Args),
     Lint(lint::Args),
+    State(state::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Cli::Demo(args) => demo::main(&args),
         Cli::Bench(args) => bench::main(&args).map(|()| 0),
         Cli::Lint(args) => lint::main(&args),
+        Cli::State(args) => state::main(&args).map(|()| 0),
     };
     end(result)
 }

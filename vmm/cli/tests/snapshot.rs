@@ -53,15 +53,15 @@ impl Guest {
     }
 
     /// Puts the machine away, and lets it go on in another process.
-    fn again(mut self, name: &str, words: &[&str]) -> Self {
-        let snapshot = self.path(name);
+    fn again(self, name: &str, words: &[&str]) -> Self {
+        let (snapshot, socket) = (self.path(name), self.path("vm.sock"));
         self.ctl(&["save", snapshot.to_str().unwrap(), "--quit"]).expect_code(0).expect_console("saved ");
-        self.machine.finish().expect_code(14);
-        let socket = self.path("vm.sock");
+        let Self { machine, folder } = self;
+        machine.finish().expect_code(14);
         let restore = ["restore", snapshot.to_str().unwrap(), "--control", socket.to_str().unwrap(), "--log", "info"];
-        self.machine = Builder::command(&[&restore[..], words].concat()).start();
-        self.machine.wait_for_log("restored from");
-        self
+        let mut machine = Builder::command(&[&restore[..], words].concat()).start();
+        machine.wait_for_log("restored from");
+        Self { machine, folder }
     }
 }
 

@@ -120,6 +120,8 @@ const MC0_CTL2: u32 = 0x280;
 
 /// The TSC.
 pub(super) const TSC: u32 = 0x10;
+/// Where kvmclock writes the time of the guest's boot.
+pub(super) const WALL_CLOCK: u32 = 0x4b56_4d00;
 /// When the local APIC's timer is due.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 

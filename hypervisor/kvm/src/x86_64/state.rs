@@ -1,11 +1,15 @@
 //! Saving, restoring and resetting a vCPU.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_XSAVE2, kvm_debugregs, kvm_lapic_state,
     kvm_mp_state, kvm_xcr, kvm_xcrs,
 };
 use skep_hypervisor::x86_64::{Cpuid, LocalApic, VcpuState, XsaveComponent};
 use skep_hypervisor::{HypervisorError, VcpuError};
+use skep_memory::Region;
+use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 
 use super::vcpu::X86Vcpu;
 use super::vm::{Shared, capability, enable};
@@ -131,7 +135,10 @@ pub(super) fn restore(vcpu: &mut X86Vcpu, state: &VcpuState) -> Result<(), VcpuE
     let core = &vcpu.core;
     let value = |index: &u32| state.msrs.iter().find(|(number, _)| number == index).map_or(0, |(_, value)| *value);
     let values: Vec<_> = support.msrs.iter().map(|index| (*index, value(index))).collect();
+    // KVM writes the time of the guest's boot anew when it is told where; the guest's memory is to stay what it is.
+    let boot_time = BootTime::read(&shared, value(&msrs::WALL_CLOCK));
     msrs::write(core, &values)?;
+    boot_time.write();
     core.fd.set_lapic(&apic_page(&state.apic.registers)).map_err(core.failed("set the local APIC"))?;
     // Only after the APIC, whose timer's mode says whether there is a deadline, and after the TSC.
     msrs::write(core, &[(msrs::TSC_DEADLINE, state.apic.tsc_deadline)])?;
@@ -163,6 +170,28 @@ pub(super) fn reset(vcpu: &mut X86Vcpu) -> Result<(), VcpuError> {
     let result = restore(vcpu, &power_on);
     vcpu.power_on = Some(power_on);
     result
+}
+
+/// What kvmclock tells the guest of the time of its boot: 12 bytes of guest memory (Documentation/virt/kvm/x86/msr.rst).
+struct BootTime(Option<(Arc<Region>, u64, [u8; 12])>);
+
+impl BootTime {
+    fn read(shared: &Shared, gpa: u64) -> Self {
+        let read = |(region, offset): (Arc<Region>, u64)| {
+            let mut bytes = [0; 12];
+            region.read_slice(&mut bytes, MemoryRegionAddress(offset)).ok()?;
+            Some((region, offset, bytes))
+        };
+        // A guest without kvmclock has 0 there.
+        Self((gpa != 0).then(|| shared.slots.find(gpa)).flatten().and_then(read))
+    }
+
+    fn write(&self) {
+        if let Some((region, offset, bytes)) = &self.0 {
+            // It could be read.
+            let _ = region.write_slice(bytes, MemoryRegionAddress(*offset));
+        }
+    }
 }
 
 /// Refuses what this host's KVM has no place for; the answer is the XSAVE area.

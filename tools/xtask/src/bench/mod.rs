@@ -8,6 +8,7 @@ mod io;
 mod qemu;
 mod size;
 mod start;
+mod state;
 
 use crate::arch::Arch;
 use crate::cargo;
@@ -28,6 +29,7 @@ enum What {
     Boot(boot::Args),
     Io(io::Args),
     Size(size::Args),
+    State(state::Args),
 }
 
 /// Runs what the arguments say.
@@ -37,6 +39,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         What::Boot(args) => boot::main(args),
         What::Io(args) => io::main(args),
         What::Size(args) => size::main(args),
+        What::State(args) => state::main(args),
     }
 }
 

@@ -6,7 +6,7 @@ mod source;
 mod text;
 mod versions;
 
-use crate::cargo;
+use crate::{cargo, state};
 use anyhow::Result;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,10 @@ pub(crate) fn main(_: &Args) -> Result<i32> {
     findings.extend(floors::check(&metadata));
     findings.extend(versions::check(&metadata));
     findings.extend(first_page::check(&metadata, &files));
+    if !state::is_up_to_date()? {
+        let message = "it is not what the types of saved state say: run `cargo xtask state`";
+        findings.push(Finding::file(Path::new(state::PAGE), message));
+    }
     for finding in &findings {
         eprintln!("{finding}");
     }
