@@ -113,7 +113,7 @@ pub(crate) enum Failure {
         /// Which.
         path: std::path::PathBuf,
         /// Why.
-        source: skep_vmm::state::SnapshotError,
+        source: Box<skep_vmm::state::SnapshotError>,
     },
     /// A machine that runs can't be asked, or says no.
     #[error(transparent)]

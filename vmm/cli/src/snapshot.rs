@@ -105,7 +105,7 @@ pub(crate) enum SnapshotCommand {
 
 fn of(path: &Path) -> impl FnOnce(SnapshotError) -> Failure {
     let path = path.to_owned();
-    move |source| Failure::Snapshot { path, source }
+    move |source| Failure::Snapshot { path, source: Box::new(source) }
 }
 
 /// Lets the machine of a snapshot go on.
