@@ -1,5 +1,14 @@
 #!/bin/busybox sh
 # The init of the lab's emulated host: it has /dev/kvm, mounts what it was given on /lab, and runs /lab/.lab/plan.
+if [ ! -d /new ]; then
+    # From the initramfs to a root directory that can be left: passt shuts itself up in an empty one.
+    mkdir /new
+    mount -t tmpfs -o mode=755 root /new
+    cp -a /bin /sbin /etc /init /modules /new
+    cd /new
+    mkdir dev lab new proc root run sys tmp
+    exec switch_root /new /init
+fi
 mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
 mount -t proc proc /proc
@@ -16,12 +25,18 @@ hostname lab
 ip link set lo up
 # As systemd does.
 ulimit -Hn 524288
+echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range
 for module in $(cat /modules/order); do
     insmod "/modules/$module" || echo "lab: cannot load $module"
 done
 
 # Programs write to the terminal as they would to a file: no newline is changed, and nothing is echoed.
 stty raw -echo
+
+# An address, and a way to anywhere, which leads nowhere: passt tells its guest to use those that the host has.
+ip link set dummy0 up
+ip addr add 192.0.2.1/24 dev dummy0
+ip route add default via 192.0.2.254
 
 mount -t ext4 -o noatime /dev/nvme0n1 /lab || { echo "lab: cannot mount what was carried in"; poweroff -f; }
 mkdir /out

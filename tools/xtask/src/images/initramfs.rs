@@ -56,8 +56,8 @@ fn base(busybox: &[u8]) -> Cpio {
     for applet in APPLETS.split_whitespace() {
         cpio.symlink(&format!("bin/{applet}"), "busybox");
     }
-    cpio.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
-    cpio.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\n");
+    cpio.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
+    cpio.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n");
     cpio
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The second half of Debian's root file system: installs the packages that mmdebstrap has only unpacked. It runs in the new system, on a
+# The second half of Debian's root file system: configures the packages that have only been unpacked. It runs in the new system, on a
 # machine of its architecture: every maintainer's script runs there.
 set -e
 export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -7,15 +7,21 @@ export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true LC_ALL=C 
 # No service is started meanwhile.
 printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
-# Their tools are all unpacked, so packages can come in any order but for these two, which others take for granted.
-install() { dpkg --force-depends --force-unsafe-io --force-confdef --install "$@"; }
-cd /debs
-install base-passwd_*.deb base-files_*.deb
-install *.deb
-cd /
-# It was forced; now that all are there, nothing may be amiss.
+# What would have run before the unpacking, with what dpkg tells it.
+export DPKG_ROOT= DPKG_ADMINDIR=/var/lib/dpkg DPKG_MAINTSCRIPT_NAME=preinst DPKG_MAINTSCRIPT_PACKAGE DPKG_MAINTSCRIPT_ARCH
+DPKG_MAINTSCRIPT_ARCH=$(dpkg --print-architecture)
+for script in /var/lib/dpkg/info/*.preinst; do
+    DPKG_MAINTSCRIPT_PACKAGE=$(basename "$script" .preinst)
+    DPKG_MAINTSCRIPT_PACKAGE=${DPKG_MAINTSCRIPT_PACKAGE%:*}
+    "$script" install
+done
+unset DPKG_ROOT DPKG_ADMINDIR DPKG_MAINTSCRIPT_NAME DPKG_MAINTSCRIPT_PACKAGE DPKG_MAINTSCRIPT_ARCH
+# Others take these two for granted.
+dpkg --force-depends --force-unsafe-io --configure base-passwd base-files
+dpkg --force-unsafe-io --configure --pending
+# Nothing may be amiss.
 [ -z "$(dpkg --audit)" ]
-rm -rf /debs /usr/sbin/policy-rc.d
+rm -rf /usr/sbin/policy-rc.d
 
 echo skep >/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 skep\n' >/etc/hosts

@@ -1,8 +1,8 @@
 //! A root file system of Debian's, on a disk that guests boot from.
 //!
-//! mmdebstrap fetches and unpacks the packages, of either architecture on a machine of any. What comes after, the maintainers' scripts, has to
-//! run on the architecture: on this machine where it is of that one, else in the lab. The lab puts all onto the disk, since
-//! files have owners there that only root can give. It takes minutes, once: the disk is kept in the cache.
+//! mmdebstrap fetches and unpacks the packages, of either architecture on a machine of any, and a hook of it makes the disk. What comes after,
+//! the maintainers' scripts, has to run on the architecture: on this machine where it is of that one, else in the lab. It takes a minute or a
+//! few, once: the disk is kept in the cache.
 
 use super::portable::{Portable, loader};
 use super::{Images, debian, read};
@@ -14,12 +14,13 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 /// Raise it when the disk is made in another way, and it is made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// What the system has besides Debian's essential packages: what boots it to a login, and what the tests use in it.
 const PACKAGES: &str =
@@ -34,41 +35,18 @@ const SIZE: u64 = 1 << 30;
 /// The second half, which runs in the new system.
 const CONFIGURE: &str = include_str!("rootfs-configure.sh");
 
-/// What mmdebstrap does between the unpacking and the packing up: keeps the packages for the second half, or runs that. They are decompressed
-/// here: an emulated processor would take minutes for it.
-const HOOK: &str = r#"set -e
-mkdir "$1/debs"
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-printf '2.0\n' >"$scratch/debian-binary"
-for deb in "$1"/var/cache/apt/archives/*.deb; do
-    dpkg-deb --ctrl-tarfile "$deb" >"$scratch/control.tar"
-    dpkg-deb --fsys-tarfile "$deb" >"$scratch/data.tar"
-    rm "$deb"
-    (cd "$scratch" && ar qcS "$1/debs/${deb##*/}" debian-binary control.tar data.tar)
-done
-mkdir -p "$1/usr/lib/modules"
-cp -a "$SKEP_MODULES"/* "$1/usr/lib/modules"
-mkdir -p "$1/opt" "$1/usr/local/bin"
-cp -a "$SKEP_FIO" "$1/opt/fio"
-printf '#!/bin/sh\nexec /opt/fio/lib/%s --library-path /opt/fio/lib /opt/fio/bin/fio "$@"\n' "$SKEP_LOADER" >"$1/usr/local/bin/fio"
-chmod 755 "$1/usr/local/bin/fio"
-cp "$SKEP_CONFIGURE" "$1/configure"
-if [ -n "$SKEP_NATIVE" ]; then chroot "$1" sh /configure && rm "$1/configure"; fi
-"#;
+/// What mmdebstrap does between the unpacking and its end.
+const HOOK: &str = include_str!("rootfs-hook.sh");
 
-/// What the lab does: puts the system onto its second disk, and runs what has not run yet.
+/// What the lab does where this machine can't run the second half.
 const INSTALL: &str = r#"set -e
 mkdir /root/new
 mount -t ext4 /dev/nvme1n1 /root/new
-tar -xf /lab/system.tar -C /root/new
-if [ -e /root/new/configure ]; then
-    for one in dev proc sys; do mount --bind /$one /root/new/$one; done
-    # By its path: busybox takes a plain name for an applet of its own.
-    chroot /root/new /bin/sh /configure
-    for one in dev proc sys; do umount /root/new/$one; done
-    rm /root/new/configure
-fi
+for one in dev proc sys; do mount --bind /$one /root/new/$one; done
+# By its path: busybox takes a plain name for an applet of its own.
+chroot /root/new /bin/sh /configure
+for one in dev proc sys; do umount /root/new/$one; done
+rm /root/new/configure
 umount /root/new
 "#;
 
@@ -93,60 +71,71 @@ fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
     }
     let _ = fs::remove_file(&made_of);
     let scratch = Scratch::new()?;
-    let system = scratch.path().join("system.tar");
-    unpack(arch, scratch.path(), &system)?;
-    install(arch, scratch.path(), &system)?;
-    fs::rename(scratch.path().join("debian.ext4"), &disk).context("cannot keep the disk")?;
+    let new = scratch.path().join("debian.ext4");
+    fs::File::create(&new)?.set_len(SIZE).with_context(|| format!("cannot make {}", new.display()))?;
+    unpack(arch, scratch.path(), &new)?;
+    if !is_native(arch) {
+        configure(arch, scratch.path(), &new)?;
+    }
+    fs::rename(&new, &disk).context("cannot keep the disk")?;
     fs::write(made_of, stamp)?;
     eprintln!("images: {} is ready", disk.display());
     Ok(disk)
 }
 
-/// The first half, and on a machine of the architecture the second as well: the system in a tar archive.
-fn unpack(arch: Arch, scratch: &Path, system: &Path) -> Result<()> {
-    let native = Arch::of_this_machine() == Some(arch);
+/// Whether the maintainers' scripts can run on this machine.
+fn is_native(arch: Arch) -> bool {
+    Arch::of_this_machine() == Some(arch)
+}
+
+/// The first half, and on a machine of the architecture the second as well, onto `disk`.
+fn unpack(arch: Arch, scratch: &Path, disk: &Path) -> Result<()> {
     eprintln!("images: fetching Debian's packages for a root file system of {arch}");
     let (hook, configure) = (scratch.join("hook.sh"), scratch.join("configure.sh"));
     fs::write(&hook, HOOK)?;
     fs::write(&configure, CONFIGURE)?;
+    // mmdebstrap may run its hook as another user (a namespace's root), who can't come to where the disk is: it is open already.
+    fs::set_permissions(disk, fs::Permissions::from_mode(0o666))?;
+    let open = ["-c", r#"exec 9<>"$0" && exec "$@""#];
     let packages = paths::cache()?.join("packages").join(arch.name());
-    let mut command = Command::new(process::find("mmdebstrap")?);
+    let mut command = Command::new("sh");
     command
-        .args(["--quiet", "--variant=extract", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""])
+        .args(open)
+        .args([disk, &process::find("mmdebstrap")?])
+        .args(["--quiet", "--variant=extract", "--format=null", "--aptopt=APT::Install-Recommends \"false\""])
         .args([&format!("--architectures={}", arch.debian()), "--include=?essential", &format!("--include={PACKAGES}")])
         .arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
         .args(["doc", "info", "locale", "man"].map(|one| format!("--dpkgopt=path-exclude=/usr/share/{one}/*")))
         .arg(format!("--extract-hook=sh {} \"$1\"", hook.display()))
-        .args([debian::RELEASE.as_ref(), system.as_os_str()])
+        .args([debian::RELEASE, "/dev/null"])
         .args(debian::sources(debian::RELEASE).lines())
+        .env("SKEP_ARCH", arch.debian())
         .env("SKEP_FIO", FIO.get(arch)?)
         .env("SKEP_LOADER", loader(arch))
         .env("SKEP_MODULES", packages.join("cloud/lib/modules"))
         .env("SKEP_CONFIGURE", configure)
-        .env("SKEP_NATIVE", if native { "yes" } else { "" });
+        .env("SKEP_NATIVE", if is_native(arch) { "yes" } else { "" });
     process::output(&mut command)?;
+    fs::set_permissions(disk, fs::Permissions::from_mode(0o644))?;
     Ok(())
 }
 
-/// Puts the system onto the disk `debian.ext4` in the directory `scratch`.
-fn install(arch: Arch, scratch: &Path, system: &Path) -> Result<()> {
-    let (disk, script) = (scratch.join("debian.ext4"), scratch.join("install.sh"));
-    fs::File::create(&disk)?.set_len(SIZE).with_context(|| format!("cannot make {}", disk.display()))?;
-    process::output(
-        Command::new(process::find("mke2fs")?).args(["-q", "-F", "-t", "ext4", "-L", "skep-root"]).arg(&disk),
-    )?;
+/// The second half, in the lab, on `disk`.
+fn configure(arch: Arch, scratch: &Path, disk: &Path) -> Result<()> {
+    eprintln!("images: configuring the packages in the lab");
+    let script = scratch.join("install.sh");
     fs::write(&script, INSTALL)?;
-    let lab = Lab::new(Board::of(arch)).carry(system, "system.tar").carry(script, "install.sh").disk(disk);
-    let limit = Duration::from_secs(40 * 60);
+    let limit = Duration::from_secs(25 * 60);
+    let lab = Lab::new(Board::of(arch)).carry(script, "install.sh").disk(disk).limit(limit);
     let program = Program::new(["sh".to_owned(), format!("{LAB}/install.sh")]).limit(limit);
-    let outcomes = lab.limit(limit).run(&[program], &mut |progress| {
+    let outcomes = lab.run(&[program], &mut |progress| {
         if let Progress::Output(bytes) = progress {
             process::show(bytes);
         }
     })?;
     match outcomes.first().map(|outcome| outcome.code) {
         Some(0) => Ok(()),
-        code => bail!("the packages cannot be installed (code {code:?}); what went wrong is above"),
+        code => bail!("the packages cannot be configured (code {code:?}); what went wrong is above"),
     }
 }
 
