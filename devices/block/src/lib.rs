@@ -5,7 +5,7 @@
 //! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
 //!   image is never guessed from its content, which the guest writes.
 //! * [`Qcow2Disk`] is a qcow2 image, with the images behind it, by threads. [`mod@image`] makes, describes, converts and checks images.
-//! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second.
+//! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second (`skep_worker::Limiter`).
 //! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
 //!
 //! A completion says that the whole request is done, or why it is not; a short transfer by the host is continued here.
@@ -37,5 +37,5 @@ pub use disk::{
 };
 pub use error::{BlockError, IoError};
 pub use file::{Engine, FileDisk, FileOptions};
-pub use limit::{Limit, LimitedDisk, Limits};
+pub use limit::LimitedDisk;
 pub use qcow2::Qcow2Disk;

@@ -7,18 +7,18 @@ mod unplug;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_block::{BlockError, ImageDisk};
 use skep_clock::Clock;
-use skep_config::{Config, FIRST_PORT, Net, Place};
+use skep_config::{Bytes, Config, Counted, FIRST_PORT, Net, Place, Rate, Requests};
 use skep_net::NetError;
 use skep_nvme::{Controller, NvmeError};
 use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, SlotState, Socket};
 use skep_state::Component;
 use skep_virtio::net::NetDeviceError;
 use skep_virtio::{PciDevice, Transport, VirtioDevice};
+use skep_worker::{Limit, Limiter, Limits};
 
 use super::Named;
 use super::saved::Numbers;
@@ -31,9 +31,6 @@ pub(super) use unplug::{Removing, Waiter};
 #[cfg(test)]
 #[path = "devices_test.rs"]
 mod test;
-
-/// How long a data path's thread polls at most before it sleeps.
-const POLL: Duration = Duration::from_micros(32);
 
 /// Why a device can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -231,6 +228,15 @@ impl Site<'_> {
         let device = PciDevice::new(socket, device).map_err(failed)?;
         self.push(id, device.endpoint, Kind::Virtio(device.transport), images)
     }
+}
+
+/// What holds a device to its rates, where there are any.
+fn limiter(requests: Option<Rate<Requests>>, bytes: Option<Rate<Bytes>>) -> Option<Arc<Limiter>> {
+    fn limit<T: Counted>(rate: Rate<T>) -> Limit {
+        Limit { per_second: rate.per_second, burst: rate.burst }
+    }
+    let limits = Limits { requests: requests.map(limit), bytes: bytes.map(limit) };
+    (!limits.is_empty()).then(|| Limiter::new(limits))
 }
 
 /// A place as PCI has it.
