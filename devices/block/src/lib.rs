@@ -5,6 +5,7 @@
 //! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
 //!   image is never guessed from its content, which the guest writes.
 //! * [`Qcow2Disk`] is a qcow2 image, with the images behind it, by threads. [`mod@image`] makes, describes, converts and checks images.
+//! * [`ClosingDisk`] closes an image by a thread of its own: a qcow2 image writes its tables then, and a host that hangs holds nobody up.
 //! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second (`skep_worker::Limiter`).
 //! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
 //!
@@ -18,6 +19,7 @@
 
 mod borrow;
 mod buffer;
+mod closing;
 mod disk;
 mod error;
 mod file;
@@ -31,6 +33,7 @@ pub mod testing;
 mod threads;
 
 pub use buffer::{Buffer, NotRam};
+pub use closing::ClosingDisk;
 pub use disk::{
     Completion, Disk, DiskInfo, DiskQueue, ImageDisk, Operation, Request, ResizeListener, ResizeNotices,
     ResizeSubscription,

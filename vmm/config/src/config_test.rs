@@ -235,6 +235,8 @@ fn device() -> impl Strategy<Value = Device> {
     let kind = prop_oneof![
         any::<bool>().prop_map(|deflate_on_oom| DeviceKind::Balloon { deflate_on_oom }),
         (path(), 3_u32..0xffff_ffff).prop_map(|(socket, cid)| DeviceKind::Vsock { socket, cid }),
+        (path(), prop::collection::btree_set("[a-z.]{1,20}", 0..4))
+            .prop_map(|(socket, ports)| DeviceKind::Console { socket, ports: ports.into_iter().collect() }),
     ];
     kind.prop_map(|kind| Device { kind, place: None })
 }

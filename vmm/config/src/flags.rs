@@ -87,10 +87,11 @@ pub struct DeviceFlags {
     /// `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` is as a disk's. May be repeated.
     #[arg(long, value_name = "tap=NAME|user[,...]")]
     pub net: Vec<Net>,
-    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom] or vsock=SOCKET[,cid=N]
+    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N] or console=SOCKET[,ports=NAME:NAME...]
     ///
     /// `rng` is there without being asked for. With `vsock`, a program of the host connects to SOCKET and says CONNECT PORT; the guest's connections to
-    /// the host's PORT go to SOCKET_PORT. May be repeated.
+    /// the host's PORT go to SOCKET_PORT. With `console`, SOCKET leads to the guest's terminal (hvc0), and SOCKET_NAME to its /dev/virtio-ports/NAME.
+    /// `skep ctl` tells a balloon's guest how much to give. May be repeated.
     #[arg(long, value_name = "KIND[,...]")]
     pub device: Vec<Device>,
     /// PCI root ports: slots for devices that can come and go, 15 at most [default: 0]

@@ -243,7 +243,7 @@ fn what_there_is_not_is_no_opcode() {
 }
 
 proptest! {
-    /// Whatever admin commands come: each has an answer or waits, and the controller works when it is reset.
+    /// CVE-2024-41721, CVE-2024-32668: an index or a size in a device's command was believed. Whatever admin commands come: each has an answer or waits, and the controller works when it is reset.
     #[test]
     fn fuzz_admin_commands(commands in proptest::collection::vec((0u8..26, any::<[u32; 8]>(), 0u64..0x500), 0..80)) {
         let mut guest = enabled();

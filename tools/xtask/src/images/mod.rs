@@ -26,8 +26,15 @@ use std::path::{Path, PathBuf};
 const RECIPE: u32 = 3;
 
 /// Debian's cloud kernel has drivers for NVMe and ext4 built in, and these as modules.
-const VIRTIO: [&str; 6] =
-    ["virtio-pci", "virtio-blk", "virtio-net", "virtio-rng", "virtio-balloon", "vmw-vsock-virtio-transport"];
+const VIRTIO: [&str; 7] = [
+    "virtio-pci",
+    "virtio-blk",
+    "virtio-net",
+    "virtio-rng",
+    "virtio-balloon",
+    "virtio-console",
+    "vmw-vsock-virtio-transport",
+];
 
 /// The name of the file that says what a directory was made of, written last.
 const STAMP: &str = "made-of";

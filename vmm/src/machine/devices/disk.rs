@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use skep_block::{BlockError, FileDisk, FileOptions, ImageDisk, LimitedDisk, Qcow2Disk};
+use skep_block::{BlockError, ClosingDisk, FileDisk, FileOptions, ImageDisk, LimitedDisk, Qcow2Disk};
 use skep_config::{Config, Disk, DiskDevice, Format};
 use skep_nvme::{Controller, ControllerConfig, NamespaceConfig};
 use skep_virtio::{Blk, BlkConfig};
@@ -135,7 +135,7 @@ fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError>
     let options = FileOptions { read_only: disk.readonly, direct: disk.direct, ..FileOptions::default() };
     let opened: Result<Arc<dyn ImageDisk>, _> = match disk.format {
         Format::Raw => FileDisk::open(&disk.file, &options).map(|disk| disk as _),
-        Format::Qcow2 => Qcow2Disk::open(&disk.file, &options).map(|disk| disk as _),
+        Format::Qcow2 => Qcow2Disk::open(&disk.file, &options).map(|disk| ClosingDisk::new(disk) as _),
     };
     let opened = opened.map_err(|source| {
         let mend = mend(&source, disk);

@@ -3,6 +3,7 @@
 mod disk;
 mod net;
 mod other;
+mod port;
 mod unplug;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use skep_nvme::{Controller, NvmeError};
 use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, SlotState, Socket};
 use skep_state::Component;
 use skep_virtio::net::NetDeviceError;
-use skep_virtio::{PciDevice, Transport, VirtioDevice};
+use skep_virtio::{Balloon, Console, PciDevice, Transport, VirtioDevice};
 use skep_worker::{Limit, Limiter, Limits};
 
 use super::Named;
@@ -63,6 +64,9 @@ pub enum DeviceError {
         /// Why not.
         why: &'static str,
     },
+    /// A socket of its.
+    #[error(transparent)]
+    Socket(#[from] crate::listen::ListenError),
     /// The host refuses.
     #[error("can't {what}: {source}")]
     Host {
@@ -155,6 +159,9 @@ impl Drop for AtLast {
 struct Inner {
     placed: Vec<Placed>,
     going: Vec<Going>,
+    /// Those that the host has something to say to, while they are there.
+    balloon: Weak<Balloon>,
+    console: Weak<Console>,
 }
 
 /// The devices of a machine, in the order of its configuration, and what was plugged after it.
@@ -301,6 +308,16 @@ impl Devices {
         self.lock().placed.iter().map(|device| device.kind.clone()).collect()
     }
 
+    /// The balloon, if there is one.
+    pub(super) fn balloon(&self) -> Option<Arc<Balloon>> {
+        self.lock().balloon.upgrade()
+    }
+
+    /// The console, if there is one.
+    pub(super) fn console(&self) -> Option<Arc<Console>> {
+        self.lock().console.upgrade()
+    }
+
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.lock().placed.is_empty()
@@ -312,6 +329,14 @@ impl Devices {
         for kind in self.kinds() {
             let share = last.clone();
             kind.begin_stop(move || drop(share));
+        }
+    }
+
+    /// Calls `done`, on any thread, when nobody has the images any more and they are closed.
+    pub(super) fn on_close(&self, done: impl FnOnce() + Send + Sync + 'static) {
+        let last = Arc::new(AtLast(Some(Box::new(done))));
+        for image in self.lock().placed.iter().flat_map(|device| &device.images) {
+            unplug::share(&last, image);
         }
     }
 
