@@ -132,6 +132,11 @@ fn an_image_is_of_the_format_that_is_named() {
     for device in ["nvme", "virtio-blk"] {
         let machine = made(&format!("a.qcow2,format=qcow2,device={device}")).unwrap();
         stop(&machine);
+        let (tell, closed) = std::sync::mpsc::channel();
+        machine.on_close(move || tell.send(()).unwrap());
+        drop(machine);
+        // It is closed by a thread of its own.
+        closed.recv().unwrap();
     }
     let refusal = |text| {
         let Error::Device { source, .. } = made(text).err().unwrap() else { panic!("{text}") };
