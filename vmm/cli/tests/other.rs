@@ -55,7 +55,7 @@ fn a_guest_gives_memory_back_and_takes_it_again() {
                 log) echo a line for the log >/dev/${port##*/} ;;
             esac
         done
-        exec 4<>/dev/hvc0
+        exec 4<>/dev/hvc0; echo the ports are there
         until [ \"$(stty size <&4)\" = '60 60' ]; do sleep 0.1; done
         echo the terminal has its size
         read word <&4; echo it was $word >&4
@@ -71,6 +71,7 @@ fn a_guest_gives_memory_back_and_takes_it_again() {
     let mut machine = machine.start();
 
     // The console's ports: a terminal that has a size, a pipe both ways, and one that was written before anybody read it.
+    machine.wait_for("the ports are there");
     // Kernels before 6.15 take lines for columns, so that there are as many.
     assert_eq!(ctl(&control, &["console", "resize", "60", "60"]), "");
     machine.wait_for("the terminal has its size");

@@ -123,7 +123,7 @@ fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> 
 }
 
 /// The image as the guest may use it: with its limits before it.
-fn held(disk: &Disk, file: &Arc<dyn ImageDisk>) -> Arc<dyn skep_block::Disk> {
+pub(super) fn held(disk: &Disk, file: &Arc<dyn ImageDisk>) -> Arc<dyn skep_block::Disk> {
     match limiter(disk.iops, disk.bandwidth) {
         Some(limiter) => LimitedDisk::new(file.clone(), limiter),
         None => file.clone(),
@@ -131,7 +131,7 @@ fn held(disk: &Disk, file: &Arc<dyn ImageDisk>) -> Arc<dyn skep_block::Disk> {
 }
 
 /// Opens the image, which must be made of whole blocks.
-fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
+pub(super) fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
     let options = FileOptions { read_only: disk.readonly, direct: disk.direct, ..FileOptions::default() };
     let opened: Result<Arc<dyn ImageDisk>, _> = match disk.format {
         Format::Raw => FileDisk::open(&disk.file, &options).map(|disk| disk as _),

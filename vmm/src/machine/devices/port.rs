@@ -97,7 +97,10 @@ impl Relay {
         };
         if let Some(device) = &self.device {
             let read = self.client.is_some() && self.to_client.is_empty();
-            list.push(PollFd::from_borrowed_fd(device.as_fd(), events(read, !self.to_device.is_empty())));
+            let events = events(read, !self.to_device.is_empty());
+            if !events.is_empty() || self.client.is_none() {
+                list.push(PollFd::from_borrowed_fd(device.as_fd(), events));
+            }
         }
         match &self.client {
             Some(client) => {
@@ -122,13 +125,17 @@ impl Relay {
             self.client = Some(client);
         }
         if let Some(device) = &mut self.device {
-            let goes = self.to_device.is_empty() || write(device, &mut self.to_device);
-            // Nobody looks at what comes while nobody is there, but that the device goes is seen.
+            if !self.to_device.is_empty() && !write(device, &mut self.to_device) {
+                // It hears nothing more, and may have said something.
+                self.to_device.clear();
+            }
             let stays = match (&self.client, self.to_client.is_empty()) {
                 (Some(_), true) => read(device, &mut self.to_client),
-                _ => !has_hung_up(device),
+                (Some(_), false) => true,
+                // What it says waits for somebody, but that it goes is seen.
+                (None, _) => !has_hung_up(device),
             };
-            if !goes || !stays {
+            if !stays {
                 self.device = None;
             }
         }
