@@ -26,14 +26,14 @@ fn resident(machine: &Machine) -> u64 {
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// Asks for the balloon until it says that: the guest takes its time.
-fn until_balloon(socket: &Path, says: impl Fn(&str) -> bool) -> String {
+/// Asks for the balloon, as often as the guest ticks, until it says that: the guest takes its time.
+fn until_balloon(machine: &mut Machine, socket: &Path, says: impl Fn(&str) -> bool) -> String {
     loop {
         let said = ctl(socket, &["balloon"]);
         if says(&said) {
             return said;
         }
-        thread::yield_now();
+        machine.wait_for("tick");
     }
 }
 
@@ -47,7 +47,7 @@ fn a_guest_gives_memory_back_and_takes_it_again() {
     let [control, console] = ["vm.sock", "console"].map(|name| folder.path().join(name));
     let flag = format!("console={},ports=pipe:log", console.display());
     let words = ["--control", control.to_str().unwrap(), "--device", "balloon,deflate-on-oom", "--device", &flag];
-    let mut machine = Builder::debian_with_virtio().args(&words);
+    let mut machine = Builder::debian_with_virtio().memory("160M").args(&words);
     machine = machine.script(
         "for port in /sys/class/virtio-ports/*; do
             case $(cat $port/name) in
@@ -62,11 +62,12 @@ fn a_guest_gives_memory_back_and_takes_it_again() {
 
         mkdir /mnt; mount -t tmpfs -o size=95% none /mnt
         fill() { dd if=/dev/zero of=/mnt/$1 bs=1M count=$2 2>/dev/null && echo filled $1; }
-        read go; fill first 96
+        while sleep 0.3; do echo tick; done &
+        read go; fill first 32
         read go; rm /mnt/first
-        read go; fill second 96
-        read go; fill third 80
-        read go",
+        read go; fill second 32
+        read go; fill third 64
+        read go; kill $!",
     );
     let mut machine = machine.start();
 
@@ -95,26 +96,26 @@ fn a_guest_gives_memory_back_and_takes_it_again() {
     machine.send("go\n");
     machine.wait_for("filled first");
     let full = resident(&machine);
-    assert!(full > 96 * MIB, "{full}");
     machine.send("go\n");
-    while resident(&machine) + 64 * MIB > full {
-        thread::yield_now();
+    while resident(&machine) + 20 * MIB > full {
+        machine.wait_for("tick");
     }
+    let less = resident(&machine);
     machine.send("go\n");
     machine.wait_for("filled second");
-    assert!(resident(&machine) > 96 * MIB);
+    assert!(resident(&machine) > less + 20 * MIB);
 
     // What it is asked for it gives; and takes it out again before it runs out of memory.
-    let said = ctl(&control, &["balloon", "64M"]);
-    assert!(said.starts_with("target: 64M\n"), "{said}");
-    let said = until_balloon(&control, |said| actual(said) == "64M" && said.contains("  total "));
+    let said = ctl(&control, &["balloon", "32M"]);
+    assert!(said.starts_with("target: 32M\n"), "{said}");
+    let said = until_balloon(&mut machine, &control, |said| actual(said) == "32M" && said.contains("  total "));
     assert!(said.contains("  free ") && said.contains("  major-faults "), "{said}");
     machine.send("go\n");
     machine.wait_for("filled third");
     let said = ctl(&control, &["balloon"]);
-    assert!(said.starts_with("target: 64M\n") && actual(&said) != "64M", "{said}");
+    assert!(said.starts_with("target: 32M\n") && actual(&said) != "32M", "{said}");
     ctl(&control, &["balloon", "0B"]);
-    until_balloon(&control, |said| actual(said) == "0B");
+    until_balloon(&mut machine, &control, |said| actual(said) == "0B");
     machine.send("go\n");
     machine.finish().expect_code(0).expect_console("skep: script 0");
 }
