@@ -217,7 +217,7 @@ fn fetch(arch: Arch, packages: &Path, refresh: bool) -> Result<String> {
 /// What products are made of: the packages, the scripts and the recipe.
 fn stamp(packages: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    (RECIPE, initramfs::GUEST_INIT, initramfs::HOST_INIT).hash(&mut hasher);
+    (RECIPE, VIRTIO, initramfs::GUEST_INIT, initramfs::HOST_INIT).hash(&mut hasher);
     format!("{packages}recipe {:016x}\n", hasher.finish())
 }
 
