@@ -73,25 +73,10 @@ impl Listener {
     /// # Errors
     /// [`ListenError`].
     pub(crate) fn bind(path: &Path, owner: &'static str, mode: Option<Mode>) -> Result<Self, ListenError> {
-        if path.as_os_str().len() > PATH_MAX {
-            let (why, mend) =
-                ("is too long for a socket", "a path of at most 107 bytes; a relative one may be shorter");
-            return Err(ListenError::Unfit { path: path.to_owned(), why, mend });
-        }
-        clear_stale(path)?;
-        let make = || {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            if let Some(mode) = mode {
-                // The name takes it over from the socket, less the process's mask.
-                fchmod(&socket, mode)?;
-            }
-            bind(&socket, &SocketAddrUnix::new(path)?)?;
-            let name = Leftover::file(path)?;
-            listen(&socket, BACKLOG)?;
-            Ok(Self { socket: socket.into(), retry: TimerFd::new()?, refused: false, owner, _name: name })
-        };
-        make().map_err(|source: io::Error| ListenError::Host { path: path.to_owned(), source })
+        let (socket, name) = bind_at(path, mode)?;
+        let retry =
+            TimerFd::new().map_err(|error| ListenError::Host { path: path.to_owned(), source: error.into() })?;
+        Ok(Self { socket, retry, refused: false, owner, _name: name })
     }
 
     /// Begins: [`LISTEN`] and [`RETRY`] are told to the subscriber from now on.
@@ -153,6 +138,31 @@ impl Listener {
         }
         self.listen(ops);
     }
+}
+
+/// Makes a socket at `path` that listens and does not block; it has `mode` from its first moment, or what the process gives new files.
+///
+/// # Errors
+/// [`ListenError`].
+pub(crate) fn bind_at(path: &Path, mode: Option<Mode>) -> Result<(UnixListener, Leftover), ListenError> {
+    if path.as_os_str().len() > PATH_MAX {
+        let (why, mend) = ("is too long for a socket", "a path of at most 107 bytes; a relative one may be shorter");
+        return Err(ListenError::Unfit { path: path.to_owned(), why, mend });
+    }
+    clear_stale(path)?;
+    let make = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        if let Some(mode) = mode {
+            // The name takes it over from the socket, less the process's mask.
+            fchmod(&socket, mode)?;
+        }
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        let name = Leftover::file(path)?;
+        listen(&socket, BACKLOG)?;
+        Ok((socket.into(), name))
+    };
+    make().map_err(|source: io::Error| ListenError::Host { path: path.to_owned(), source })
 }
 
 /// Removes a socket that a killed process has left behind; one that is listened on stays.

@@ -5,7 +5,8 @@
 //! * [`FileDisk`] is a raw image or a block device, by io_uring, or by threads where the host refuses io_uring ([`Engine`]). The format of an
 //!   image is never guessed from its content, which the guest writes.
 //! * [`Qcow2Disk`] is a qcow2 image, with the images behind it, by threads. [`mod@image`] makes, describes, converts and checks images.
-//! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second.
+//! * [`ClosingDisk`] closes an image by a thread of its own: a qcow2 image writes its tables then, and a host that hangs holds nobody up.
+//! * [`LimitedDisk`] holds requests back, so that a disk does no more than so many of them, or bytes, in a second (`skep_worker::Limiter`).
 //! * [`testing`] has a disk in memory, and one that fails as it is told: errors, torn and short transfers, reordering, hangs.
 //!
 //! A completion says that the whole request is done, or why it is not; a short transfer by the host is continued here.
@@ -18,6 +19,7 @@
 
 mod borrow;
 mod buffer;
+mod closing;
 mod disk;
 mod error;
 mod file;
@@ -31,11 +33,12 @@ pub mod testing;
 mod threads;
 
 pub use buffer::{Buffer, NotRam};
+pub use closing::ClosingDisk;
 pub use disk::{
     Completion, Disk, DiskInfo, DiskQueue, ImageDisk, Operation, Request, ResizeListener, ResizeNotices,
     ResizeSubscription,
 };
 pub use error::{BlockError, IoError};
 pub use file::{Engine, FileDisk, FileOptions};
-pub use limit::{Limit, LimitedDisk, Limits};
+pub use limit::LimitedDisk;
 pub use qcow2::Qcow2Disk;

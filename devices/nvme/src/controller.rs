@@ -97,6 +97,12 @@ impl Controller {
         self.shared.namespaces.load().keys().copied().collect()
     }
 
+    /// Lets time pass, as far as power states go.
+    #[cfg(test)]
+    pub(crate) fn skip(&self, nanos: u64) {
+        self.shared.skipped.fetch_add(nanos, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Begins to stop: nothing more is taken, and `done` is called, on a thread of the controller's, when nothing is in flight any more and
     /// its state can be saved. vCPUs have stopped before.
     pub fn pause(&self, done: impl FnOnce() + Send + 'static) {

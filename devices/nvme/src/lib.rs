@@ -6,7 +6,7 @@
 //!   and change their size while the guest runs (namespace attribute notices).
 //! * Admin: Identify (CNS 00h to 03h, 05h to 08h), creation and deletion of queues, Abort, Asynchronous Event Request, Get and Set Features
 //!   (arbitration, power management, temperature threshold, error recovery, volatile write cache, number of queues, interrupt coalescing and
-//!   vector configuration, write atomicity, asynchronous events, timestamp, keep alive), Get Log Page at any offset (supported logs, errors,
+//!   vector configuration, write atomicity, asynchronous events, autonomous power state transitions, timestamp, keep alive), Get Log Page at any offset (supported logs, errors,
 //!   SMART, firmware slot, changed namespaces, commands and effects, features and effects), Format NVM, Doorbell Buffer Config, Keep Alive.
 //! * I/O: Flush, Write, Read, Compare, Write Zeroes, Dataset Management, Verify; PRPs and SGLs; force unit access. A transfer has at most
 //!   1 MiB (MDTS).
@@ -15,7 +15,7 @@
 //!
 //! What is not there, and answered as the specification has it: namespace management, formats that change the block size, metadata and
 //! protection information, Write Uncorrectable, Sanitize, self-tests, firmware update, directives, reservations, fused commands, controller
-//! memory buffers, autonomous power states, saved features, weighted arbitration, subsystem reset. A raw image can hold nothing of the
+//! memory buffers, host memory buffers, saved features, weighted arbitration, subsystem reset. A raw image can hold nothing of the
 //! first four, and no guest asks for the others.
 //!
 //! # Threads

@@ -116,6 +116,14 @@ pub struct FeaturesState {
     /// The guest has set the timestamp.
     #[n(13)]
     pub timestamp_set: bool,
+    /// Power states are left by themselves.
+    #[n(14)]
+    #[cbor(default)]
+    pub autonomous: bool,
+    /// Which follows each power state, and when: the entries' first dwords, or nothing for none.
+    #[n(15)]
+    #[cbor(default)]
+    pub transitions: Vec<u32>,
 }
 
 /// Counters of the SMART log.
@@ -382,6 +390,14 @@ impl State for ControllerState {
             "power_state",
             self.features.power_state,
             "there are 32 at most",
+        )?;
+        let transitions = &self.features.transitions;
+        ensure(
+            transitions.is_empty() || transitions.len() == 32,
+            ID,
+            "transitions",
+            transitions.len(),
+            "there is one for each power state",
         )?;
         let vectors = &self.features.uncoalesced;
         ensure(

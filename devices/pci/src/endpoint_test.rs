@@ -43,6 +43,17 @@ fn it_says_what_it_is() {
     assert_eq!(endpoint.config_read(0x3c), 0);
 }
 
+/// CVE-2024-26327, CVE-2024-26328: a guest set NumVFs beyond what there was, and the host made that many functions. There is no SR-IOV here: the
+/// extended space is empty, whatever is written there, and the guest's numbers make nothing.
+#[test]
+fn the_extended_space_is_empty_and_stays_so() {
+    let (_, endpoint, _) = alone(&config(), PciPlace::Port(0));
+    for offset in (0x100..0x1000).step_by(4) {
+        assert_eq!(endpoint.config_write(offset, u32::MAX, u32::MAX), Action::None);
+    }
+    assert!((0x100..0x1000).step_by(4).all(|offset| endpoint.config_read(offset) == 0));
+}
+
 #[test]
 fn links_have_speed_and_width() {
     let (_, endpoint, _) = alone(&config(), PciPlace::Port(0));

@@ -30,7 +30,8 @@ fn blk() -> Arc<Blk> {
 
 fn net() -> Arc<Net> {
     let link = TestLink::new(LinkInfo { queues: 2, offloads: Offloads::all(), mtu: None });
-    Net::new(&NetConfig { name: "net".into(), link, mac: [2; 6], poll: Duration::ZERO }).unwrap()
+    Net::new(&NetConfig { name: "net".into(), link, mac: [2; 6], poll: Duration::ZERO, receive: None, send: None })
+        .unwrap()
 }
 
 fn console() -> Arc<Console> {

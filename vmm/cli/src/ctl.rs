@@ -13,11 +13,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep_config::{Disk, Net, Size};
 use skep_vmm::ctl::protocol::{
-    Activity, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Removed, Resized, Save, Saved, Stats,
-    Status,
+    Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Removed,
+    Resized, Save, Saved, Stats, Status,
 };
 use skep_vmm::ctl::{Client, ClientError};
-use skep_vmm::machine::{DeviceInfo, DeviceState, Plugged};
+use skep_vmm::machine::{BalloonInfo, DeviceInfo, DeviceState, Plugged};
 
 use crate::exit::{Exit, Failure};
 use crate::image::progress::Progress;
@@ -38,6 +38,8 @@ Examples:
           ask the guest to let it go, and wait until the file is free
   skep ctl vm.sock net add tap=vmtap0,id=lan
   truncate -s 20G data.img && skep ctl vm.sock disk resize data
+  skep ctl vm.sock balloon 256M
+          ask the guest to give memory back
   skep ctl vm.sock save before-upgrade --quit
           put the machine away; `skep restore before-upgrade --control vm.sock` brings it back";
 
@@ -64,6 +66,17 @@ enum CtlCommand {
     /// Network cards: add one
     #[command(subcommand)]
     Net(NetCommand),
+    /// The balloon: ask the guest for memory, print what it has given and told
+    ///
+    /// SIZE is how much the guest is to give back in all; 0B lets it have everything again. What it tells of its memory is asked for anew each
+    /// time, and printed the next.
+    Balloon {
+        /// How much
+        size: Option<Size>,
+    },
+    /// The terminal of `--device console`: tell the guest its size
+    #[command(subcommand)]
+    Console(ConsoleCommand),
     /// Print exits by kind and times so far; the guest stands still for a moment
     Stats,
     /// Print what the machine is doing: running, paused, or being saved
@@ -127,6 +140,17 @@ enum DiskCommand {
     Resize {
         /// The disk's name
         id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConsoleCommand {
+    /// Tell the guest a size in characters
+    Resize {
+        /// Characters of a line
+        columns: u16,
+        /// Lines
+        rows: u16,
     },
 }
 
@@ -195,6 +219,10 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
             it.ask("disk-resize", &DiskResize { id: id.clone() }, None, text)?;
         }
         CtlCommand::Net(NetCommand::Add { net }) => it.ask("net-add", &NetAdd { net }, None, plugged)?,
+        CtlCommand::Balloon { size } => it.ask("balloon", &BalloonTarget { size }, None, |info| balloon(&info))?,
+        CtlCommand::Console(ConsoleCommand::Resize { columns, rows }) => {
+            it.ask("console-resize", &ConsoleResize { columns, rows }, None, |_: Nothing| String::new())?;
+        }
         CtlCommand::Stats => it.ask("stats", &Nothing {}, None, |stats: Stats| figures(&stats))?,
         CtlCommand::Status => it.ask("status", &Nothing {}, None, |status: Status| activity(&status))?,
         CtlCommand::Pause => it.ask("pause", &Nothing {}, None, |_: Nothing| String::new())?,
@@ -306,6 +334,16 @@ fn activity(status: &Status) -> String {
         Activity::Saving => format!("saving: {} of {}\n", Size(status.done), Size(status.of)),
         Activity::Other => "?\n".to_owned(),
     }
+}
+
+fn balloon(info: &BalloonInfo) -> String {
+    let mut text = format!("target: {}\nactual: {}\n", Size(info.target), Size(info.actual));
+    for (name, value) in &info.guest {
+        let is_count = name.ends_with("faults");
+        let value = if is_count { value.to_string() } else { Size(*value).to_string() };
+        let _ = writeln!(text, "  {name:<12} {value:>12}");
+    }
+    text
 }
 
 fn figures(stats: &Stats) -> String {

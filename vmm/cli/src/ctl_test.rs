@@ -38,3 +38,11 @@ fn figures_are_sorted() {
                     mmio                         40\n  io                            3\n";
     assert_eq!(figures(&stats), expected);
 }
+
+#[test]
+fn a_balloon_says_what_it_holds() {
+    let guest = [("free".to_owned(), 3 << 20), ("major-faults".to_owned(), 7)].into();
+    let info = BalloonInfo { target: 64 << 20, actual: 4096, guest };
+    let expected = "target: 64M\nactual: 4K\n  free                   3M\n  major-faults            7\n";
+    assert_eq!(balloon(&info), expected);
+}

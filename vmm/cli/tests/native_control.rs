@@ -58,6 +58,9 @@ fn a_machine_tells_of_itself_and_ends_when_it_is_told() {
     let json = it.ctl(&["--json", "stats"]);
     json.expect_code(0).expect_console("{\"elapsed-us\":").expect_console("\"restarts\":0");
     it.echoes("after the figures");
+    let none = it.ctl(&["balloon", "64M"]);
+    none.expect_code(1).expect_log("this machine has no balloon\n  try: one when it starts, by --device balloon\n");
+    it.ctl(&["console", "resize", "80", "25"]).expect_code(1).expect_log("this machine has no console\n");
     it.ctl(&["quit"]).expect_code(0);
     let socket = it.path("vm.sock");
     it.machine.finish().expect_code(14);

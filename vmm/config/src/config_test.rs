@@ -142,7 +142,7 @@ fn a_dump_has_every_value_and_absolute_paths() {
          [on]\npower-off = \"exit\"\nreset = \"restart\"\npanic = \"exit\"\ntriple-fault = \"exit\"\n\n\
          [[disk]]\nfile = \"/d.img\"\nformat = \"raw\"\ndevice = \"nvme\"\nid = \"disk0\"\nserial = \"disk0\"\nreadonly = false\n\
          direct = false\nblock-size = 512\nqueues = 64\npoll = \"32us\"\nplace = \"root:1\"\n\n\
-         [[net]]\nuser = true\nqueues = 1\nid = \"net0\"\nmac = \"02:00:00:00:00:01\"\nplace = \"root:2\"\n\n\
+         [[net]]\nuser = true\nqueues = 1\nid = \"net0\"\nmac = \"02:00:00:00:00:01\"\npoll = \"32us\"\nplace = \"root:2\"\n\n\
          [[device]]\nrng = true\nplace = \"root:3\"\n",
         kernel.display()
     );
@@ -197,23 +197,37 @@ fn id() -> impl Strategy<Value = Option<String>> {
     option::of("[a-c][0-9a-zA-Z_.-]{6,12}")
 }
 
+fn poll() -> impl Strategy<Value = Option<Poll>> {
+    option::of((0_u32..10_000).prop_map(|us| format!("{us}us").parse().unwrap()))
+}
+
+fn rate<T: Counted + std::fmt::Debug>(unit: &'static str) -> impl Strategy<Value = Option<Rate<T>>> {
+    option::of(
+        (1_u32..2000, 1_u32..2000)
+            .prop_map(move |(rate, burst)| format!("{rate}{unit}/{burst}{unit}").parse().unwrap()),
+    )
+}
+
 prop_compose! {
-    fn disk()(file in path(), id in id(), readonly in any::<bool>(), direct in any::<bool>(), queues in option::of(1_u16..256), poll in option::of(0_u32..10_000), large in option::of(any::<bool>())) -> Disk {
+    fn disk()(file in path(), id in id(), readonly in any::<bool>(), direct in any::<bool>(), queues in option::of(1_u16..256), poll in poll(), iops in rate(""), bandwidth in rate("M"), large in option::of(any::<bool>())) -> Disk {
         Disk {
             file,
             format: Format::Raw,
             device: if large.is_some() { DiskDevice::Nvme } else { DiskDevice::VirtioBlk },
             id, serial: None, readonly, direct,
             block_size: large.map(|large| if large { 4096 } else { 512 }),
-            queues, poll: poll.map(|us| format!("{us}us").parse().unwrap()), controller: None, place: None,
+            queues, poll, iops, bandwidth, controller: None, place: None,
         }
     }
 }
 
 prop_compose! {
-    fn net()(tap in option::of("[a-z0-9]{1,15}"), pairs in 1_u16..256, id in id(), mac in option::of(any::<[u8; 6]>())) -> Net {
+    fn net()(tap in option::of("[a-z0-9]{1,15}"), pairs in 1_u16..256, id in id(), mac in option::of(any::<[u8; 6]>()), poll in poll(), (rx_packets, rx_bandwidth, tx_packets, tx_bandwidth) in (rate(""), rate("K"), rate(""), rate("G"))) -> Net {
         let mac = mac.map(|bytes| Mac([2, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]));
-        Net { user: tap.is_none(), queues: if tap.is_some() { pairs } else { 1 }, tap, id, mac, place: None }
+        Net {
+            user: tap.is_none(), queues: if tap.is_some() { pairs } else { 1 }, tap, id, mac, poll,
+            rx_packets, rx_bandwidth, tx_packets, tx_bandwidth, place: None,
+        }
     }
 }
 
@@ -221,6 +235,8 @@ fn device() -> impl Strategy<Value = Device> {
     let kind = prop_oneof![
         any::<bool>().prop_map(|deflate_on_oom| DeviceKind::Balloon { deflate_on_oom }),
         (path(), 3_u32..0xffff_ffff).prop_map(|(socket, cid)| DeviceKind::Vsock { socket, cid }),
+        (path(), prop::collection::btree_set("[a-z.]{1,20}", 0..4))
+            .prop_map(|(socket, ports)| DeviceKind::Console { socket, ports: ports.into_iter().collect() }),
     ];
     kind.prop_map(|kind| Device { kind, place: None })
 }

@@ -32,6 +32,13 @@ pub enum DeviceKind {
         /// The guest's context id.
         cid: u32,
     },
+    /// A terminal and pipes between the guest and programs of the host (virtio).
+    Console {
+        /// The Unix socket of the terminal, which is the first port; that of a further port has the port's name behind it, after an `_`.
+        socket: PathBuf,
+        /// The further ports, by the names under which the guest finds them.
+        ports: Vec<String>,
+    },
 }
 
 impl DeviceKind {
@@ -41,11 +48,12 @@ impl DeviceKind {
             DeviceKind::Rng { .. } => "rng",
             DeviceKind::Balloon { .. } => "balloon",
             DeviceKind::Vsock { .. } => "vsock",
+            DeviceKind::Console { .. } => "console",
         }
     }
 }
 
-/// A device: `rng[=false]|balloon[,deflate-on-oom]|vsock=SOCKET[,cid=N][,place=PLACE]`.
+/// A device: `rng[=false]|balloon[,deflate-on-oom]|vsock=SOCKET[,cid=N]|console=SOCKET[,ports=NAME:NAME...][,place=PLACE]`.
 ///
 /// [`crate::Config::finish`] fills in `place`, and adds `rng` where nothing is said of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +89,28 @@ pub(crate) struct Keys {
     deflate_on_oom: bool,
     vsock: Option<PathBuf>,
     cid: Option<u32>,
+    console: Option<PathBuf>,
+    ports: Option<String>,
     place: Option<Place>,
+}
+
+/// Ports of a console besides the first, and characters of a name.
+const MOST_PORTS: usize = 30;
+const MOST_NAME: usize = 64;
+
+fn port_names(text: &str) -> Result<Vec<String>, String> {
+    let names: Vec<String> = text.split(':').filter(|_| !text.is_empty()).map(str::to_owned).collect();
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if let Some(wrong) = names.iter().find(|name| !(1..=MOST_NAME).contains(&name.len()) || !name.bytes().all(fits)) {
+        return Err(format!("`{wrong}` is no port's name: 1 to {MOST_NAME} letters, digits, `-`, `_` and `.`"));
+    }
+    if let Some(twice) = names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name)) {
+        return Err(format!("two ports are called `{twice}`"));
+    }
+    if names.len() > MOST_PORTS {
+        return Err(format!("`ports` are {MOST_PORTS} at most"));
+    }
+    Ok(names)
 }
 
 impl Group for Device {
@@ -95,6 +124,8 @@ impl Group for Device {
         };
         beside("deflate-on-oom", keys.deflate_on_oom, "balloon", keys.balloon)?;
         beside("cid", keys.cid.is_some(), "vsock", keys.vsock.is_some())?;
+        beside("ports", keys.ports.is_some(), "console", keys.console.is_some())?;
+        let ports = port_names(keys.ports.as_deref().unwrap_or_default())?;
         let cid = keys.cid.unwrap_or(*CIDS.start());
         if !CIDS.contains(&cid) {
             return Err(format!("`cid` must be {} to {}", CIDS.start(), CIDS.end()));
@@ -103,10 +134,11 @@ impl Group for Device {
             keys.rng.map(|present| DeviceKind::Rng { present }),
             keys.balloon.then_some(DeviceKind::Balloon { deflate_on_oom: keys.deflate_on_oom }),
             keys.vsock.map(|socket| DeviceKind::Vsock { socket, cid }),
+            keys.console.map(|socket| DeviceKind::Console { socket, ports }),
         ];
         let mut kinds = kinds.into_iter().flatten();
         let (Some(kind), None) = (kinds.next(), kinds.next()) else {
-            return Err("exactly one of rng, balloon and vsock=SOCKET is needed".to_owned());
+            return Err("exactly one of rng, balloon, vsock=SOCKET and console=SOCKET is needed".to_owned());
         };
         let device = Device { kind, place: keys.place };
         if !device.is_present() && device.place.is_some() {
@@ -116,7 +148,7 @@ impl Group for Device {
     }
 }
 
-group!(Device, "a text such as \"balloon\", or a table of one of rng, balloon and vsock, and of place");
+group!(Device, "a text such as \"balloon\", or a table of one of rng, balloon, vsock and console, and of place");
 
 impl Serialize for Device {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -130,6 +162,12 @@ impl Serialize for Device {
             DeviceKind::Vsock { socket, cid } => {
                 map.serialize_entry("vsock", socket)?;
                 map.serialize_entry("cid", cid)?;
+            }
+            DeviceKind::Console { socket, ports } => {
+                map.serialize_entry("console", socket)?;
+                if !ports.is_empty() {
+                    map.serialize_entry("ports", &ports.join(":"))?;
+                }
             }
         }
         if let Some(place) = &self.place {

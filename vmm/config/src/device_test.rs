@@ -9,12 +9,27 @@ fn a_device_is_one_of_the_kinds() {
     let vsock = |cid| Device { kind: DeviceKind::Vsock { socket: "s".into(), cid }, place: None };
     assert_eq!("vsock=s".parse(), Ok(vsock(3)));
     assert_eq!("vsock=s,cid=9".parse(), Ok(vsock(9)));
+    let console = |ports: &[&str]| {
+        let ports = ports.iter().map(|name| (*name).to_owned()).collect();
+        Device { kind: DeviceKind::Console { socket: "c".into(), ports }, place: None }
+    };
+    assert_eq!("console=c".parse(), Ok(console(&[])));
+    assert_eq!("console=c,ports=org.qemu.guest_agent.0:log".parse(), Ok(console(&["org.qemu.guest_agent.0", "log"])));
+    let many: String = (0..31).map(|number| format!("p{number}:")).collect();
+    assert_eq!(
+        format!("console=c,ports={}", &many[..many.len() - 1]).parse::<Device>().unwrap_err().to_string(),
+        "`ports` are 30 at most"
+    );
     for (text, message) in [
-        ("place=root:1", "exactly one of rng, balloon and vsock=SOCKET is needed"),
-        ("rng,balloon", "exactly one of rng, balloon and vsock=SOCKET is needed"),
+        ("place=root:1", "exactly one of rng, balloon, vsock=SOCKET and console=SOCKET is needed"),
+        ("rng,balloon", "exactly one of rng, balloon, vsock=SOCKET and console=SOCKET is needed"),
         ("rng,cid=5", "`cid` goes with `vsock` only"),
         ("rng,deflate-on-oom", "`deflate-on-oom` goes with `balloon` only"),
         ("vsock=s,cid=2", "`cid` must be 3 to 4294967294"),
+        ("balloon,ports=a", "`ports` goes with `console` only"),
+        ("console=c,ports=a::b", "`` is no port's name: 1 to 64 letters, digits, `-`, `_` and `.`"),
+        ("console=c,ports=a/b", "`a/b` is no port's name: 1 to 64 letters, digits, `-`, `_` and `.`"),
+        ("console=c,ports=a:b:a", "two ports are called `a`"),
         ("rng=false,place=root:1", "`place` is of no use to a device that is not there"),
         ("baloon", "unknown key `baloon`: did you mean `balloon`?"),
     ] {

@@ -8,6 +8,7 @@ use crate::group::{Group, group};
 use crate::id::check_id;
 use crate::place::Place;
 use crate::poll::Poll;
+use crate::rate::{Bytes, Rate, Requests};
 
 #[cfg(test)]
 #[path = "disk_test.rs"]
@@ -66,6 +67,12 @@ pub struct Disk {
     /// How long a queue's thread polls at most before it sleeps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll: Option<Poll>,
+    /// Requests in a second at most, of all its queues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<Rate<Requests>>,
+    /// Bytes read and written in a second at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Rate<Bytes>>,
     /// The NVMe disks of the same controller are its namespaces, in the order of the config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub controller: Option<String>,
@@ -95,6 +102,8 @@ pub(crate) struct Keys {
     block_size: Option<u32>,
     queues: Option<u16>,
     poll: Option<Poll>,
+    iops: Option<Rate<Requests>>,
+    bandwidth: Option<Rate<Bytes>>,
     controller: Option<String>,
     place: Option<Place>,
 }
@@ -146,6 +155,8 @@ impl Group for Disk {
             block_size: nvme.then_some(keys.block_size.unwrap_or(512)),
             queues: keys.queues,
             poll: keys.poll,
+            iops: keys.iops,
+            bandwidth: keys.bandwidth,
             controller: keys.controller,
             place: keys.place,
         })

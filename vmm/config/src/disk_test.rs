@@ -18,12 +18,14 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         block_size: Some(512),
         queues: None,
         poll: None,
+        iops: None,
+        bandwidth: None,
         controller: None,
         place: None,
     };
     assert_eq!(disk, plain);
     assert_eq!("a.img,format=qcow2".parse::<Disk>().unwrap().format, Format::Qcow2);
-    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,poll=8us,place=port:1";
+    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,poll=8us,iops=1000/2000,bandwidth=100M,place=port:1";
     let expected = Disk {
         file: "a,b.img".into(),
         device: DiskDevice::VirtioBlk,
@@ -34,6 +36,8 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         block_size: None,
         queues: Some(4),
         poll: "8us".parse().ok(),
+        iops: "1000/2000".parse().ok(),
+        bandwidth: "100M".parse().ok(),
         place: Some(Place::Port(1)),
         ..plain
     };

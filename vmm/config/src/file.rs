@@ -71,7 +71,7 @@ impl Config {
     fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
         let disks = self.disk.iter_mut().map(|disk| &mut disk.file);
         let sockets = self.device.iter_mut().filter_map(|device| match &mut device.kind {
-            DeviceKind::Vsock { socket, .. } => Some(socket),
+            DeviceKind::Vsock { socket, .. } | DeviceKind::Console { socket, .. } => Some(socket),
             DeviceKind::Rng { .. } | DeviceKind::Balloon { .. } => None,
         });
         let boot = &mut self.boot;

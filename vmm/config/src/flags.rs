@@ -76,20 +76,22 @@ pub struct DeviceFlags {
     ///
     /// FILE is an image or a block device. The format is always named, and never guessed; so is that of a qcow2 image's backing file, in it. `device=nvme` is the default; such disks may share
     /// one controller (`controller=ID`), and have blocks of `block-size=512|4096` bytes. `direct` leaves out the host's page cache,
-    /// `queues=N` limits the queues, `poll=TIME` how long a queue's thread looks for work before it sleeps (32us; 0: not at all). May be
-    /// repeated.
+    /// `queues=N` limits the queues, `poll=TIME` how long a queue's thread looks for work before it sleeps (32us; 0: not at all).
+    /// `iops=N[/BURST]` and `bandwidth=SIZE[/BURST]` limit what it does in a second, and at once after a rest (a tenth of that). May be repeated.
     #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
-    /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]
+    /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]...
     ///
     /// `tap` is an interface of the host, made for this user: ip tuntap add mode tap user NAME. `user` needs no rights: the program `passt` makes
-    /// the guest's connections the user's own. May be repeated.
+    /// the guest's connections the user's own. `rx-packets=N[/BURST]` and `rx-bandwidth=SIZE[/BURST]` limit what the guest receives in a second,
+    /// `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` is as a disk's. May be repeated.
     #[arg(long, value_name = "tap=NAME|user[,...]")]
     pub net: Vec<Net>,
-    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom] or vsock=SOCKET[,cid=N]
+    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N] or console=SOCKET[,ports=NAME:NAME...]
     ///
     /// `rng` is there without being asked for. With `vsock`, a program of the host connects to SOCKET and says CONNECT PORT; the guest's connections to
-    /// the host's PORT go to SOCKET_PORT. May be repeated.
+    /// the host's PORT go to SOCKET_PORT. With `console`, SOCKET leads to the guest's terminal (hvc0), and SOCKET_NAME to its /dev/virtio-ports/NAME.
+    /// `skep ctl` tells a balloon's guest how much to give. May be repeated.
     #[arg(long, value_name = "KIND[,...]")]
     pub device: Vec<Device>,
     /// PCI root ports: slots for devices that can come and go, 15 at most [default: 0]

@@ -36,7 +36,7 @@ impl Config {
                 disk.serial = disk.serial.take().or_else(|| disk.id.clone());
             }
         }
-        self.net.iter_mut().for_each(crate::net::Net::fill_mac);
+        self.net.iter_mut().for_each(crate::net::Net::fill);
         self.give_places(&joined)
     }
 

@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::group::{Group, group};
 use crate::id::check_id;
 use crate::place::Place;
+use crate::poll::Poll;
+use crate::rate::{Bytes, Rate, Requests};
 
 #[cfg(test)]
 #[path = "net_test.rs"]
@@ -65,9 +67,9 @@ impl<'de> Deserialize<'de> for Mac {
     }
 }
 
-/// A virtio network card: `tap=NAME[,queues=N]|user[,id=ID][,mac=MAC][,place=PLACE]`.
+/// A virtio network card: `tap=NAME[,queues=N]|user[,id=ID][,mac=MAC][,place=PLACE]...`.
 ///
-/// [`crate::Config::finish`] fills in `id`, `mac` and `place`.
+/// [`crate::Config::finish`] fills in `id`, `mac`, `poll` and `place`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Net {
@@ -84,6 +86,21 @@ pub struct Net {
     /// The card's address. Hosts that share a network should each give their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    /// How long a pair's thread polls at most before it sleeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Poll>,
+    /// Frames that the guest receives in a second at most, over all pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_packets: Option<Rate<Requests>>,
+    /// Bytes of frames that it receives in a second at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_bandwidth: Option<Rate<Bytes>>,
+    /// Frames that it sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_packets: Option<Rate<Requests>>,
+    /// Bytes of frames that it sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_bandwidth: Option<Rate<Bytes>>,
     /// Where it is on PCI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -101,12 +118,18 @@ pub(crate) struct Keys {
     queues: Option<u16>,
     id: Option<String>,
     mac: Option<Mac>,
+    poll: Option<Poll>,
+    rx_packets: Option<Rate<Requests>>,
+    rx_bandwidth: Option<Rate<Bytes>>,
+    tx_packets: Option<Rate<Requests>>,
+    tx_bandwidth: Option<Rate<Bytes>>,
     place: Option<Place>,
 }
 
 impl Net {
-    /// Fills in the address.
-    pub(crate) fn fill_mac(&mut self) {
+    /// Fills in the address and how long it polls.
+    pub(crate) fn fill(&mut self) {
+        self.poll.get_or_insert_default();
         let network = self.tap.as_deref().or(self.id.as_deref()).unwrap_or_default();
         self.mac.get_or_insert_with(|| Mac::of(network));
     }
@@ -130,8 +153,20 @@ impl Group for Net {
         if let Some(id) = &keys.id {
             check_id(id)?;
         }
-        Ok(Net { tap: keys.tap, user: keys.user, queues, id: keys.id, mac: keys.mac, place: keys.place })
+        Ok(Net {
+            tap: keys.tap,
+            user: keys.user,
+            queues,
+            id: keys.id,
+            mac: keys.mac,
+            poll: keys.poll,
+            rx_packets: keys.rx_packets,
+            rx_bandwidth: keys.rx_bandwidth,
+            tx_packets: keys.tx_packets,
+            tx_bandwidth: keys.tx_bandwidth,
+            place: keys.place,
+        })
     }
 }
 
-group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, queues, id, mac and place");
+group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, queues, id, mac and others");

@@ -13,9 +13,30 @@ fn a_card_is_what_it_is_connected_to() {
         queues: 4,
         id: Some("lan".to_owned()),
         mac: Some(Mac([2, 0, 0, 0, 0, 0xab])),
+        poll: None,
+        rx_packets: None,
+        rx_bandwidth: None,
+        tx_packets: None,
+        tx_bandwidth: None,
         place: None,
     };
     assert_eq!(net, expected);
+    let net: Net = "user,poll=0,rx-packets=10,rx-bandwidth=1M,tx-packets=20/30,tx-bandwidth=2M/3M".parse().unwrap();
+    let limited = Net {
+        tap: None,
+        user: true,
+        queues: 1,
+        id: None,
+        mac: None,
+        poll: "0".parse().ok(),
+        rx_packets: "10/1".parse().ok(),
+        rx_bandwidth: "1M".parse().ok(),
+        tx_packets: "20/30".parse().ok(),
+        tx_bandwidth: "2M/3M".parse().ok(),
+        place: None,
+    };
+    assert_eq!(net, limited);
+    let net = expected;
     assert_eq!(net.mac.unwrap().to_string(), "02:00:00:00:00:ab");
     for (text, message) in [
         ("id=x", "exactly one of tap=NAME and user is needed"),
@@ -28,6 +49,10 @@ fn a_card_is_what_it_is_connected_to() {
             "user,mac=01:00:00:00:00:00",
             "`mac`: `01:00:00:00:00:00` can't be a card's own address: the lowest bit of its first byte must be 0",
         ),
+        (
+            "user,poll=20ms",
+            "`poll`: `20ms` is not how long to poll: write whole microseconds such as `32us`, 10ms at most, or 0 for never",
+        ),
         ("user,mac=1:2", "`mac`: `1:2` is no Ethernet address: write it as 52:54:00:12:34:56"),
     ] {
         assert_eq!(refused(text), message, "{text}");
@@ -38,7 +63,7 @@ fn a_card_is_what_it_is_connected_to() {
 fn an_address_follows_from_the_network() {
     let mac = |text: &str| {
         let mut net: Net = text.parse().unwrap();
-        net.fill_mac();
+        net.fill();
         net.mac.unwrap()
     };
     assert_eq!(mac("tap=tap0"), mac("tap=tap0,id=other"));

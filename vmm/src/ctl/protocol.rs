@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use skep_block::BlockError;
-use skep_config::{Conflict, Disk, Net};
+use skep_config::{Conflict, Disk, Net, Size};
 
 use crate::Error;
-use crate::machine::{DeviceError, DeviceInfo, HotplugError, Plugged};
+use crate::machine::{BalloonInfo, DeviceError, DeviceInfo, HotplugError, Plugged};
 use crate::state::SnapshotError;
 
 #[cfg(test)]
@@ -45,6 +45,10 @@ pub enum Command {
     DeviceRemove(DeviceRemove),
     /// `disk-resize` of a [`DiskResize`]: a [`Resized`].
     DiskResize(DiskResize),
+    /// `balloon` of a [`BalloonTarget`]: a [`BalloonInfo`].
+    Balloon(BalloonTarget),
+    /// `console-resize` of a [`ConsoleResize`]: [`Nothing`].
+    ConsoleResize(ConsoleResize),
     /// `stats`: [`Stats`].
     Stats,
     /// `status`: [`Status`].
@@ -62,12 +66,14 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "device-list",
     "disk-add",
     "net-add",
     "device-remove",
     "disk-resize",
+    "balloon",
+    "console-resize",
     "stats",
     "status",
     "pause",
@@ -168,6 +174,25 @@ pub struct Status {
     pub of: u64,
 }
 
+/// Arguments of `balloon`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonTarget {
+    /// How much the guest is to give back, as in a config: `"256M"`. Where it is missing, nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+}
+
+/// Arguments of `console-resize`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleResize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
 /// No arguments, or nothing to tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nothing {}
@@ -219,6 +244,8 @@ pub enum Answer {
     Removed(Removed),
     /// A disk's size.
     Resized(Resized),
+    /// A balloon.
+    Balloon(BalloonInfo),
     /// Figures.
     Stats(Stats),
     /// What it is doing.
@@ -339,7 +366,7 @@ impl From<SnapshotError> for Failure {
 impl From<HotplugError> for Failure {
     fn from(error: HotplugError) -> Self {
         let kind = match &error {
-            HotplugError::UnknownId { .. } => ErrorKind::UnknownId,
+            HotplugError::UnknownId { .. } | HotplugError::NoDevice { .. } => ErrorKind::UnknownId,
             HotplugError::NotRemovable { .. } | HotplugError::LastNamespace { .. } => ErrorKind::NotRemovable,
             HotplugError::AlreadyAsked { .. } => ErrorKind::AlreadyAsked,
             HotplugError::NoDisk { .. } => ErrorKind::BadArguments,
@@ -393,6 +420,8 @@ impl Command {
             "net-add" => Self::NetAdd(read::<NetAdd>(name, text)?.net),
             "device-remove" => Self::DeviceRemove(read(name, text)?),
             "disk-resize" => Self::DiskResize(read(name, text)?),
+            "balloon" => Self::Balloon(read(name, text)?),
+            "console-resize" => Self::ConsoleResize(read(name, text)?),
             "stats" => Self::Stats,
             "status" => Self::Status,
             "pause" => Self::Pause,

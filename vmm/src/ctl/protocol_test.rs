@@ -49,6 +49,18 @@ fn devices_are_written_as_in_a_config() {
 }
 
 #[test]
+fn sizes_are_written_as_in_a_config() {
+    let balloon = |text: &str| command(&format!("{{\"command\":\"balloon\",\"arguments\":{text}}}"));
+    assert_eq!(balloon("{}"), Ok(Command::Balloon(BalloonTarget { size: None })));
+    let target = BalloonTarget { size: Some(Size(256 << 20)) };
+    assert_eq!(balloon(r#"{"size":"256M"}"#), Ok(Command::Balloon(target.clone())));
+    assert_eq!(balloon(&serde_json::to_string(&target).unwrap()), Ok(Command::Balloon(target)));
+    assert_eq!(balloon(r#"{"size":256}"#).unwrap_err().kind, ErrorKind::BadArguments);
+    let resize = r#"{"command":"console-resize","arguments":{"columns":120,"rows":40}}"#;
+    assert_eq!(command(resize), Ok(Command::ConsoleResize(ConsoleResize { columns: 120, rows: 40 })));
+}
+
+#[test]
 fn what_is_no_request_is_told_why() {
     for text in [
         "",

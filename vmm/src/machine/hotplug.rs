@@ -1,5 +1,7 @@
 //! Devices that come and go while the guest runs.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use skep_config::{Disk, Net};
 
@@ -21,6 +23,18 @@ pub struct Plugged {
     /// The number of a namespace that has joined a controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<u32>,
+}
+
+/// A balloon, and its guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonInfo {
+    /// Bytes that the guest is asked for.
+    pub target: u64,
+    /// Bytes that it says that it has given.
+    pub actual: u64,
+    /// What it has last told: bytes `free`, `available`, `total` and of `caches`, and counts of `major-faults`, `minor-faults`, `swap-in` and
+    /// `swap-out`. It may tell anything.
+    pub guest: BTreeMap<String, u64>,
 }
 
 impl<A: Platform> Machine<A> {
@@ -105,6 +119,43 @@ impl<A: Platform> Machine<A> {
     /// Where there is no such disk, or the host refuses.
     pub fn resize_disk(&self, id: &str) -> Result<u64, HotplugError> {
         self.devices.resize(id)
+    }
+
+    /// Asks the guest for so many bytes, if any, and for what it knows of its memory. Answers what it has given and told so far.
+    ///
+    /// # Errors
+    /// Where there is no balloon.
+    pub fn balloon(&self, target: Option<u64>) -> Result<BalloonInfo, HotplugError> {
+        let none = HotplugError::NoDevice { kind: "balloon", flag: "--device balloon" };
+        let balloon = self.devices.balloon().ok_or(none)?;
+        if let Some(bytes) = target {
+            balloon.set_target(bytes);
+        }
+        let told = balloon.statistics().unwrap_or_default();
+        balloon.refresh_statistics();
+        let names = ["swap-in", "swap-out", "major-faults", "minor-faults", "free", "total", "available", "caches"];
+        let values = [
+            told.swap_in,
+            told.swap_out,
+            told.major_faults,
+            told.minor_faults,
+            told.free,
+            told.total,
+            told.available,
+            told.caches,
+        ];
+        let guest = names.into_iter().zip(values).filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        Ok(BalloonInfo { target: balloon.target(), actual: balloon.actual(), guest: guest.collect() })
+    }
+
+    /// Tells the guest the size of its terminal.
+    ///
+    /// # Errors
+    /// Where there is no console.
+    pub fn resize_console(&self, columns: u16, rows: u16) -> Result<(), HotplugError> {
+        let none = HotplugError::NoDevice { kind: "console", flag: "--device console=SOCKET" };
+        self.devices.console().ok_or(none)?.resize(columns, rows);
+        Ok(())
     }
 
     /// Lets the config be what is there: names and places of what has gone are free.

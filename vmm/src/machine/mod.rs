@@ -26,7 +26,7 @@ use devices::{Devices, Site};
 use saved::{Numbers, Origin};
 
 pub use devices::{DeviceError, DeviceInfo, DeviceState, HotplugError, Removal};
-pub use hotplug::Plugged;
+pub use hotplug::{BalloonInfo, Plugged};
 pub use platform::{Ejected, Named, Plan, Platform, Services};
 pub(crate) use saved::{Aarch64CpusState, X86CpusState};
 pub use saved::{ClockPolicy, DiskImages, Saved, check_disks};
@@ -160,6 +160,12 @@ impl<A: Platform> Machine<A> {
     /// They go on after [`reset`](Self::reset).
     pub fn begin_stop(&self, done: impl FnOnce() + Send + Sync + 'static) {
         self.devices.begin_stop(done);
+    }
+
+    /// Calls `done`, on any thread, when the machine has been dropped and all its disks' images are closed, which may take a host that hangs
+    /// for ever.
+    pub fn on_close(&self, done: impl FnOnce() + Send + Sync + 'static) {
+        self.devices.on_close(done);
     }
 
     /// Puts everything but RAM into its power-on state, in place, with the gate closed and empty and the devices stopped.

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::ctl::protocol::{Answer, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Removed, Resized, Stats};
+use skep_config::Size;
+
+use crate::ctl::protocol::{
+    Answer, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Removed, Resized,
+    Stats,
+};
 use crate::ctl::{Call, Command, Reply};
 use crate::machine::{HotplugError, Machine, Removal, Saved};
 use crate::monitor::save::Standing;
@@ -37,6 +42,14 @@ impl<A: Saved> Running<'_, A> {
             Command::DiskResize(disk) => {
                 let size = self.machine.resize_disk(&disk.id);
                 size.map(|size| Answer::Resized(Resized { size })).map_err(Failure::from)
+            }
+            Command::Balloon(BalloonTarget { size }) => {
+                let balloon = self.machine.balloon(size.map(Size::bytes));
+                balloon.map(Answer::Balloon).map_err(Failure::from)
+            }
+            Command::ConsoleResize(ConsoleResize { columns, rows }) => {
+                let resized = self.machine.resize_console(columns, rows);
+                resized.map(|()| Answer::Nothing(Nothing {})).map_err(Failure::from)
             }
             Command::Stats => Ok(Answer::Stats(self.stats())),
             Command::Status => Ok(Answer::Status(self.standing.status())),

@@ -207,6 +207,13 @@ pub fn run<A: Saved>(
         tracing::warn!("the machine ends with requests of its devices in flight");
         // To drop it would wait for them; the end of the process does not.
         std::mem::forget(machine);
+    } else if machine.has_devices() {
+        let tell = requests.clone();
+        machine.on_close(move || tell.send(Request::Stopped));
+        drop(machine);
+        if wait_stopped(&mut control, &requests)?.is_some() {
+            tracing::warn!("the machine ends before all of its disks' images are closed");
+        }
     }
     Ok(outcome)
 }
@@ -222,6 +229,11 @@ fn stop<A: Platform>(
     }
     let tell = requests.clone();
     machine.begin_stop(move || tell.send(Request::Stopped));
+    wait_stopped(control, requests)
+}
+
+/// Waits until that has come, and says whether the user, or a signal, would not wait.
+fn wait_stopped(control: &mut Control, requests: &Requests) -> Result<Option<StopReason>, Error> {
     loop {
         match control.next_request()? {
             Request::Stopped => return Ok(None),

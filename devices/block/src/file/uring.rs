@@ -35,6 +35,8 @@ pub(super) fn probe() -> io::Result<()> {
 pub(super) struct Queue {
     ring: IoUring,
     target: Arc<Target>,
+    /// The ring knows the file, so that it need not look it up for each request.
+    registered: bool,
     /// Boxed, so that what the kernel points to stays where it is.
     slots: Vec<Option<Box<Job>>>,
     free: Vec<u32>,
@@ -58,10 +60,12 @@ impl Queue {
     pub(super) fn new(target: Arc<Target>, depth: u16) -> Result<Self, BlockError> {
         let made = IoUring::builder().setup_clamp().dontfork().build(u32::from(depth).next_power_of_two());
         let ring = made.map_err(|source| BlockError::Queue { what: "make an io_uring", source })?;
+        let registered = ring.submitter().register_files(&[target.file.as_raw_fd()]).is_ok();
         let slots = (0..depth).map(|_| None).collect();
         Ok(Self {
             ring,
             target,
+            registered,
             slots,
             free: (0..depth.into()).rev().collect(),
             fresh: Vec::new(),
@@ -75,7 +79,9 @@ impl Queue {
     /// Gives the next step of the job in `slot` to the ring, or ends it.
     fn go_on(&mut self, slot: u32) {
         let Some(job) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return };
-        let fd = types::Fd(self.target.file.as_raw_fd());
+        // The first file that it knows, or a descriptor.
+        let fd = types::Fd(if self.registered { 0 } else { self.target.file.as_raw_fd() });
+        let flags = if self.registered { squeue::Flags::FIXED_FILE } else { squeue::Flags::empty() };
         let entry = match job.step() {
             None => None,
             Some(Step::Read { iovecs, offset }) => {
@@ -92,7 +98,7 @@ impl Queue {
             }
         };
         match entry {
-            Some(entry) => self.push(&entry.user_data(slot.into())),
+            Some(entry) => self.push(&entry.flags(flags).user_data(slot.into())),
             None => {
                 if let Some(job) = self.slots.get_mut(slot as usize).and_then(Option::take) {
                     self.free.push(slot);

@@ -205,14 +205,25 @@ fn a_format_deallocates_and_refuses_what_it_can_not_do() {
     }
     guest.faults.set_rule(|_| Some(skep_block::testing::Fault::Hang));
     let mut admin = guest.admin.clone();
-    guest.submit(&mut admin, &format(1, 1 << 9));
+    let first = guest.submit(&mut admin, &format(1, 1 << 9));
     guest.faults.wait_hanging(1);
     assert_eq!(guest.io(&mut pair, &transfer(io::READ, 0, 1, DATA)), Status::FORMAT_IN_PROGRESS);
     guest.submit(&mut admin, &format(1, 0));
     assert_eq!(guest.wait(&mut admin).status, Status::FORMAT_IN_PROGRESS);
+    // A disk that lets it be asked to end: the format and the abort both do.
+    guest.submit(&mut admin, &command(admin::ABORT, 0, 0, [u32::from(first) << 16, 0, 0, 0, 0, 0]));
+    let done = [guest.wait(&mut admin), guest.wait(&mut admin)];
+    assert_eq!(done.map(|one| (one.status, one.result)), [(Status::ABORT_REQUESTED, 0), (Status::SUCCESS, 0)]);
+    assert_eq!(done[0].command, first);
+    // One that does not: the abort waits for the format, and says that it came too late.
+    guest.faults.set_rule(|_| Some(skep_block::testing::Fault::HangForGood));
+    let format_id = guest.submit(&mut admin, &format(1, 1 << 9));
+    guest.faults.wait_hanging(1);
+    guest.submit(&mut admin, &command(admin::ABORT, 0, 0, [u32::from(format_id) << 16, 0, 0, 0, 0, 0]));
     guest.faults.clear_rule();
     guest.faults.release();
-    assert_eq!(guest.wait(&mut admin).status, Status::SUCCESS);
+    let done = [guest.wait(&mut admin), guest.wait(&mut admin)];
+    assert_eq!(done.map(|one| (one.status, one.result)), [(Status::SUCCESS, 0), (Status::SUCCESS, 1)]);
     assert!(guest.disk.durable().iter().all(|byte| *byte == 0));
     assert_eq!(guest.io(&mut pair, &transfer(io::READ, 0, 1, DATA)), Status::SUCCESS);
 }
@@ -232,7 +243,7 @@ fn what_there_is_not_is_no_opcode() {
 }
 
 proptest! {
-    /// Whatever admin commands come: each has an answer or waits, and the controller works when it is reset.
+    /// CVE-2024-41721, CVE-2024-32668: an index or a size in a device's command was believed. Whatever admin commands come: each has an answer or waits, and the controller works when it is reset.
     #[test]
     fn fuzz_admin_commands(commands in proptest::collection::vec((0u8..26, any::<[u32; 8]>(), 0u64..0x500), 0..80)) {
         let mut guest = enabled();

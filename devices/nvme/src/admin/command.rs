@@ -155,12 +155,13 @@ impl Admin {
 
     /// Bit 0 of dword 0 says that the command was not aborted.
     fn abort(&mut self, command: &Command) -> Outcome {
-        if self.pending.iter().filter(|pending| matches!(pending, Pending::Abort { .. })).count() >= ABORTS {
+        let waits = |pending: &&Pending| matches!(pending, Pending::Abort { .. } | Pending::AbortFormat { .. });
+        if self.pending.iter().filter(waits).count() >= ABORTS {
             return Outcome::Done(Status::ABORT_LIMIT, 1);
         }
         let (queue, id) = (command.dword::<10>() as u16, (command.dword::<10>() >> 16) as u16);
         if queue == 0 {
-            return Outcome::Done(Status::SUCCESS, (!self.abort_admin(id)).into());
+            return self.abort_admin(command.id(), id);
         }
         let owner = self.owner(queue).and_then(|owner| self.units.get_mut(&owner));
         let Some(unit) = owner else { return Outcome::Done(Status::SUCCESS, 1) };
@@ -170,14 +171,20 @@ impl Admin {
         Outcome::Later
     }
 
-    /// Of admin commands, requests for events can be aborted, and a format can be asked to end.
-    fn abort_admin(&mut self, id: u16) -> bool {
+    /// Of admin commands, requests for events can be aborted, and a format can be asked to end: both end then.
+    fn abort_admin(&mut self, command: u16, id: u16) -> Outcome {
         if let Some(place) = self.events.requests.iter().position(|request| *request == id) {
             self.events.requests.remove(place);
             self.complete(id, Status::ABORT_REQUESTED, 0);
-            return true;
+            return Outcome::Done(Status::SUCCESS, 0);
         }
-        false
+        let format = Purpose::Format { command: id };
+        let Some(task) = self.tasks.iter_mut().find(|task| task.purpose == format) else {
+            return Outcome::Done(Status::SUCCESS, 1);
+        };
+        task.cancel();
+        self.pending.push(Pending::AbortFormat { command, format: id });
+        Outcome::Later
     }
 
     /// Doorbell Buffer Config (Base 5.8).

@@ -10,6 +10,7 @@ use super::Admin;
 use super::events::Event;
 use super::identify::TEMPERATURE;
 use crate::namespace;
+use crate::shared::Counters;
 use crate::spec::{Command, EVERY_NAMESPACE, Status};
 use crate::state::FeaturesState;
 use crate::transfer;
@@ -26,9 +27,10 @@ pub(super) mod feature {
     pub(crate) const VECTOR: u8 = 0x09;
     pub(crate) const ATOMICITY: u8 = 0x0a;
     pub(crate) const EVENTS: u8 = 0x0b;
+    pub(crate) const TRANSITIONS: u8 = 0x0c;
     pub(crate) const TIMESTAMP: u8 = 0x0e;
     pub(crate) const KEEP_ALIVE: u8 = 0x0f;
-    pub(crate) const ALL: [u8; 12] = [
+    pub(crate) const ALL: [u8; 13] = [
         ARBITRATION,
         POWER,
         TEMPERATURE,
@@ -39,6 +41,7 @@ pub(super) mod feature {
         VECTOR,
         ATOMICITY,
         EVENTS,
+        TRANSITIONS,
         TIMESTAMP,
         KEEP_ALIVE,
     ];
@@ -48,6 +51,14 @@ pub(super) mod feature {
 const NO_LIMIT: u32 = 7;
 /// Bits of the events that can be asked for: SMART warnings, and changed namespaces.
 const EVENT_MASK: u32 = 0x1f | 1 << 8;
+
+/// Bytes of the table of autonomous transitions: 32 entries.
+const TABLE: usize = 256;
+
+/// An entry of that table (Base 5.27.1.8): the state that follows, and after how many milliseconds without I/O.
+fn transition(entry: u32) -> (usize, u32) {
+    ((entry >> 3 & 0x1f) as usize, entry >> 8)
+}
 
 /// What features are when the controller is powered on.
 pub(super) fn power_on() -> FeaturesState {
@@ -66,6 +77,8 @@ pub(super) fn power_on() -> FeaturesState {
         keep_alive: 0,
         timestamp: 0,
         timestamp_set: false,
+        autonomous: false,
+        transitions: Vec::new(),
     }
 }
 
@@ -119,6 +132,14 @@ impl Admin {
             }
             feature::ATOMICITY => state.write_atomicity,
             feature::EVENTS => state.events,
+            feature::TRANSITIONS => {
+                let mut table = [0; TABLE];
+                for (entry, transition) in table.as_chunks_mut::<8>().0.iter_mut().zip(&state.transitions) {
+                    *entry = u64::from(*transition).to_le_bytes();
+                }
+                self.give(command, ram, &table, TABLE)?;
+                state.autonomous.into()
+            }
             feature::TIMESTAMP => {
                 let millis = if current { self.timestamp() } else { self.shared.clock.now() / 1_000_000 };
                 let origin = u64::from(current && self.features.timestamp_set) << 49;
@@ -159,6 +180,12 @@ impl Admin {
             feature::VECTOR => self.set_vector(value)?,
             feature::ATOMICITY => self.features.write_atomicity = value & 1,
             feature::EVENTS => self.features.events = value & EVENT_MASK,
+            feature::TRANSITIONS => {
+                let buffer = transfer::map(command, TABLE, self.page, ram, Buffer::empty())?;
+                let mut table = [0; TABLE];
+                buffer.copy_out(0, &mut table);
+                self.set_transitions(value & 1 != 0, &table)?;
+            }
             feature::TIMESTAMP => {
                 let buffer = transfer::map(command, 8, self.page, ram, Buffer::empty())?;
                 let mut bytes = [0; 8];
@@ -233,7 +260,43 @@ impl Admin {
         Ok(())
     }
 
-    /// The power state that it is in: one in which no I/O is done was left when a command came (Base 8.15).
+    /// Autonomous power state transitions go to states in which no I/O is done (Base 8.15.2).
+    fn set_transitions(&mut self, enabled: bool, table: &[u8; TABLE]) -> Result<(), Status> {
+        let states = &self.shared.config.power_states;
+        let entries = table.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry) as u32);
+        let transitions: Vec<u32> = entries.map(|entry| entry & !7).collect();
+        let leads = |entry: &u32| {
+            let (next, after) = transition(*entry);
+            after == 0 || states.get(next).is_some_and(|state| state.non_operational)
+        };
+        // What stands there for states that do not exist is of no effect.
+        if !transitions.iter().take(states.len()).all(leads) {
+            return Err(Status::INVALID_FIELD);
+        }
+        // What it was in until now, it was in by the old rules.
+        self.power_state();
+        (self.features.autonomous, self.features.transitions) = (enabled, transitions);
+        Ok(())
+    }
+
+    /// Goes to the states that a rest since `begun` leads to, each once at most.
+    fn rest(&mut self, mut begun: u64) {
+        let now = self.shared.nanos();
+        for _ in 0..self.shared.config.power_states.len() {
+            let entry = self.features.transitions.get(usize::from(self.features.power_state));
+            let (next, after) = entry.map_or((0, 0), |entry| transition(*entry));
+            let after = u64::from(after) * 1_000_000;
+            let exists = self.shared.config.power_states.get(next).is_some_and(|state| state.non_operational);
+            if !self.features.autonomous || after == 0 || !exists || now.saturating_sub(begun) < after {
+                break;
+            }
+            begun += after;
+            (self.features.power_state, self.power_set) = (next as u8, begun);
+        }
+    }
+
+    /// The power state that it is in: one in which no I/O is done was left when a command came (Base 8.15), and, where the guest has said so, is
+    /// entered when none has come for long enough. Nobody sees it until it is asked for, and so nobody counts the time before.
     fn power_state(&mut self) -> u32 {
         let asked = self.features.power_state;
         let states = &self.shared.config.power_states;
@@ -241,6 +304,9 @@ impl Admin {
         let last = self.units.values().map(|unit| unit.counters.last.load(Ordering::Relaxed)).max().unwrap_or(0);
         if sleeps && last > self.power_set {
             self.features.power_state = self.features.operational;
+        }
+        if last != Counters::BUSY {
+            self.rest(last.max(self.power_set));
         }
         self.features.power_state.into()
     }

@@ -159,6 +159,8 @@ impl Admin {
         page.put8(261, 1 << 1 | 1 << 2 | 1 << 5);
         page.put8(262, ERRORS as u8 - 1);
         page.put8(263, config.power_states.len() as u8 - 1);
+        // Autonomous power state transitions.
+        page.put8(265, 1);
         page.put16(266, WARNING);
         page.put16(268, CRITICAL);
         // Keep alive in units of 100 ms.

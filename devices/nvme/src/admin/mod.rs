@@ -75,6 +75,7 @@ enum Pending {
     DeleteSubmission { command: u16, queue: u16, completion: u16 },
     DeleteCompletion { command: u16, queue: u16 },
     Abort { command: u16, token: u64 },
+    AbortFormat { command: u16, format: u16 },
     Shadow { command: u16, left: usize, shadow: Shadow },
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use skep_block::{Buffer, DiskQueue, IoError, Operation, Request};
 use skep_worker::EventSet;
 
-use super::Admin;
+use super::{Admin, Pending};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -89,8 +89,19 @@ impl Admin {
             }
             Purpose::Format { command } => {
                 namespace.formatting.store(false, Ordering::Release);
-                let status = if result.is_ok() { Status::SUCCESS } else { Status::INTERNAL_ERROR };
+                let status = match result {
+                    Ok(()) => Status::SUCCESS,
+                    Err(IoError::Cancelled) => Status::ABORT_REQUESTED,
+                    Err(_) => Status::INTERNAL_ERROR,
+                };
                 self.complete(command, status, 0);
+                let aborted = status == Status::ABORT_REQUESTED;
+                self.end_pending(|pending| match pending {
+                    Pending::AbortFormat { command: abort, format } if *format == command => {
+                        Some((*abort, (!aborted).into()))
+                    }
+                    _ => None,
+                });
             }
         }
     }

@@ -229,7 +229,7 @@ impl Unit {
         let (Some(ram), Mode::Running) = (self.ram(), self.mode) else { return false };
         let any = self.fetch(&ram);
         if any {
-            self.counters.last.store(self.shared.nanos(), Ordering::Relaxed);
+            self.counters.last.store(Counters::BUSY, Ordering::Relaxed);
         }
         any
     }
@@ -425,7 +425,11 @@ impl Unit {
             (false, Some(since)) => {
                 let now = self.shared.nanos();
                 Counters::add(&self.counters.busy, now - since);
+                self.counters.last.store(now, Ordering::Relaxed);
                 self.busy_since = None;
+            }
+            (false, None) if self.counters.last.load(Ordering::Relaxed) == Counters::BUSY => {
+                self.counters.last.store(self.shared.nanos(), Ordering::Relaxed);
             }
             _ => {}
         }

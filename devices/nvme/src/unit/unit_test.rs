@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
-use skep_block::testing::{Counts, MemoryDisk};
-use skep_state::Persist;
+use skep_block::testing::{Counts, Fault, MemoryDisk};
+use skep_state::{Persist, State};
 
 use crate::spec::{Command, Status, admin, io};
 use crate::testing::{self, DATA, Guest, Pair, command, config, namespace, transfer, wait_for};
@@ -262,6 +262,83 @@ fn queues_of_one_completion_queue_take_turns() {
     let mut first = order[..3].to_vec();
     first.sort_unstable();
     assert_eq!((first, &order[3..6]), (vec![1, 2, 3], &order[..3]), "{order:?}");
+}
+
+/// The table of transitions of which each is from, to and after so many milliseconds.
+fn transitions(list: &[(usize, u32, u32)]) -> [u8; 256] {
+    let mut table = [0; 256];
+    for (from, to, after) in list {
+        table[from * 8..from * 8 + 4].copy_from_slice(&(to << 3 | after << 8).to_le_bytes());
+    }
+    table
+}
+
+#[test]
+fn a_controller_that_rests_takes_less_power_by_itself() {
+    let (mut guest, mut pair) = Guest::ready();
+    assert_eq!(guest.identify(1, 0).unwrap()[265], 1);
+    let minutes = |guest: &Guest, count: u64| guest.controller.skip(count * 60_000_000_000);
+    let table = transitions(&[(0, 3, 60_000), (1, 3, 60_000), (2, 3, 60_000), (3, 4, 600_000)]);
+    guest.poke(DATA, &table);
+    assert_eq!((guest.set_feature(2, 1), guest.set_feature(0xc, 1)), (Ok(0), Ok(0)));
+    guest.poke(DATA, &[0xff; 256]);
+    assert_eq!((guest.get_feature(0xc, 0), guest.peek(DATA, 256)), (Ok(1), table.to_vec()));
+    assert_eq!(guest.get_feature(2, 0), Ok(1), "it has not rested yet");
+    minutes(&guest, 2);
+    assert_eq!(guest.get_feature(2, 0), Ok(3));
+    minutes(&guest, 8);
+    assert_eq!(guest.get_feature(2, 0), Ok(3));
+    minutes(&guest, 1);
+    assert_eq!(guest.get_feature(2, 0), Ok(4), "a minute, and ten of that state");
+    // Admin commands leave it where it is; one for the disk does not.
+    assert_eq!(guest.write_blocks(&mut pair, 0, 1, 1), Status::SUCCESS);
+    assert_eq!(guest.get_feature(2, 0), Ok(1));
+    minutes(&guest, 60);
+    guest.faults.set_rule(|_| Some(Fault::Hang));
+    guest.submit(&mut pair, &transfer(io::READ, 0, 1, DATA));
+    guest.faults.wait_hanging(1);
+    minutes(&guest, 60);
+    assert_eq!(guest.get_feature(2, 0), Ok(1), "it does not rest while something is in flight");
+    guest.faults.clear_rule();
+    guest.faults.release();
+    assert_eq!(guest.wait(&mut pair).status, Status::SUCCESS);
+    minutes(&guest, 60);
+    // The state that it is saved in is that, and its heir rests from then on.
+    let state = guest.pause();
+    assert_eq!((state.features.power_state, state.features.operational), (4, 1));
+    let mut guest = guest.successor(config());
+    assert_eq!((guest.get_feature(2, 0), guest.get_feature(0xc, 0)), (Ok(4), Ok(1)));
+    // Turned off, it stays where it is put; nothing is remembered of the time before.
+    assert_eq!((guest.set_feature(2, 0), guest.set_feature(0xc, 0)), (Ok(0), Ok(0)));
+    minutes(&guest, 60);
+    assert_eq!(guest.get_feature(2, 0), Ok(0));
+}
+
+#[test]
+fn a_table_of_transitions_leads_to_states_without_io() {
+    let (mut guest, _) = Guest::ready();
+    for wrong in [(0, 1, 1), (0, 5, 1), (0, 31, 1), (4, 0, 0xff_ffff)] {
+        guest.poke(DATA, &transitions(&[wrong]));
+        assert_eq!(guest.set_feature(0xc, 1), Err(Status::INVALID_FIELD), "{wrong:?}");
+    }
+    assert_eq!((guest.get_feature(0xc, 0), guest.peek(DATA, 256)), (Ok(0), vec![0; 256]));
+    // One that goes round and round comes to rest, and what is said of states that there are not is kept.
+    let table = transitions(&[(0, 3, 1), (3, 4, 1), (4, 3, 1), (7, 1, 1), (31, 31, 0xff_ffff)]);
+    guest.poke(DATA, &table);
+    assert_eq!(guest.set_feature(0xc, 1), Ok(0));
+    guest.controller.skip(u64::MAX / 4);
+    assert!([3, 4].contains(&guest.get_feature(2, 0).unwrap()));
+    let state = guest.pause();
+    let mut short = state.clone();
+    short.features.transitions.truncate(31);
+    assert!(state.check().is_ok() && short.check().is_err());
+    // Entries that lead nowhere are what a guest could not have set: nothing comes of them.
+    let mut hostile = state.clone();
+    (hostile.features.power_state, hostile.features.transitions) = (0, vec![!7; 32]);
+    guest.controller.restore(&hostile).unwrap();
+    guest.controller.resume();
+    guest.controller.skip(u64::MAX / 4);
+    assert_eq!(guest.get_feature(2, 0), Ok(0));
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! listen to it alone, and for one that is to go: that goes when the guest has switched the slot and its power indicator off. A guest that
 //! switches a slot off by itself finds the device there when it switches it on again. Commands to the slot complete at once.
 //!
-//! The port has one vector of MSI, and pin A. It identifies itself as QEMU's (1b36:000c), which firmware knows.
+//! The port has one vector of MSI, and pin A: a slot's events are all that it tells, and one vector is all that Linux's and Windows's port drivers take for
+//! them. MSI-X would add a table, and a BAR for it, to each port, and no vector that anybody uses. It identifies itself as QEMU's (1b36:000c), which firmware knows.
 
 mod slot;
 

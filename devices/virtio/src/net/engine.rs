@@ -9,6 +9,7 @@ use skep_net::{GuestSlice, HEADER, LinkQueue, MAX_FRAME};
 use skep_worker::{EventSet, Sources};
 
 use super::card::{Card, LONGEST, feature};
+use super::gate::Gate;
 use crate::engine::{Engine, Queues};
 use crate::{ActiveQueue, Chain, QueueError};
 
@@ -18,6 +19,9 @@ const BATCH: usize = 64;
 const NUM_BUFFERS: u64 = 10;
 /// The token of the network's descriptor.
 const NETWORK: u64 = 0;
+/// Those of the limits' timers.
+const RECEIVE_GATE: u64 = 1;
+const TRANSMIT_GATE: u64 = 2;
 /// A packet's length where the network says none.
 const MTU: u16 = 1500;
 /// What an Ethernet header and a VLAN tag add to a packet.
@@ -39,6 +43,8 @@ pub(super) struct NetEngine {
     /// The network may have a frame, and may have room.
     readable: bool,
     writable: bool,
+    receive_gate: Gate,
+    transmit_gate: Gate,
     /// Buffers that wait for frames, in their order: taken from the ring before it is known how many a frame needs.
     held: Vec<Chain>,
     /// A frame that the network had no room for.
@@ -55,12 +61,22 @@ fn slices<'m>(chains: &[Chain], memory: &'m RamView, access: Permissions) -> Res
     Ok(slices)
 }
 
+/// Bytes of a frame without what virtio puts before it.
+fn frame_len(len: u64) -> u64 {
+    len.saturating_sub(HEADER as u64)
+}
+
 fn room(chains: &[Chain]) -> u64 {
     chains.iter().map(|chain| chain.writable().len()).sum()
 }
 
 impl NetEngine {
-    pub(super) fn new(pair: u16, network: Box<dyn LinkQueue>, card: Arc<Card>) -> Self {
+    pub(super) fn new(
+        pair: u16,
+        network: Box<dyn LinkQueue>,
+        card: Arc<Card>,
+        (receive_gate, transmit_gate): (Gate, Gate),
+    ) -> Self {
         Self {
             pair,
             network,
@@ -69,6 +85,8 @@ impl NetEngine {
             control: u16::MAX,
             readable: true,
             writable: true,
+            receive_gate,
+            transmit_gate,
             held: Vec::new(),
             waiting: None,
         }
@@ -82,6 +100,15 @@ impl NetEngine {
         2 * self.pair + 1
     }
 
+    /// As far as is known there may be a frame, and it may come.
+    fn can_receive(&self) -> bool {
+        self.readable && self.receive_gate.is_open()
+    }
+
+    fn can_transmit(&self) -> bool {
+        self.writable && self.transmit_gate.is_open()
+    }
+
     /// The longest frame that may come.
     fn longest(&self) -> u64 {
         let mtu = self.card.info().mtu.unwrap_or(MTU).max(MTU);
@@ -89,7 +116,7 @@ impl NetEngine {
     }
 
     fn receive(&mut self, queue: &mut ActiveQueue) -> bool {
-        if !self.readable || queue.is_closed() {
+        if !self.can_receive() || queue.is_closed() {
             return false;
         }
         let longest = if self.merge { self.longest() } else { 1 };
@@ -106,9 +133,15 @@ impl NetEngine {
                 }
             }
             let Some(memory) = queue.memory().filter(|_| !self.held.is_empty()) else { return any };
+            if !self.receive_gate.admits() {
+                return any;
+            }
             let received = slices(&self.held, &memory, Permissions::Write).map(|room| self.network.receive(&room));
             match received {
-                Ok(Ok(len)) => any |= self.deliver(queue, &memory, len as u64),
+                Ok(Ok(len)) => {
+                    self.receive_gate.passed(frame_len(len as u64));
+                    any |= self.deliver(queue, &memory, len as u64);
+                }
                 Ok(Err(_none)) => {
                     self.readable = false;
                     return any;
@@ -149,11 +182,17 @@ impl NetEngine {
     }
 
     fn transmit(&mut self, queue: &mut ActiveQueue) -> bool {
-        if !self.writable {
+        if !self.can_transmit() {
             return false;
         }
         for done in 0..BATCH {
             let Some(memory) = queue.memory() else { return done > 0 };
+            if self.waiting.is_none() && !queue.has_available() {
+                return done > 0;
+            }
+            if !self.transmit_gate.admits() {
+                return done > 0;
+            }
             let Some(chain) = self.waiting.take().or_else(|| queue.pop()) else { return done > 0 };
             let len = chain.readable().len();
             // A frame that is none, or that no network carries, is lost.
@@ -171,6 +210,7 @@ impl NetEngine {
                     Err(error) => queue.fail(&error),
                 }
             }
+            self.transmit_gate.passed(frame_len(len));
             queue.complete(chain, 0);
         }
         true
@@ -200,6 +240,8 @@ impl Engine for NetEngine {
     type Command = Command;
 
     fn register(&mut self, sources: &Sources) -> io::Result<()> {
+        self.receive_gate.register(sources, RECEIVE_GATE)?;
+        self.transmit_gate.register(sources, TRANSMIT_GATE)?;
         sources.add(&self.network.event(), NETWORK, EventSet::IN | EventSet::OUT)
     }
 
@@ -208,9 +250,15 @@ impl Engine for NetEngine {
         self.control = if features & feature::CTRL_VQ != 0 { self.card.control_queue() } else { u16::MAX };
     }
 
-    fn ready(&mut self, _token: u64, events: EventSet) {
-        self.readable |= events.contains(EventSet::IN) || events.contains(EventSet::HANG_UP);
-        self.writable |= events.contains(EventSet::OUT);
+    fn ready(&mut self, token: u64, events: EventSet) {
+        match token {
+            RECEIVE_GATE => self.receive_gate.ready(),
+            TRANSMIT_GATE => self.transmit_gate.ready(),
+            _ => {
+                self.readable |= events.contains(EventSet::IN) || events.contains(EventSet::HANG_UP);
+                self.writable |= events.contains(EventSet::OUT);
+            }
+        }
     }
 
     fn work(&mut self, queues: &mut Queues) -> bool {
@@ -224,7 +272,7 @@ impl Engine for NetEngine {
     }
 
     fn peek(&mut self, queues: &mut Queues) -> bool {
-        let (receive, readable, writable) = (self.receive_queue(), self.readable, self.writable);
+        let (receive, readable, writable) = (self.receive_queue(), self.can_receive(), self.can_transmit());
         // Buffers to receive into are no work before there is a frame.
         queues.iter().any(|queue| match queue.index() {
             index if index == receive => readable && queue.has_available(),
@@ -234,7 +282,7 @@ impl Engine for NetEngine {
     }
 
     fn arm(&mut self, queues: &mut Queues) -> bool {
-        let (receive, readable, writable) = (self.receive_queue(), self.readable, self.writable);
+        let (receive, readable, writable) = (self.receive_queue(), self.can_receive(), self.can_transmit());
         let arm = |queue: &mut ActiveQueue| match queue.index() {
             index if index == receive => readable && queue.arm(),
             index if index == receive + 1 => writable && queue.arm(),

@@ -2,7 +2,9 @@
 //!
 //! Each queue pair has a thread and a way to the network of its own. Frames go between guest memory and the network without a copy where
 //! the network allows, checksums and segmentation are left to whoever can do them last, and a received frame may be spread over buffers.
-//! While the guest has no buffer, frames stay in the network, and come when it has one again.
+//! While the guest has no buffer, frames stay in the network, and come when it has one again. So they do while a limit on what is received
+//! has been used up; where one on what is sent has, they stay with the guest. A frame counts once, with its Ethernet header, as it is handed over: a
+//! segment that somebody later cuts into many too.
 //!
 //! Offered, as far as the network can: `CSUM`, `GUEST_CSUM`, `CTRL_GUEST_OFFLOADS`, `MTU`, `MAC`, TSO and its ECN both ways, USO both ways
 //! (virtio 1.3), `MRG_RXBUF`, `STATUS`, `CTRL_VQ`, `GUEST_ANNOUNCE`, `MQ`, `CTRL_MAC_ADDR`. Not offered: filters (`CTRL_RX`, `CTRL_VLAN`:
@@ -10,6 +12,7 @@
 
 mod card;
 mod engine;
+mod gate;
 mod state;
 
 #[cfg(test)]
@@ -21,11 +24,13 @@ use std::time::Duration;
 
 use skep_net::{Link, NetError};
 use skep_state::{Persist, State, StateError, ensure};
+use skep_worker::Limiter;
 
 use crate::engine::QueueWorker;
 use crate::{DeviceType, Notifier, QueueStart, Stopped, VirtioDevice};
 use card::{Card, feature, offload_features};
 use engine::{Command, NetEngine};
+use gate::Gate;
 pub use state::NetState;
 
 /// Entries of each queue of a pair, and of the control queue.
@@ -42,6 +47,10 @@ pub struct NetConfig {
     pub mac: [u8; 6],
     /// How long a pair's thread polls before it sleeps.
     pub poll: Duration,
+    /// What limits the frames that the guest receives, on all pairs together.
+    pub receive: Option<Arc<Limiter>>,
+    /// What limits those that it sends.
+    pub send: Option<Arc<Limiter>>,
 }
 
 /// Why a network device can't be made.
@@ -69,7 +78,8 @@ impl Net {
     pub fn new(config: &NetConfig) -> Result<Arc<Self>, NetDeviceError> {
         let card = Arc::new(Card::new(config.link.clone(), config.mac));
         let worker = |pair| {
-            let engine = NetEngine::new(pair, config.link.open_queue(pair)?, card.clone());
+            let gates = (Gate::new(config.receive.as_ref())?, Gate::new(config.send.as_ref())?);
+            let engine = NetEngine::new(pair, config.link.open_queue(pair)?, card.clone(), gates);
             let name = format!("{}:{pair}", config.name);
             QueueWorker::spawn(&name, config.poll, engine).map_err(NetDeviceError::Thread)
         };

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use skep_net::testing::TestLink;
 use skep_net::{HEADER, LinkInfo, Offloads};
+use skep_worker::{Limit, Limits};
 
 use super::*;
 use crate::feature::VERSION_1;
@@ -13,7 +14,11 @@ fn link(queues: u16, offloads: Offloads) -> Arc<TestLink> {
 }
 
 fn net(link: &Arc<TestLink>) -> Arc<Net> {
-    let config = NetConfig { name: "net".into(), link: link.clone(), mac: MAC, poll: Duration::ZERO };
+    limited(link, None, None)
+}
+
+fn limited(link: &Arc<TestLink>, receive: Option<Arc<Limiter>>, send: Option<Arc<Limiter>>) -> Arc<Net> {
+    let config = NetConfig { name: "net".into(), link: link.clone(), mac: MAC, poll: Duration::ZERO, receive, send };
     Net::new(&config).unwrap()
 }
 
@@ -139,6 +144,40 @@ fn a_network_that_takes_no_more_holds_the_frame() {
     rig.wait_used(1);
     rig.wait_used(1);
     assert_eq!(link.take(0), [frame(60, 1), frame(60, 2)]);
+}
+
+#[test]
+fn limits_hold_each_direction_over_all_pairs() {
+    let link = link(2, Offloads::empty());
+    let frames = Limiter::by_hand(Limits { requests: Some(Limit { per_second: 100, burst: 2 }), bytes: None });
+    let bytes = Limiter::by_hand(Limits { requests: None, bytes: Some(Limit { per_second: 600, burst: 60 }) });
+    let mut rig = Rig::new(limited(&link, Some(frames.clone()), Some(bytes.clone())));
+    for seed in 0..10 {
+        rig.send(0, &[Piece::Write(1600)]);
+        link.send(0, &frame(60, seed));
+    }
+    rig.wait_used(0);
+    rig.wait_used(0);
+    rig.call(1, &[Piece::Read(&frame(60, 1))]);
+    // What has been received costs nothing of what may be sent, and the other way round.
+    assert_eq!((link.waiting(0), link.take(0).len()), (8, 1));
+    for (passed, come) in [(10, 1), (100, 2), (20, 2), (9, 0), (1, 1)] {
+        frames.advance(Duration::from_millis(passed));
+        for _ in 0..come {
+            rig.wait_used(0);
+        }
+    }
+    assert_eq!((link.waiting(0), rig.rings[0].used_index()), (2, 8));
+    // The other pair has to wait for what the first has sent.
+    rig.send(3, &[Piece::Read(&frame(60, 2))]);
+    bytes.advance(Duration::from_millis(1));
+    assert_eq!((link.take(1).len(), rig.rings[3].used_index()), (0, 0));
+    bytes.advance(Duration::from_millis(1));
+    rig.wait_used(3);
+    assert_eq!(link.take(1), [frame(60, 2)]);
+    // What waits for its time goes back when the queues stop.
+    rig.send(1, &[Piece::Read(&frame(60, 3))]);
+    assert_eq!(rig.stop_all()[1].next, 1);
 }
 
 #[test]

@@ -26,8 +26,15 @@ use std::path::{Path, PathBuf};
 const RECIPE: u32 = 3;
 
 /// Debian's cloud kernel has drivers for NVMe and ext4 built in, and these as modules.
-const VIRTIO: [&str; 6] =
-    ["virtio-pci", "virtio-blk", "virtio-net", "virtio-rng", "virtio-balloon", "vmw-vsock-virtio-transport"];
+const VIRTIO: [&str; 7] = [
+    "virtio-pci",
+    "virtio-blk",
+    "virtio-net",
+    "virtio-rng",
+    "virtio-balloon",
+    "virtio-console",
+    "vmw-vsock-virtio-transport",
+];
 
 /// The name of the file that says what a directory was made of, written last.
 const STAMP: &str = "made-of";
@@ -210,7 +217,7 @@ fn fetch(arch: Arch, packages: &Path, refresh: bool) -> Result<String> {
 /// What products are made of: the packages, the scripts and the recipe.
 fn stamp(packages: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    (RECIPE, initramfs::GUEST_INIT, initramfs::HOST_INIT).hash(&mut hasher);
+    (RECIPE, VIRTIO, initramfs::GUEST_INIT, initramfs::HOST_INIT).hash(&mut hasher);
     format!("{packages}recipe {:016x}\n", hasher.finish())
 }
 

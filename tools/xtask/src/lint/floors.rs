@@ -65,6 +65,7 @@ const VMM: &[&str] = &[
     "skep-arch",
     "skep-chipset",
     "skep-pci",
+    "skep-worker",
     "skep-block",
     "skep-net",
     "skep-nvme",

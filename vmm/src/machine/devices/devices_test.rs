@@ -132,6 +132,11 @@ fn an_image_is_of_the_format_that_is_named() {
     for device in ["nvme", "virtio-blk"] {
         let machine = made(&format!("a.qcow2,format=qcow2,device={device}")).unwrap();
         stop(&machine);
+        let (tell, closed) = std::sync::mpsc::channel();
+        machine.on_close(move || tell.send(()).unwrap());
+        drop(machine);
+        // It is closed by a thread of its own.
+        closed.recv().unwrap();
     }
     let refusal = |text| {
         let Error::Device { source, .. } = made(text).err().unwrap() else { panic!("{text}") };
@@ -144,4 +149,30 @@ fn an_image_is_of_the_format_that_is_named() {
         text.contains("base.raw`: No such file") && text.contains("try: put it where the image before it"),
         "{text}"
     );
+}
+
+#[test]
+fn a_disk_does_no_more_than_its_rates_say() {
+    use skep_block::{Buffer, Operation, Request};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    fs::write(&path, vec![0; 1 << 20]).unwrap();
+    // The first read of 512 bytes is made up for in as many seconds.
+    let limited: skep_config::Disk = format!("{},format=raw,bandwidth=1B", path.display()).parse().unwrap();
+    let file = disk::open(&limited, 512).unwrap();
+    let mut queue = disk::held(&limited, &file).open_queue(8).unwrap();
+    for tag in 0..4 {
+        let request = Request { tag, operation: Operation::Read { offset: 0 }, buffer: Buffer::zeroed(512) };
+        assert!(queue.submit(request).is_ok());
+    }
+    let mut done = Vec::new();
+    while done.is_empty() {
+        queue.kick();
+        queue.reap(&mut done);
+    }
+    (1..4).for_each(|tag| queue.cancel(tag));
+    queue.reap(&mut done);
+    let results: Vec<_> = done.iter().map(|one| (one.tag, one.result.is_ok())).collect();
+    assert_eq!(results, [(0, true), (1, false), (2, false), (3, false)]);
+    assert!(limiter(None, None).is_none());
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use skep_block::{BlockError, FileDisk, FileOptions, ImageDisk, Qcow2Disk};
+use skep_block::{BlockError, ClosingDisk, FileDisk, FileOptions, ImageDisk, LimitedDisk, Qcow2Disk};
 use skep_config::{Config, Disk, DiskDevice, Format};
 use skep_nvme::{Controller, ControllerConfig, NamespaceConfig};
 use skep_virtio::{Blk, BlkConfig};
 
-use super::{DeviceError, Devices, Image, Kind, Site, named};
+use super::{DeviceError, Devices, Image, Kind, Site, limiter, named};
 use crate::Error;
 
 /// Sectors are what virtio counts in, and NVMe's smallest blocks.
@@ -83,7 +83,7 @@ fn attach(controller: &Controller, nsid: u32, serial: &str, disk: &Disk) -> Resu
     let block_size = disk.block_size.unwrap_or(SECTOR);
     let file = open(disk, block_size)?;
     let namespace =
-        NamespaceConfig { disk: file.clone(), block_size, read_only: disk.readonly, uuid: uuid(serial, nsid) };
+        NamespaceConfig { disk: held(disk, &file), block_size, read_only: disk.readonly, uuid: uuid(serial, nsid) };
     controller.attach(nsid, &namespace)?;
     Ok(Image { id: disk.id.clone().unwrap_or_default(), file, namespace: Some(nsid) })
 }
@@ -112,7 +112,7 @@ fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> 
     let file = open(disk, SECTOR)?;
     let form = BlkConfig {
         name: id.to_owned(),
-        disk: file.clone(),
+        disk: held(disk, &file),
         queues: disk.queues.unwrap_or(1),
         serial: disk.serial.clone().unwrap_or_else(|| id.to_owned()),
         poll: disk.poll.unwrap_or_default().duration(),
@@ -122,12 +122,20 @@ fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> 
     site.push_virtio(id, &socket, device, vec![Image { id: id.to_owned(), file, namespace: None }])
 }
 
+/// The image as the guest may use it: with its limits before it.
+pub(super) fn held(disk: &Disk, file: &Arc<dyn ImageDisk>) -> Arc<dyn skep_block::Disk> {
+    match limiter(disk.iops, disk.bandwidth) {
+        Some(limiter) => LimitedDisk::new(file.clone(), limiter),
+        None => file.clone(),
+    }
+}
+
 /// Opens the image, which must be made of whole blocks.
-fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
+pub(super) fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
     let options = FileOptions { read_only: disk.readonly, direct: disk.direct, ..FileOptions::default() };
     let opened: Result<Arc<dyn ImageDisk>, _> = match disk.format {
         Format::Raw => FileDisk::open(&disk.file, &options).map(|disk| disk as _),
-        Format::Qcow2 => Qcow2Disk::open(&disk.file, &options).map(|disk| disk as _),
+        Format::Qcow2 => Qcow2Disk::open(&disk.file, &options).map(|disk| ClosingDisk::new(disk) as _),
     };
     let opened = opened.map_err(|source| {
         let mend = mend(&source, disk);

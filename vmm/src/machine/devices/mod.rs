@@ -3,22 +3,23 @@
 mod disk;
 mod net;
 mod other;
+mod port;
 mod unplug;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_block::{BlockError, ImageDisk};
 use skep_clock::Clock;
-use skep_config::{Config, FIRST_PORT, Net, Place};
+use skep_config::{Bytes, Config, Counted, FIRST_PORT, Net, Place, Rate, Requests};
 use skep_net::NetError;
 use skep_nvme::{Controller, NvmeError};
 use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, SlotState, Socket};
 use skep_state::Component;
 use skep_virtio::net::NetDeviceError;
-use skep_virtio::{PciDevice, Transport, VirtioDevice};
+use skep_virtio::{Balloon, Console, PciDevice, Transport, VirtioDevice};
+use skep_worker::{Limit, Limiter, Limits};
 
 use super::Named;
 use super::saved::Numbers;
@@ -31,9 +32,6 @@ pub(super) use unplug::{Removing, Waiter};
 #[cfg(test)]
 #[path = "devices_test.rs"]
 mod test;
-
-/// How long a data path's thread polls at most before it sleeps.
-const POLL: Duration = Duration::from_micros(32);
 
 /// Why a device can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +64,9 @@ pub enum DeviceError {
         /// Why not.
         why: &'static str,
     },
+    /// A socket of its.
+    #[error(transparent)]
+    Socket(#[from] crate::listen::ListenError),
     /// The host refuses.
     #[error("can't {what}: {source}")]
     Host {
@@ -158,6 +159,9 @@ impl Drop for AtLast {
 struct Inner {
     placed: Vec<Placed>,
     going: Vec<Going>,
+    /// Those that the host has something to say to, while they are there.
+    balloon: Weak<Balloon>,
+    console: Weak<Console>,
 }
 
 /// The devices of a machine, in the order of its configuration, and what was plugged after it.
@@ -233,6 +237,15 @@ impl Site<'_> {
     }
 }
 
+/// What holds a device to its rates, where there are any.
+fn limiter(requests: Option<Rate<Requests>>, bytes: Option<Rate<Bytes>>) -> Option<Arc<Limiter>> {
+    fn limit<T: Counted>(rate: Rate<T>) -> Limit {
+        Limit { per_second: rate.per_second, burst: rate.burst }
+    }
+    let limits = Limits { requests: requests.map(limit), bytes: bytes.map(limit) };
+    (!limits.is_empty()).then(|| Limiter::new(limits))
+}
+
 /// A place as PCI has it.
 fn pci_place(place: Place) -> PciPlace {
     match place {
@@ -295,6 +308,16 @@ impl Devices {
         self.lock().placed.iter().map(|device| device.kind.clone()).collect()
     }
 
+    /// The balloon, if there is one.
+    pub(super) fn balloon(&self) -> Option<Arc<Balloon>> {
+        self.lock().balloon.upgrade()
+    }
+
+    /// The console, if there is one.
+    pub(super) fn console(&self) -> Option<Arc<Console>> {
+        self.lock().console.upgrade()
+    }
+
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.lock().placed.is_empty()
@@ -306,6 +329,14 @@ impl Devices {
         for kind in self.kinds() {
             let share = last.clone();
             kind.begin_stop(move || drop(share));
+        }
+    }
+
+    /// Calls `done`, on any thread, when nobody has the images any more and they are closed.
+    pub(super) fn on_close(&self, done: impl FnOnce() + Send + Sync + 'static) {
+        let last = Arc::new(AtLast(Some(Box::new(done))));
+        for image in self.lock().placed.iter().flat_map(|device| &device.images) {
+            unplug::share(&last, image);
         }
     }
 

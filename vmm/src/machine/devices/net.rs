@@ -6,7 +6,7 @@ use skep_config::{Config, Net};
 use skep_net::{Link, Passt, PasstConfig, Tap};
 use skep_virtio::NetConfig;
 
-use super::{DeviceError, POLL, Site, named};
+use super::{DeviceError, Site, limiter, named};
 use crate::Error;
 
 /// Makes the network cards of `config`.
@@ -27,6 +27,8 @@ fn add_card(site: Site<'_>, id: &str, net: &Net) -> Result<(), DeviceError> {
         None => Arc::new(Passt::start(&PasstConfig::default())?),
     };
     let mac = net.mac.expect("a finished config gives each card its address").0;
-    let card = skep_virtio::Net::new(&NetConfig { name: id.to_owned(), link, mac, poll: POLL })?;
+    let poll = net.poll.unwrap_or_default().duration();
+    let (receive, send) = (limiter(net.rx_packets, net.rx_bandwidth), limiter(net.tx_packets, net.tx_bandwidth));
+    let card = skep_virtio::Net::new(&NetConfig { name: id.to_owned(), link, mac, poll, receive, send })?;
     site.push_virtio(id, &socket, card, Vec::new())
 }

@@ -1,12 +1,13 @@
 //! Devices besides disks and network cards.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use skep_config::{Config, Device, DeviceKind};
-use skep_virtio::{Balloon, Rng, VirtioDevice, Vsock};
+use skep_virtio::{Balloon, Console, PortConfig, Rng, VirtioDevice, Vsock};
 
-use super::{DeviceError, Site, named};
+use super::{DeviceError, Site, named, port};
 use crate::Error;
 
 /// Makes the other devices of `config`.
@@ -23,7 +24,16 @@ fn add_one(site: Site<'_>, device: &Device) -> Result<(), DeviceError> {
     let thread = |source| DeviceError::Host { what: "start a device's thread".to_owned(), source };
     let made: Arc<dyn VirtioDevice> = match &device.kind {
         DeviceKind::Rng { .. } => Rng::new(id).map_err(thread)?,
-        DeviceKind::Balloon { deflate_on_oom } => Balloon::new(id, *deflate_on_oom).map_err(thread)?,
+        DeviceKind::Balloon { deflate_on_oom } => {
+            let balloon = Balloon::new(id, *deflate_on_oom).map_err(thread)?;
+            site.devices.lock().balloon = Arc::downgrade(&balloon);
+            balloon
+        }
+        DeviceKind::Console { socket, ports } => {
+            let console = Console::new(id, console_ports(socket, ports)?).map_err(thread)?;
+            site.devices.lock().console = Arc::downgrade(&console);
+            console
+        }
         DeviceKind::Vsock { socket, cid } => Vsock::new(id, u64::from(*cid), socket).map_err(|source| {
             let there = source.kind() == io::ErrorKind::AddrInUse;
             let mend = if there { " (something is there: remove it, or choose another path)" } else { "" };
@@ -31,4 +41,18 @@ fn add_one(site: Site<'_>, device: &Device) -> Result<(), DeviceError> {
         })?,
     };
     site.push_virtio(id, &socket, made, Vec::new())
+}
+
+/// A terminal at `socket`, and a pipe for each name, at a socket with that behind it.
+fn console_ports(socket: &Path, names: &[String]) -> Result<Vec<PortConfig>, DeviceError> {
+    let port = |name: &str, console: bool, path: &Path| -> Result<PortConfig, DeviceError> {
+        Ok(PortConfig { name: name.to_owned(), console, io: Box::new(port::open(path)?) })
+    };
+    let mut ports = vec![port("console", true, socket)?];
+    for name in names {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(format!("_{name}"));
+        ports.push(port(name, false, Path::new(&path))?);
+    }
+    Ok(ports)
 }

@@ -62,6 +62,14 @@ pub enum HotplugError {
         /// The device.
         id: String,
     },
+    /// There is none of its kind.
+    #[error("this machine has no {kind}\n  try: one when it starts, by {flag}")]
+    NoDevice {
+        /// Which.
+        kind: &'static str,
+        /// What would have given it one.
+        flag: &'static str,
+    },
     /// Its slot.
     #[error(transparent)]
     Pci(#[from] PciError),
@@ -189,7 +197,8 @@ impl Devices {
                 nvme.detach(number);
             }
         }
-        share(&last, gone);
+        gone.iter().for_each(|image| share(&last, image));
+        drop(gone);
         Ok(Removing::Going)
     }
 
@@ -219,7 +228,8 @@ impl Devices {
         });
         let wait = move || {
             let _ = stopped.recv();
-            share(&last, images);
+            images.iter().for_each(|image| share(&last, image));
+            drop(images);
             drop(kind);
             drop(last);
         };
@@ -289,10 +299,8 @@ impl Devices {
     }
 }
 
-/// Keeps `last` until the images are another's to use.
-fn share(last: &Arc<AtLast>, images: Vec<Image>) {
-    for image in images {
-        let share = last.clone();
-        image.file.on_release(Box::new(move || drop(share)));
-    }
+/// Keeps `last` until the image is another's to use.
+pub(super) fn share(last: &Arc<AtLast>, image: &Image) {
+    let share = last.clone();
+    image.file.on_release(Box::new(move || drop(share)));
 }
