@@ -80,10 +80,11 @@ pub struct DeviceFlags {
     /// repeated.
     #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
-    /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]
+    /// Network card: tap=NAME[,queues=N] or user, [,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE]
     ///
     /// `tap` is an interface of the host, made for this user: ip tuntap add mode tap user NAME. `user` needs no rights: the program `passt` makes
-    /// the guest's connections the user's own. May be repeated.
+    /// the guest's connections the user's own. `device=virtio-net` is the default; `ne2k_pci` is slow, and for guests that know no other card. `romfile` is an
+    /// option ROM, by which firmware boots from a card that it has no driver for. May be repeated.
     #[arg(long, value_name = "tap=NAME|user[,...]")]
     pub net: Vec<Net>,
     /// Other device (virtio): rng[=false], balloon[,deflate-on-oom] or vsock=SOCKET[,cid=N]

@@ -1,6 +1,7 @@
 //! Network cards.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::de::Error as _;
@@ -65,7 +66,19 @@ impl<'de> Deserialize<'de> for Mac {
     }
 }
 
-/// A virtio network card: `tap=NAME[,queues=N]|user[,id=ID][,mac=MAC][,place=PLACE]`.
+/// What a network card is to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetDevice {
+    /// A virtio network card.
+    #[default]
+    #[serde(rename = "virtio-net")]
+    VirtioNet,
+    /// An NE2000 on PCI, for guests that know no other: slow, each byte goes through a port.
+    #[serde(rename = "ne2k_pci")]
+    Ne2kPci,
+}
+
+/// A network card: `tap=NAME[,queues=N]|user[,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE][,place=PLACE]`.
 ///
 /// [`crate::Config::finish`] fills in `id`, `mac` and `place`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,6 +89,8 @@ pub struct Net {
     pub tap: Option<String>,
     /// To the user's own connections, by the program `passt`, where there is no tap interface.
     pub user: bool,
+    /// What the guest sees.
+    pub device: NetDevice,
     /// Pairs of queues, of a tap interface made with `multi_queue`.
     pub queues: u16,
     /// The name in messages, in snapshots and for `skep ctl`.
@@ -84,6 +99,9 @@ pub struct Net {
     /// The card's address. Hosts that share a network should each give their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    /// Its option ROM, by which firmware that has no driver for it boots from the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub romfile: Option<PathBuf>,
     /// Where it is on PCI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -98,9 +116,12 @@ pub(crate) struct Keys {
     tap: Option<String>,
     #[serde(default)]
     user: bool,
+    #[serde(default)]
+    device: NetDevice,
     queues: Option<u16>,
     id: Option<String>,
     mac: Option<Mac>,
+    romfile: Option<PathBuf>,
     place: Option<Place>,
 }
 
@@ -127,11 +148,26 @@ impl Group for Net {
         if queues > 1 && keys.user {
             return Err("`queues` goes with `tap` only".to_owned());
         }
+        if queues > 1 && keys.device != NetDevice::VirtioNet {
+            return Err("`queues` goes with device=virtio-net only".to_owned());
+        }
         if let Some(id) = &keys.id {
             check_id(id)?;
         }
-        Ok(Net { tap: keys.tap, user: keys.user, queues, id: keys.id, mac: keys.mac, place: keys.place })
+        Ok(Net {
+            tap: keys.tap,
+            user: keys.user,
+            device: keys.device,
+            queues,
+            id: keys.id,
+            mac: keys.mac,
+            romfile: keys.romfile,
+            place: keys.place,
+        })
     }
 }
 
-group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, queues, id, mac and place");
+group!(
+    Net,
+    "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, device, queues, id, mac, romfile and place"
+);
