@@ -197,7 +197,7 @@ fn a_send_packet_command_reads_the_frame_at_the_boundary() {
     let came = frame(MAC, 100, 1);
     assert_eq!(chip.receive(&came), Room::Taken);
     chip.put(0, command::SEND_PACKET | command::START);
-    let mut bytes = vec![0; 104];
+    let mut bytes = [0; 104];
     bytes.chunks_mut(2).for_each(|word| chip.read(DATA, word));
     assert_eq!(bytes[4..], came);
     assert_eq!((chip.get(3), chip.get(7) & interrupt::REMOTE_DONE), (START + 1, interrupt::REMOTE_DONE));
