@@ -4,9 +4,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use std::sync::LazyLock;
+
+use skep_memory::DirtyBits;
+use skep_memory::vm_memory::VolatileSlice;
 use skep_memory::vm_memory::bitmap::Bitmap;
 
 use crate::link::GuestSlice;
+
+/// For memory that is not the guest's, and that nobody follows.
+static UNTRACKED: LazyLock<DirtyBits> = LazyLock::new(DirtyBits::default);
 
 /// The most pieces that the kernel takes at once (`IOV_MAX`).
 const MOST: usize = 1024;
@@ -80,4 +87,10 @@ pub(crate) fn copy_out(from: &[GuestSlice<'_>], mut skip: usize, into: &mut Vec<
             part.copy_to(place);
         }
     }
+}
+
+/// Memory of a card's own as a piece that a network takes.
+pub fn own_memory(buffer: &mut [u8]) -> GuestSlice<'_> {
+    // SAFETY: the piece borrows the buffer exclusively for as long as it lives.
+    unsafe { VolatileSlice::with_bitmap(buffer.as_mut_ptr(), buffer.len(), UNTRACKED.slice_at(0), None) }
 }

@@ -17,6 +17,7 @@ mod tap;
 pub mod testing;
 
 pub use error::NetError;
+pub use guest::own_memory;
 pub use link::{GuestSlice, HEADER, Link, LinkInfo, LinkQueue, MAX_FRAME, Offloads};
 pub use passt::{Passt, PasstConfig};
 pub use tap::Tap;

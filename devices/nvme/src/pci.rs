@@ -95,7 +95,15 @@ pub fn endpoint(
     let mut bars = [None; 6];
     bars[usize::from(REGISTERS)] = Some(Bar::memory64(Controller::registers_size(&config)));
     bars[usize::from(TABLE)] = Some(Bar::memory64(msix.own_bar_size()));
-    let form = EndpointConfig { identity, bars, msix: Some(msix), msi: 0, pin: Some(Pin::A), capabilities: Vec::new() };
+    let form = EndpointConfig {
+        identity,
+        bars,
+        msix: Some(msix),
+        msi: 0,
+        pin: Some(Pin::A),
+        capabilities: Vec::new(),
+        rom: None,
+    };
     let mut made = None;
     let endpoint = Endpoint::try_new(socket, &form, |attachment: Attachment| {
         let bus = Arc::new(PciBus { interrupts: attachment.interrupts, doorbells: attachment.doorbells });

@@ -8,7 +8,7 @@ use skep_hypervisor::{Doorbell, DoorbellSpace, Doorbells};
 use tracing::debug;
 
 use crate::bar::{Decoded, Space};
-use crate::{Endpoint, FunctionDoorbell};
+use crate::{Endpoint, FunctionDoorbell, rom};
 
 #[cfg(test)]
 #[path = "decoder_test.rs"]
@@ -39,7 +39,11 @@ impl Mapping {
         let Decoded { bar, space, base, size } = range;
         let in_bar = |doorbell: &&FunctionDoorbell| doorbell.bar == bar && doorbell.offset < size;
         Self {
-            name: format!("{} BAR {bar}", endpoint.place()),
+            name: if bar == rom::BAR {
+                format!("{} ROM", endpoint.place())
+            } else {
+                format!("{} BAR {bar}", endpoint.place())
+            },
             space,
             base,
             size,

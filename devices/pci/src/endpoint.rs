@@ -21,6 +21,7 @@ use crate::config_space::{Bits, ConfigSpace, command, header, status};
 use crate::function::{Attachment, Doorbells, Function, FunctionDoorbell};
 use crate::interrupts::{Control, Interrupts, Messages};
 use crate::node::{ConfigFunction, Upstream};
+use crate::rom::{self, OptionRom};
 use crate::socket::{Pin, Socket};
 use crate::state::{ENDPOINT_ID, EndpointState};
 
@@ -69,6 +70,8 @@ pub struct EndpointConfig {
     pub pin: Option<Pin>,
     /// Capabilities besides power management, PCI Express, MSI and MSI-X.
     pub capabilities: Vec<Capability>,
+    /// Its option ROM, if it has one.
+    pub rom: Option<OptionRom>,
 }
 
 /// An endpoint in its place.
@@ -81,6 +84,7 @@ pub struct Endpoint {
     msi_capability: Option<MsiCapability>,
     msix_capability: Option<MsixCapability>,
     windows: Vec<PlacedWindow>,
+    rom: Option<OptionRom>,
     interrupts: Arc<Interrupts>,
     requester: Requester,
     bus_master: BusMaster,
@@ -145,6 +149,8 @@ impl Endpoint {
         space.define(header::INTERRUPT_LINE, Bits::fixed(0).writable(0xff));
         space.define(header::INTERRUPT_PIN, Bits::fixed(config.pin.map_or(0, |pin| pin as u32)));
         bar::define(&mut space, &config.bars);
+        let rom = config.rom.as_ref().map(|rom| rom.of(&config.identity));
+        rom.iter().for_each(|rom| rom.define(&mut space));
         let power = PowerManagement::add(&mut space, false);
         let kind = match socket.place() {
             PciPlace::Root(_) => Kind::Integrated,
@@ -176,6 +182,7 @@ impl Endpoint {
             msi_capability,
             msix_capability,
             windows,
+            rom,
             interrupts,
             requester,
             bus_master,
@@ -232,7 +239,12 @@ impl Endpoint {
     }
 
     fn decoded(&self, space: &ConfigSpace) -> Vec<Decoded> {
-        if self.power.is_on(space) { bar::decoded(space, &self.bars) } else { Vec::new() }
+        if !self.power.is_on(space) {
+            return Vec::new();
+        }
+        let mut decoded = bar::decoded(space, &self.bars);
+        decoded.extend(self.rom.as_ref().and_then(|rom| rom.decoded(space)));
+        decoded
     }
 
     /// What configuration space says of interrupts.
@@ -373,9 +385,13 @@ impl ConfigFunction for Endpoint {
     }
 }
 
-/// The BARs: a region is a BAR's number.
+/// The BARs: a region is a BAR's number. The option ROM's follows those of the BARs.
 impl Device for Endpoint {
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) {
+        if region == u32::from(rom::BAR) {
+            self.rom.iter().for_each(|rom| rom.read(offset, data));
+            return;
+        }
         match self.msix_part(region, offset) {
             Some((MsixPart::Table, offset)) => self.interrupts.read_table(offset, data),
             Some((MsixPart::Pending, offset)) => self.interrupts.read_pending(offset, data),
@@ -384,6 +400,9 @@ impl Device for Endpoint {
     }
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> Action {
+        if region == u32::from(rom::BAR) {
+            return Action::None;
+        }
         match self.msix_part(region, offset) {
             Some((MsixPart::Table, offset)) => self.interrupts.write_table(offset, data),
             Some((MsixPart::Pending, _)) => {}

@@ -9,6 +9,7 @@
 //!   [`RootPort`]s, each with a hot-plug slot. It answers ECAM and configuration mechanism 1 as a [`skep_bus::Device`].
 //! * What a guest moves is not moved inside: an access returns [`skep_bus::Action::Relocate`], and whoever dispatched it calls
 //!   [`Decoder::update`], which maps what is decoded then, and takes doorbells along.
+//! * An endpoint may have an [`OptionRom`], whose ids are made those of the function. Firmware puts it into its place; [`RootComplex::place`] does not.
 //! * [`RootComplex::place`] does what firmware does: numbers buses, places windows and BARs.
 //!
 //! # Locks
@@ -24,7 +25,7 @@
 //! # What it does not do
 //!
 //! Functions other than 0, switches, further root complexes and segments; extended capabilities (AER, ACS, ARI, ATS, SR-IOV); PME and active
-//! state power management; option ROMs; VGA and subtractive decode; BARs backed by memory; surprise removal.
+//! state power management; VGA and subtractive decode; BARs backed by memory; surprise removal.
 
 #![forbid(unsafe_code)]
 
@@ -39,6 +40,7 @@ mod function;
 mod interrupts;
 mod node;
 mod placer;
+mod rom;
 mod root_complex;
 mod root_port;
 mod socket;
@@ -58,6 +60,7 @@ pub use function::{Attachment, Doorbells, Function, FunctionDoorbell};
 pub use interrupts::{Control, Interrupts, MAX_VECTORS, Messages};
 pub use node::{ConfigFunction, Upstream};
 pub use placer::{Window, Windows};
+pub use rom::{OptionRom, RomError};
 pub use root_complex::{ChipsetFunction, ECAM_REGION, ECAM_SIZE, PORTS_REGION, RootComplex, RootComplexConfig};
 pub use root_port::{RootPort, SlotState, Unplug};
 pub use socket::{NoMessages, Pin, Socket};

@@ -131,6 +131,7 @@ pub(crate) fn config() -> EndpointConfig {
             writable: [vec![0, 0, 0xff, 0, 0, 0], vec![0xff; 8], vec![0; 4]].concat(),
             window: Some(BarWindow { bar: 4, offset: 8, length: 12, data: 16 }),
         }],
+        rom: None,
     }
 }
 

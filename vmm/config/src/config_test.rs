@@ -142,7 +142,7 @@ fn a_dump_has_every_value_and_absolute_paths() {
          [on]\npower-off = \"exit\"\nreset = \"restart\"\npanic = \"exit\"\ntriple-fault = \"exit\"\n\n\
          [[disk]]\nfile = \"/d.img\"\nformat = \"raw\"\ndevice = \"nvme\"\nid = \"disk0\"\nserial = \"disk0\"\nreadonly = false\n\
          direct = false\nblock-size = 512\nqueues = 64\npoll = \"32us\"\nplace = \"root:1\"\n\n\
-         [[net]]\nuser = true\nqueues = 1\nid = \"net0\"\nmac = \"02:00:00:00:00:01\"\npoll = \"32us\"\nplace = \"root:2\"\n\n\
+         [[net]]\nuser = true\ndevice = \"virtio-net\"\nqueues = 1\nid = \"net0\"\nmac = \"02:00:00:00:00:01\"\npoll = \"32us\"\nplace = \"root:2\"\n\n\
          [[device]]\nrng = true\nplace = \"root:3\"\n",
         kernel.display()
     );
@@ -222,12 +222,15 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn net()(tap in option::of("[a-z0-9]{1,15}"), pairs in 1_u16..256, id in id(), mac in option::of(any::<[u8; 6]>()), poll in poll(), (rx_packets, rx_bandwidth, tx_packets, tx_bandwidth) in (rate(""), rate("K"), rate(""), rate("G"))) -> Net {
+    fn net()(tap in option::of("[a-z0-9]{1,15}"), pairs in 1_u16..256, old: bool, romfile in option::of(path()), id in id(), mac in option::of(any::<[u8; 6]>()), poll in poll(), (rx_packets, rx_bandwidth, tx_packets, tx_bandwidth) in (rate(""), rate("K"), rate(""), rate("G"))) -> Net {
         let mac = mac.map(|bytes| Mac([2, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]));
-        Net {
-            user: tap.is_none(), queues: if tap.is_some() { pairs } else { 1 }, tap, id, mac, poll,
-            rx_packets, rx_bandwidth, tx_packets, tx_bandwidth, place: None,
-        }
+        let device = if old { NetDevice::Ne2kPci } else { NetDevice::VirtioNet };
+        let queues = if tap.is_some() && !old { pairs } else { 1 };
+        let net = Net {
+            user: tap.is_none(), device, queues, tap, id, mac, poll: None, rx_packets: None, rx_bandwidth: None, tx_packets: None,
+            tx_bandwidth: None, romfile, place: None,
+        };
+        if old { net } else { Net { poll, rx_packets, rx_bandwidth, tx_packets, tx_bandwidth, ..net } }
     }
 }
 

@@ -70,6 +70,7 @@ impl Config {
     /// Every path in the config.
     fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
         let disks = self.disk.iter_mut().map(|disk| &mut disk.file);
+        let roms = self.net.iter_mut().filter_map(|net| net.romfile.as_mut());
         let sockets = self.device.iter_mut().filter_map(|device| match &mut device.kind {
             DeviceKind::Vsock { socket, .. } | DeviceKind::Console { socket, .. } => Some(socket),
             DeviceKind::Rng { .. } | DeviceKind::Balloon { .. } => None,
@@ -85,6 +86,7 @@ impl Config {
             .chain(serial)
             .chain(&mut self.control)
             .chain(disks)
+            .chain(roms)
             .chain(sockets)
             .for_each(change);
     }

@@ -80,11 +80,12 @@ pub struct DeviceFlags {
     /// `iops=N[/BURST]` and `bandwidth=SIZE[/BURST]` limit what it does in a second, and at once after a rest (a tenth of that). May be repeated.
     #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
-    /// Network card (virtio): tap=NAME[,queues=N] or user, [,id=ID][,mac=MAC]...
+    /// Network card: tap=NAME[,queues=N] or user, [,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE]...
     ///
     /// `tap` is an interface of the host, made for this user: ip tuntap add mode tap user NAME. `user` needs no rights: the program `passt` makes
-    /// the guest's connections the user's own. `rx-packets=N[/BURST]` and `rx-bandwidth=SIZE[/BURST]` limit what the guest receives in a second,
-    /// `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` is as a disk's. May be repeated.
+    /// the guest's connections the user's own. `device=virtio-net` is the default; `ne2k_pci` is slow, and for guests that know no other card. `romfile` is an
+    /// option ROM, by which firmware boots from a card that it has no driver for. `rx-packets=N[/BURST]` and `rx-bandwidth=SIZE[/BURST]` limit what the guest receives
+    /// by virtio-net in a second, `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` is as a disk's. May be repeated.
     #[arg(long, value_name = "tap=NAME|user[,...]")]
     pub net: Vec<Net>,
     /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N] or console=SOCKET[,ports=NAME:NAME...]

@@ -51,7 +51,7 @@ pub use error::{Conflict, Error, Problem};
 pub use flags::{BootFlags, DeviceFlags, Flags, MachineFlags};
 pub use machine::MachineVersion;
 pub use memory::Memory;
-pub use net::{Mac, Net};
+pub use net::{Mac, Net, NetDevice};
 pub use place::{FIRST_PORT, MOST_PORTS, Place};
 pub use policy::{Action, Policy};
 pub use poll::{Poll, PollError};

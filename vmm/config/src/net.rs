@@ -1,6 +1,7 @@
 //! Network cards.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::de::Error as _;
@@ -67,7 +68,19 @@ impl<'de> Deserialize<'de> for Mac {
     }
 }
 
-/// A virtio network card: `tap=NAME[,queues=N]|user[,id=ID][,mac=MAC][,place=PLACE]...`.
+/// What a network card is to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetDevice {
+    /// A virtio network card.
+    #[default]
+    #[serde(rename = "virtio-net")]
+    VirtioNet,
+    /// An NE2000 on PCI, for guests that know no other: slow, each byte goes through a port.
+    #[serde(rename = "ne2k_pci")]
+    Ne2kPci,
+}
+
+/// A network card: `tap=NAME[,queues=N]|user[,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE][,place=PLACE]...`.
 ///
 /// [`crate::Config::finish`] fills in `id`, `mac`, `poll` and `place`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,6 +91,8 @@ pub struct Net {
     pub tap: Option<String>,
     /// To the user's own connections, by the program `passt`, where there is no tap interface.
     pub user: bool,
+    /// What the guest sees.
+    pub device: NetDevice,
     /// Pairs of queues, of a tap interface made with `multi_queue`.
     pub queues: u16,
     /// The name in messages, in snapshots and for `skep ctl`.
@@ -101,6 +116,9 @@ pub struct Net {
     /// Bytes of frames that it sends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tx_bandwidth: Option<Rate<Bytes>>,
+    /// Its option ROM, by which firmware that has no driver for it boots from the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub romfile: Option<PathBuf>,
     /// Where it is on PCI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -115,6 +133,8 @@ pub(crate) struct Keys {
     tap: Option<String>,
     #[serde(default)]
     user: bool,
+    #[serde(default)]
+    device: NetDevice,
     queues: Option<u16>,
     id: Option<String>,
     mac: Option<Mac>,
@@ -123,13 +143,16 @@ pub(crate) struct Keys {
     rx_bandwidth: Option<Rate<Bytes>>,
     tx_packets: Option<Rate<Requests>>,
     tx_bandwidth: Option<Rate<Bytes>>,
+    romfile: Option<PathBuf>,
     place: Option<Place>,
 }
 
 impl Net {
     /// Fills in the address and how long it polls.
     pub(crate) fn fill(&mut self) {
-        self.poll.get_or_insert_default();
+        if self.device == NetDevice::VirtioNet {
+            self.poll.get_or_insert_default();
+        }
         let network = self.tap.as_deref().or(self.id.as_deref()).unwrap_or_default();
         self.mac.get_or_insert_with(|| Mac::of(network));
     }
@@ -150,12 +173,21 @@ impl Group for Net {
         if queues > 1 && keys.user {
             return Err("`queues` goes with `tap` only".to_owned());
         }
+        if queues > 1 && keys.device != NetDevice::VirtioNet {
+            return Err("`queues` goes with device=virtio-net only".to_owned());
+        }
+        let packets = keys.rx_packets.is_some() || keys.tx_packets.is_some();
+        let limits = packets || keys.rx_bandwidth.is_some() || keys.tx_bandwidth.is_some();
+        if (limits || keys.poll.is_some()) && keys.device != NetDevice::VirtioNet {
+            return Err("rates and `poll` go with device=virtio-net only".to_owned());
+        }
         if let Some(id) = &keys.id {
             check_id(id)?;
         }
         Ok(Net {
             tap: keys.tap,
             user: keys.user,
+            device: keys.device,
             queues,
             id: keys.id,
             mac: keys.mac,
@@ -164,9 +196,10 @@ impl Group for Net {
             rx_bandwidth: keys.rx_bandwidth,
             tx_packets: keys.tx_packets,
             tx_bandwidth: keys.tx_bandwidth,
+            romfile: keys.romfile,
             place: keys.place,
         })
     }
 }
 
-group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, queues, id, mac and others");
+group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, device, queues, id, mac and others");

@@ -10,6 +10,7 @@ fn a_card_is_what_it_is_connected_to() {
     let expected = Net {
         tap: Some("tap0".to_owned()),
         user: false,
+        device: NetDevice::VirtioNet,
         queues: 4,
         id: Some("lan".to_owned()),
         mac: Some(Mac([2, 0, 0, 0, 0, 0xab])),
@@ -18,6 +19,7 @@ fn a_card_is_what_it_is_connected_to() {
         rx_bandwidth: None,
         tx_packets: None,
         tx_bandwidth: None,
+        romfile: None,
         place: None,
     };
     assert_eq!(net, expected);
@@ -25,6 +27,7 @@ fn a_card_is_what_it_is_connected_to() {
     let limited = Net {
         tap: None,
         user: true,
+        device: NetDevice::VirtioNet,
         queues: 1,
         id: None,
         mac: None,
@@ -33,6 +36,7 @@ fn a_card_is_what_it_is_connected_to() {
         rx_bandwidth: "1M".parse().ok(),
         tx_packets: "20/30".parse().ok(),
         tx_bandwidth: "2M/3M".parse().ok(),
+        romfile: None,
         place: None,
     };
     assert_eq!(net, limited);
@@ -43,6 +47,9 @@ fn a_card_is_what_it_is_connected_to() {
         ("tap", "`tap`: found `true`, expected a text"),
         ("user,tap=t", "exactly one of tap=NAME and user is needed"),
         ("user,queues=2", "`queues` goes with `tap` only"),
+        ("tap=t,device=ne2k_pci,queues=2", "`queues` goes with device=virtio-net only"),
+        ("user,device=ne2k_pci,poll=0", "rates and `poll` go with device=virtio-net only"),
+        ("user,device=ne2k_pci,tx-bandwidth=1M", "rates and `poll` go with device=virtio-net only"),
         ("tap=t,queues=0", "`queues` must be 1 to 256"),
         ("tap=t,queue=2", "unknown key `queue`: did you mean `queues`?"),
         (
@@ -57,6 +64,13 @@ fn a_card_is_what_it_is_connected_to() {
     ] {
         assert_eq!(refused(text), message, "{text}");
     }
+}
+
+#[test]
+fn a_card_can_be_an_old_one_and_have_an_option_rom() {
+    let net: Net = "user,device=ne2k_pci,romfile=/boot/pxe.rom".parse().unwrap();
+    assert_eq!((net.device, net.romfile), (NetDevice::Ne2kPci, Some("/boot/pxe.rom".into())));
+    assert!(refused("user,device=e1000").contains("ne2k_pci"));
 }
 
 #[test]

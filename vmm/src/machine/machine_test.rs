@@ -98,6 +98,7 @@ impl<A: Tested> Rig<A> {
             msi: 0,
             pin: Some(Pin::A),
             capabilities: Vec::new(),
+            rom: None,
         };
         let socket = self.machine.pci().socket(place).unwrap();
         let endpoint = Endpoint::new(&socket, &config, |_| registers.clone());

@@ -31,7 +31,7 @@ const fn known<S: State>() -> (&'static str, Tell) {
 }
 
 /// The types that this skep writes.
-const KNOWN: [(&str, Tell); 31] = [
+const KNOWN: [(&str, Tell); 32] = [
     known::<MachineState>(),
     known::<DisksState>(),
     known::<X86CpusState>(),
@@ -56,6 +56,7 @@ const KNOWN: [(&str, Tell); 31] = [
     known::<EndpointState>(),
     known::<ChipsetState>(),
     known::<skep_nvme::ControllerState>(),
+    known::<skep_ne2k::Ne2kState>(),
     known::<skep_virtio::TransportState>(),
     known::<blk::BlkState>(),
     known::<net::NetState>(),

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use skep_pci::{
-    Bar, BarWindow, Capability, Endpoint, EndpointConfig, Function, FunctionDoorbell, Identity, Interrupts, Msix, Pin,
-    Socket,
+    Bar, BarWindow, Capability, Endpoint, EndpointConfig, Function, FunctionDoorbell, Identity, Interrupts, Msix,
+    OptionRom, Pin, Socket,
 };
 
 use super::{Interrupt, Transport, layout, registers};
@@ -127,6 +127,7 @@ fn endpoint_config(device_type: DeviceType, queues: usize) -> EndpointConfig {
         msi: 0,
         pin: Some(Pin::A),
         capabilities: capabilities(queues),
+        rom: None,
     }
 }
 
@@ -145,7 +146,15 @@ impl PciDevice {
     /// # Errors
     /// Where the host has no descriptor left for a doorbell.
     pub fn new(socket: &Socket, device: Arc<dyn VirtioDevice>) -> io::Result<Self> {
-        let config = endpoint_config(device.device_type(), device.queue_sizes().len());
+        Self::with_rom(socket, device, None)
+    }
+
+    /// The same with an option ROM, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_rom(socket: &Socket, device: Arc<dyn VirtioDevice>, rom: Option<OptionRom>) -> io::Result<Self> {
+        let config = EndpointConfig { rom, ..endpoint_config(device.device_type(), device.queue_sizes().len()) };
         let mut made = None;
         let endpoint = Endpoint::try_new(socket, &config, |attachment| {
             let vectors = attachment.interrupts.vector_count();

@@ -1,6 +1,7 @@
 //! The firmware that Debian ships, unmodified, and what firmware starts that is no system: option ROMs, the UEFI shell, a memory test.
 
 use super::debian::{self, Archive};
+use super::{Images, bootdisk};
 use crate::arch::Arch;
 use crate::{paths, process};
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Raise it when the directory is made in another way, and it is made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Firmware of this release is kept as well, in the directory `newer`: what works must not hang on one build. Only it has the UEFI shell
 /// in packages of its own.
@@ -73,13 +74,19 @@ fn newer_packages(arch: Arch) -> &'static [Package] {
     }
 }
 
+/// The disk that firmware boots.
+pub(crate) const BOOT_DISK: &str = "boot.img";
+
 /// The directory of `arch`, which tests know as `SKEP_FIRMWARE`; from Debian's archive if it is not in the cache, or in any case to `refresh` it.
-/// Its files are named as in their packages; those of a newer release are in the directory `newer` below it.
+/// Its files are named as in their packages; those of a newer release are in the directory `newer` below it. [`BOOT_DISK`] is a disk for the
+/// firmware to boot.
 pub(crate) fn directory(arch: Arch, refresh: bool) -> Result<PathBuf> {
     make(arch, refresh).with_context(|| format!("cannot get Debian's firmware for {arch}"))
 }
 
 fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
+    let (images, tools) = (Images::get(arch)?, bootdisk::Tools::get(arch)?);
+    let kernel = String::from_utf8_lossy(&super::read(&images.made_of())?).into_owned();
     let cache = paths::cache()?;
     let packages_of = cache.join("packages").join(arch.name());
     let directory = cache.join("images").join(format!("{arch}-firmware"));
@@ -88,7 +95,7 @@ fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
     let lock = fs::File::create(packages_of.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive).context("cannot lock the cache")?;
 
-    let (made_of, recipe) = (directory.join(super::STAMP), recipe(arch));
+    let (made_of, recipe) = (directory.join(super::STAMP), recipe(arch, &kernel));
     if !refresh && fs::read_to_string(&made_of).is_ok_and(|old| old.lines().last() == Some(&recipe)) {
         return Ok(directory);
     }
@@ -105,6 +112,9 @@ fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
         for (package, files) in packages {
             stamp.push_str(&add(&archive, package, files, scratch.path(), &into)?);
             stamp.push('\n');
+        }
+        if release == debian::RELEASE {
+            stamp.push_str(&bootdisk::make(&images, &archive, &tools, &new, scratch.path(), &new.join(BOOT_DISK))?);
         }
     }
     fs::write(new.join(super::STAMP), format!("{stamp}{recipe}\n"))?;
@@ -130,8 +140,8 @@ fn add(archive: &Archive, package: &str, files: &[&str], scratch: &Path, into: &
 }
 
 /// What says whether the directory has all that it should have.
-fn recipe(arch: Arch) -> String {
+fn recipe(arch: Arch, kernel: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    (RECIPE, NEWER, debian::RELEASE, packages(arch), newer_packages(arch)).hash(&mut hasher);
+    (RECIPE, NEWER, debian::RELEASE, packages(arch), newer_packages(arch), bootdisk::INPUTS, kernel).hash(&mut hasher);
     format!("recipe {:016x}", hasher.finish())
 }

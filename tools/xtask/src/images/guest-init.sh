@@ -3,7 +3,7 @@
 #   poweroff (default), reboot, panic, shell, echo (answers "got LINE" to each line until "bye", then powers off),
 #   wait (for ever). skep.dmesg: prints the kernel's messages first. skep.fdt: prints the device tree in hexadecimal first.
 #   skep.script=BASE64: runs a shell script first, in / with -e, and says "skep: script CODE" when it has ended.
-#   skep.root=DEVICE: goes on with the system on that disk, once the modules are loaded.
+#   skep.root=DEVICE, skep.root=PARTNAME=NAME: goes on with the system on that disk or partition, once the modules are loaded.
 #   skep.warn: lets the kernel warn, so that a test sees that warnings are seen.
 /bin/busybox mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
@@ -20,9 +20,25 @@ echo "skep: clocksource $(cat /sys/devices/system/clocksource/clocksource0/curre
 
 if [ -e /modules/order ]; then
     for module in $(cat /modules/order); do
+        # Without UEFI there are no variables.
+        [ "$module" != efivarfs.ko ] || [ -d /sys/firmware/efi ] || continue
         insmod "/modules/$module" || echo "skep: cannot load $module"
     done
 fi
+
+[ ! -d /sys/firmware/efi/efivars ] || mount -t efivarfs efivarfs /sys/firmware/efi/efivars
+
+# A partition of that name; its disk may be found a little later.
+partition() {
+    for try in $(seq 600); do
+        for found in $(grep -lx "$1" /sys/class/block/*/uevent); do
+            found=${found%/uevent}
+            echo "/dev/${found##*/}"
+            return
+        done
+        usleep 100000
+    done
+}
 
 action=poweroff
 for word in $(cat /proc/cmdline); do
@@ -35,10 +51,12 @@ for word in $(cat /proc/cmdline); do
             echo "skep: script $?"
             ;;
         skep.root=*)
+            root=${word#skep.root=}
+            case $root in PARTNAME=*) root=$(partition "$root") ;; esac
             mkdir /root-disk
-            mount -t ext4 "${word#skep.root=}" /root-disk && umount /dev/pts /tmp /sys /proc &&
+            mount -t ext4 "$root" /root-disk && { umount /sys/firmware/efi/efivars 2>/dev/null; umount /dev/pts /tmp /sys /proc; } &&
                 exec switch_root /root-disk /sbin/init </dev/console >/dev/console 2>&1
-            echo "skep: cannot go on with ${word#skep.root=}"
+            echo "skep: cannot go on with $root"
             ;;
         skep.warn) echo "<4>skep: a warning of the test's own" >/dev/kmsg ;;
         skep.fdt)

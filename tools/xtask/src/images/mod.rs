@@ -2,6 +2,7 @@
 //!
 //! Packages are fetched once and kept in the cache (see [`crate::paths::cache`]); `--refresh` asks the archive again.
 
+mod bootdisk;
 mod cpio;
 mod debian;
 mod disk;
@@ -36,6 +37,9 @@ const VIRTIO: [&str; 7] = [
     "vmw-vsock-virtio-transport",
 ];
 
+/// Modules for a guest that was booted by firmware: its variables, and its system partition.
+const FIRMWARE: [&str; 4] = ["efivarfs", "vfat", "nls_cp437", "nls_ascii"];
+
 /// The name of the file that says what a directory was made of, written last.
 const STAMP: &str = "made-of";
 
@@ -62,6 +66,14 @@ pub(crate) struct Images {
     host: PathBuf,
 }
 
+/// Modules of Debian's generic kernel for what its cloud kernel knows nothing of, or has no driver for: an old network card, and keys.
+fn generic_modules(arch: Arch) -> [&'static str; 3] {
+    match arch {
+        Arch::X86_64 => ["ne2k-pci", "evdev", "button"],
+        Arch::Aarch64 => ["ne2k-pci", "evdev", "gpio-keys"],
+    }
+}
+
 impl Images {
     /// The images of `arch`, made if they are not there yet.
     pub(crate) fn get(arch: Arch) -> Result<Images> {
@@ -70,8 +82,9 @@ impl Images {
 
     /// The directory with the guests' kernels and initramfs:
     /// on x86_64 `vmlinuz` (bzImage), `vmlinux` (the ELF in it) and `vmlinuz-generic` (the bzImage of Debian's generic kernel),
-    /// on aarch64 `Image`, `Image.gz` and `Image.zboot`; on both `initramfs.cpio.gz`, `initramfs-virtio.cpio.gz` with the modules for virtio
-    /// devices, and `disk.ext4`, a small disk with a file on it.
+    /// on aarch64 `Image`, `Image.gz`, `Image.zboot` and `Image-generic`; on both `initramfs.cpio.gz`, `initramfs-virtio.cpio.gz` with the modules for virtio
+    /// devices, `initramfs-firmware.cpio.gz` with those for UEFI's variables and system partition besides, `initramfs-generic.cpio.gz` with some of
+    /// the generic kernel's, and `disk.ext4`, a small disk with a file on it.
     pub(crate) fn guest(&self) -> &Path {
         &self.guest
     }
@@ -137,10 +150,12 @@ impl Images {
                 modules
             }
             Arch::Aarch64 => {
-                if kernel.get(56..60) != Some(b"ARM\x64") {
+                let generic = read(&boot_file(&packages.join("generic"))?)?;
+                if [&kernel, &generic].iter().any(|image| image.get(56..60) != Some(b"ARM\x64")) {
                     bail!("Debian's arm64 vmlinuz is no plain Image any more");
                 }
                 guest("Image", &kernel)?;
+                guest("Image-generic", &generic)?;
                 let packed = kernel::gzip(&kernel);
                 guest("Image.gz", &packed)?;
                 guest("Image.zboot", &kernel::zboot(&packed))?;
@@ -151,6 +166,10 @@ impl Images {
         guest("initramfs.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &[])))?;
         let modules = initramfs::modules(&packages.join("cloud/lib/modules"), &VIRTIO)?;
         guest("initramfs-virtio.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &modules)))?;
+        let modules = initramfs::modules(&packages.join("cloud/lib/modules"), &[&VIRTIO[..], &FIRMWARE].concat())?;
+        guest("initramfs-firmware.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &modules)))?;
+        let modules = initramfs::modules(&packages.join("generic/lib/modules"), &generic_modules(self.arch))?;
+        guest("initramfs-generic.cpio.gz", &kernel::gzip(&initramfs::guest(&busybox, &modules)))?;
         disk::make(&self.guest.join("disk.ext4"))?;
         // Not compressed: the emulated host would take longer to unpack it than QEMU takes to load it.
         write(&self.host.join("initramfs.cpio"), &initramfs::host(&busybox, &host_modules))
@@ -173,6 +192,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         println!("  {}", firmware::directory(arch, args.refresh)?.display());
         if args.rootfs {
             println!("  {}", rootfs::disk(arch, args.refresh)?.display());
+            println!("  {}", rootfs::bootable(arch)?.display());
         }
     }
     Ok(())
@@ -181,7 +201,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 /// Fetches the packages of `arch` into `packages` unless they are there, and gives back their file names.
 fn fetch(arch: Arch, packages: &Path, refresh: bool) -> Result<String> {
     let stamp = packages.join(STAMP);
-    if !refresh && let Ok(names) = fs::read_to_string(&stamp) {
+    // The cache may have been filled before modules of the generic kernel were wanted.
+    let complete = packages.join("generic/lib/modules").is_dir();
+    if !refresh
+        && complete
+        && let Ok(names) = fs::read_to_string(&stamp)
+    {
         return Ok(names);
     }
     eprintln!("images: fetching Debian's newest kernel and busybox for {arch}");
@@ -191,9 +216,12 @@ fn fetch(arch: Arch, packages: &Path, refresh: bool) -> Result<String> {
     let kernels: &[(&str, &str, &[&str])] = match arch {
         Arch::X86_64 => &[
             ("linux-image-cloud-amd64", "cloud", &["./boot/*", "./lib/modules/*"]),
-            ("linux-image-amd64", "generic", &["./boot/*"]),
+            ("linux-image-amd64", "generic", &["./boot/*", "*/8390/*.ko", "*/evdev.ko", "*/button.ko"]),
         ],
-        Arch::Aarch64 => &[("linux-image-cloud-arm64", "cloud", &["./boot/*", "./lib/modules/*"])],
+        Arch::Aarch64 => &[
+            ("linux-image-cloud-arm64", "cloud", &["./boot/*", "./lib/modules/*"]),
+            ("linux-image-arm64", "generic", &["./boot/*", "*/8390/*.ko", "*/evdev.ko", "*/gpio_keys.ko"]),
+        ],
     };
     for (metapackage, directory, patterns) in kernels {
         wanted.push((*directory, archive.dependency(metapackage, "linux-image-")?, patterns.to_vec()));

@@ -5,7 +5,7 @@
 //! few, once: the disk is kept in the cache.
 
 use super::portable::{Portable, loader};
-use super::{Images, debian, read};
+use super::{Images, bootdisk, debian, firmware, read};
 use crate::arch::Arch;
 use crate::lab::{Board, LAB, Lab, Program, Progress};
 use crate::paths::{self, Scratch};
@@ -24,7 +24,7 @@ const RECIPE: u32 = 2;
 
 /// What the system has besides Debian's essential packages: what boots it to a login, and what the tests use in it.
 const PACKAGES: &str =
-    "systemd-sysv,udev,kmod,login,passwd,e2fsprogs,iproute2,iputils-ping,pciutils,nvme-cli,iperf3,socat";
+    "systemd-sysv,udev,kmod,login,passwd,e2fsprogs,iproute2,iputils-ping,pciutils,nvme-cli,iperf3,socat,efibootmgr";
 
 /// Without its package, which brings a third as many packages again (Python, Ceph) for what no test uses.
 const FIO: Portable<'static> = Portable { name: "fio", packages: &["fio"], programs: &["usr/bin/fio"], files: &[] };
@@ -54,6 +54,27 @@ umount /root/new
 /// modules of Debian's cloud kernel.
 pub(crate) fn disk(arch: Arch, refresh: bool) -> Result<PathBuf> {
     make(arch, refresh).with_context(|| format!("cannot make Debian's root file system for {arch}"))
+}
+
+/// The same system on a disk that firmware boots by GRUB, as its third partition.
+pub(crate) fn bootable(arch: Arch) -> Result<PathBuf> {
+    let make = || -> Result<PathBuf> {
+        let (system, firmware) = (disk(arch, false)?, firmware::directory(arch, false)?);
+        let directory = system.parent().context("the disk is in a directory")?;
+        let lock = fs::File::create(directory.join("lock"))?;
+        flock(&lock, FlockOperation::LockExclusive).context("cannot lock the cache")?;
+        let (whole, made_of) = (directory.join("debian-gpt.img"), directory.join("gpt-made-of"));
+        let stamp = [directory, &firmware].map(|made| read(&made.join(super::STAMP))).into_iter();
+        let stamp = stamp.collect::<Result<Vec<_>>>()?.concat();
+        if whole.is_file() && fs::read(&made_of).is_ok_and(|old| old == stamp) {
+            return Ok(whole);
+        }
+        let _ = fs::remove_file(&made_of);
+        bootdisk::with_system(arch, &firmware.join(firmware::BOOT_DISK), &system, &whole)?;
+        fs::write(made_of, stamp)?;
+        Ok(whole)
+    };
+    make().with_context(|| format!("cannot make a disk with Debian for {arch} that firmware boots"))
 }
 
 fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {

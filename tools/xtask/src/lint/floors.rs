@@ -26,6 +26,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-block", HOST_SIDE),
     ("skep-net", HOST_SIDE),
     ("skep-nvme", QUEUES),
+    ("skep-ne2k", QUEUES),
     ("skep-virtio", QUEUES),
     ("skep-guests", &["skep-guest-protocol"]),
     ("skep-config", CONFIG),
@@ -69,12 +70,13 @@ const VMM: &[&str] = &[
     "skep-block",
     "skep-net",
     "skep-nvme",
+    "skep-ne2k",
     "skep-virtio",
     "skep-guest-protocol",
     "skep-guests",
     "skep-config",
 ];
-const ALL: [&str; 18] = [
+const ALL: [&str; 19] = [
     "skep-state",
     "skep-clock",
     "skep-irq",
@@ -87,6 +89,7 @@ const ALL: [&str; 18] = [
     "skep-block",
     "skep-net",
     "skep-nvme",
+    "skep-ne2k",
     "skep-virtio",
     "skep-guest-protocol",
     "skep-guests",

@@ -2,7 +2,7 @@
 //!
 //! They are ordinary Rust tests, built statically and told by their environment where things are: `SKEP_BIN` the `skep`
 //! to start, `SKEP_IMAGES` the guests' kernels and initramfs (see [`crate::images`]), `SKEP_DEBIAN` a disk with Debian's root file system (for
-//! test files whose name begins with `debian`), `SKEP_FIRMWARE` the directory with Debian's firmware (for those whose name has `firmware` in it), and in
+//! test files whose name begins with `debian`; one that firmware boots for those that have `firmware` in it as well), `SKEP_FIRMWARE` the directory with Debian's firmware (for those whose name has `firmware` in it), and in
 //! a lab `SKEP_LAB` its board.
 
 mod build;
@@ -128,8 +128,13 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         .limit(limit * u32::try_from(built.tests.len()).unwrap_or(u32::MAX));
     if built.tests.iter().any(|test| test.debian) {
         let tools = portable::TOOLS.get(board.arch())?;
-        lab = lab.carry(rootfs::disk(board.arch(), false)?, "debian.ext4");
         lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
+    }
+    if built.tests.iter().any(|test| test.debian && !test.firmware) {
+        lab = lab.carry(rootfs::disk(board.arch(), false)?, "debian.ext4");
+    }
+    if built.tests.iter().any(|test| test.debian && test.firmware) {
+        lab = lab.carry(rootfs::bootable(board.arch())?, "debian-gpt.img");
     }
     if built.tests.iter().any(|test| test.firmware) {
         lab = lab.carry(firmware::directory(board.arch(), false)?, "firmware");
@@ -141,7 +146,7 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         let program = Program::new(std::iter::once(format!("{LAB}/{name}")).chain(harness_arguments(args)))
             .env("SKEP_BIN", format!("{LAB}/bin/skep"))
             .env("SKEP_IMAGES", format!("{LAB}/images"))
-            .env("SKEP_DEBIAN", format!("{LAB}/debian.ext4"))
+            .env("SKEP_DEBIAN", format!("{LAB}/{}", if test.firmware { "debian-gpt.img" } else { "debian.ext4" }))
             .env("SKEP_FIRMWARE", format!("{LAB}/firmware"))
             .env("SKEP_LAB", board.name())
             .env("RUST_BACKTRACE", "1")
@@ -171,12 +176,16 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
 
 fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
     let images = Images::get(arch)?;
-    let debian = built.tests.iter().any(|test| test.debian).then(|| rootfs::disk(arch, false)).transpose()?;
     let firmware =
         built.tests.iter().any(|test| test.firmware).then(|| firmware::directory(arch, false)).transpose()?;
     let mut lines = Vec::new();
     for test in &built.tests {
         println!("== {}", test.name);
+        let debian = match (test.debian, test.firmware) {
+            (false, _) => None,
+            (true, false) => Some(rootfs::disk(arch, false)?),
+            (true, true) => Some(rootfs::bootable(arch)?),
+        };
         let start = Instant::now();
         let mut child = Command::new("timeout")
             .args(["-s", "KILL", &args.timeout.to_string()])

@@ -76,6 +76,11 @@ impl Builder {
         Self::kernel(usual_kernel())
     }
 
+    /// The same with another kernel file and another initramfs.
+    pub fn kernel_with(name: &str, initramfs: &str) -> Self {
+        Self::boot(name, initramfs)
+    }
+
     /// The same with another kernel file.
     pub fn kernel(name: &str) -> Self {
         Self::boot(name, "initramfs.cpio.gz")

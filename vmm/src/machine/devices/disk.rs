@@ -119,7 +119,7 @@ fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> 
     };
     let device =
         Blk::new(&form).map_err(|source| DeviceError::Host { what: "start a disk's threads".to_owned(), source })?;
-    site.push_virtio(id, &socket, device, vec![Image { id: id.to_owned(), file, namespace: None }])
+    site.push_virtio(id, &socket, device, None, vec![Image { id: id.to_owned(), file, namespace: None }])
 }
 
 /// The image as the guest may use it: with its limits before it.

@@ -7,15 +7,17 @@ mod port;
 mod unplug;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 use skep_block::{BlockError, ImageDisk};
 use skep_clock::Clock;
 use skep_config::{Bytes, Config, Counted, FIRST_PORT, Net, Place, Rate, Requests};
+use skep_ne2k::{Ne2k, Ne2kError};
 use skep_net::NetError;
 use skep_nvme::{Controller, NvmeError};
-use skep_pci::{Endpoint, PciError, PciPlace, RootComplex, SlotState, Socket};
+use skep_pci::{Endpoint, OptionRom, PciError, PciPlace, RomError, RootComplex, SlotState, Socket};
 use skep_state::Component;
 use skep_virtio::net::NetDeviceError;
 use skep_virtio::{Balloon, Console, PciDevice, Transport, VirtioDevice};
@@ -53,6 +55,17 @@ pub enum DeviceError {
     /// A network card.
     #[error(transparent)]
     NetCard(#[from] NetDeviceError),
+    /// An NE2000.
+    #[error(transparent)]
+    Ne2k(#[from] Ne2kError),
+    /// A file that is no option ROM.
+    #[error("`{}`: {source}", file.display())]
+    Rom {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: RomError,
+    },
     /// Its place.
     #[error(transparent)]
     Pci(#[from] PciError),
@@ -88,6 +101,7 @@ fn named(id: &str) -> impl Fn(DeviceError) -> Error {
 enum Kind {
     Nvme(Arc<Controller>),
     Virtio(Arc<Transport>),
+    Ne2k(Arc<Ne2k>),
 }
 
 impl Kind {
@@ -95,6 +109,7 @@ impl Kind {
         match self {
             Kind::Nvme(_) => "nvme",
             Kind::Virtio(transport) => transport.device().device_type().name,
+            Kind::Ne2k(_) => "ne2k_pci",
         }
     }
 
@@ -102,6 +117,7 @@ impl Kind {
         match self {
             Kind::Nvme(controller) => controller.pause(done),
             Kind::Virtio(transport) => transport.begin_stop(done),
+            Kind::Ne2k(card) => card.pause(done),
         }
     }
 
@@ -109,6 +125,7 @@ impl Kind {
         match self {
             Kind::Nvme(controller) => controller.resume(),
             Kind::Virtio(transport) => transport.resume(),
+            Kind::Ne2k(card) => card.resume(),
         }
     }
 }
@@ -136,6 +153,7 @@ impl Placed {
     fn components(&self) -> Vec<Named> {
         match &self.kind {
             Kind::Nvme(controller) => vec![(self.id.clone(), controller.clone() as Arc<dyn Component>)],
+            Kind::Ne2k(card) => vec![(self.id.clone(), card.clone() as Arc<dyn Component>)],
             Kind::Virtio(transport) => {
                 let device: Arc<dyn VirtioDevice> = transport.device().clone();
                 vec![(self.id.clone(), device), (format!("{}/transport", self.id), transport.clone())]
@@ -229,10 +247,11 @@ impl Site<'_> {
         id: &str,
         socket: &Socket,
         device: Arc<dyn VirtioDevice>,
+        rom: Option<OptionRom>,
         images: Vec<Image>,
     ) -> Result<(), DeviceError> {
         let failed = |source| DeviceError::Host { what: "make a doorbell".to_owned(), source };
-        let device = PciDevice::new(socket, device).map_err(failed)?;
+        let device = PciDevice::with_rom(socket, device, rom).map_err(failed)?;
         self.push(id, device.endpoint, Kind::Virtio(device.transport), images)
     }
 }

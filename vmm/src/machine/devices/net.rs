@@ -1,12 +1,15 @@
 //! Network cards.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use skep_config::{Config, Net};
+use skep_config::{Config, Net, NetDevice};
+use skep_ne2k::{Ne2k, Ne2kConfig};
 use skep_net::{Link, Passt, PasstConfig, Tap};
+use skep_pci::OptionRom;
 use skep_virtio::NetConfig;
 
-use super::{DeviceError, Site, limiter, named};
+use super::{DeviceError, Kind, Site, limiter, named};
 use crate::Error;
 
 /// Makes the network cards of `config`.
@@ -22,13 +25,30 @@ pub(super) fn plug(site: Site<'_>, net: &Net) -> Result<(), Error> {
 
 fn add_card(site: Site<'_>, id: &str, net: &Net) -> Result<(), DeviceError> {
     let socket = site.socket(net.place)?;
+    let rom = net.romfile.as_deref().map(read_rom).transpose()?;
     let link: Arc<dyn Link> = match &net.tap {
         Some(name) => Arc::new(Tap::open(name, net.queues)?),
         None => Arc::new(Passt::start(&PasstConfig::default())?),
     };
     let mac = net.mac.expect("a finished config gives each card its address").0;
-    let poll = net.poll.unwrap_or_default().duration();
-    let (receive, send) = (limiter(net.rx_packets, net.rx_bandwidth), limiter(net.tx_packets, net.tx_bandwidth));
-    let card = skep_virtio::Net::new(&NetConfig { name: id.to_owned(), link, mac, poll, receive, send })?;
-    site.push_virtio(id, &socket, card, Vec::new())
+    let name = id.to_owned();
+    match net.device {
+        NetDevice::VirtioNet => {
+            let poll = net.poll.unwrap_or_default().duration();
+            let receive = limiter(net.rx_packets, net.rx_bandwidth);
+            let send = limiter(net.tx_packets, net.tx_bandwidth);
+            let card = skep_virtio::Net::new(&NetConfig { name, link, mac, poll, receive, send })?;
+            site.push_virtio(id, &socket, card, rom, Vec::new())
+        }
+        NetDevice::Ne2kPci => {
+            let (endpoint, card) = Ne2k::endpoint(&socket, &Ne2kConfig { name, link, mac, rom })?;
+            site.push(id, endpoint, Kind::Ne2k(card), Vec::new())
+        }
+    }
+}
+
+fn read_rom(file: &Path) -> Result<OptionRom, DeviceError> {
+    let failed = |source| DeviceError::Host { what: format!("read the option ROM `{}`", file.display()), source };
+    let bytes = std::fs::read(file).map_err(failed)?;
+    OptionRom::new(&bytes).map_err(|source| DeviceError::Rom { file: file.to_owned(), source })
 }

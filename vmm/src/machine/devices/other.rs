@@ -40,7 +40,7 @@ fn add_one(site: Site<'_>, device: &Device) -> Result<(), DeviceError> {
             DeviceError::Host { what: format!("listen at `{}`{mend}", socket.display()), source }
         })?,
     };
-    site.push_virtio(id, &socket, made, Vec::new())
+    site.push_virtio(id, &socket, made, None, Vec::new())
 }
 
 /// A terminal at `socket`, and a pipe for each name, at a socket with that behind it.

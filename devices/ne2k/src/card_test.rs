@@ -1,0 +1,201 @@
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use skep_irq::{IrqLine, LineDescription, LineTarget, Polarity, Trigger};
+use skep_memory::MemoryMap;
+use skep_net::LinkInfo;
+use skep_net::testing::TestLink;
+use skep_pci::{NoMessages, PciPlace};
+
+use super::*;
+use crate::registers::{command, interrupt};
+
+const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+
+/// Says each change of the pin.
+struct Wire(Mutex<Sender<bool>>);
+
+impl LineTarget for Wire {
+    fn set_level(&self, _line: u32, asserted: bool) {
+        // A test that has ended hears no more.
+        let _ = self.0.lock().unwrap().send(asserted);
+    }
+}
+
+struct Rig {
+    card: Arc<Ne2k>,
+    // What is behind a place lives as long as its endpoint.
+    _endpoint: Arc<Endpoint>,
+    link: Arc<TestLink>,
+    pin: Receiver<bool>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let link = TestLink::new(LinkInfo { queues: 1, offloads: Offloads::all(), mtu: None });
+        let (sender, pin) = channel();
+        let wire: Arc<dyn LineTarget> = Arc::new(Wire(Mutex::new(sender)));
+        let description = LineDescription { number: 0, trigger: Trigger::Level, polarity: Polarity::Low };
+        let line = IrqLine::to(wire, description);
+        let lines = [line, IrqLine::detached(), IrqLine::detached(), IrqLine::detached()];
+        let socket = Socket::new(PciPlace::Root(3), MemoryMap::new(), Arc::new(NoMessages), lines);
+        let config = Ne2kConfig { name: "net".into(), link: link.clone(), mac: MAC, rom: None };
+        let (endpoint, card) = Ne2k::endpoint(&socket, &config).unwrap();
+        assert_eq!(link.settings(), (Offloads::empty(), 1));
+        Self { card, _endpoint: endpoint, link, pin }
+    }
+
+    fn put(&self, port: u64, value: u8) {
+        Function::write(&*self.card, REGISTERS, port, &[value]);
+    }
+
+    fn get(&self, port: u64) -> u8 {
+        let mut data = [0xff];
+        Function::read(&*self.card, REGISTERS, port, &mut data);
+        data[0]
+    }
+
+    /// Word mode, a ring of 16 pages, interrupts of all kinds.
+    fn start(&self) {
+        for (port, value) in [(0, 0x21), (0xe, 0x49), (4, 0x40), (1, 0x46), (2, 0x56), (3, 0x55), (0, 0x61), (7, 0x46)]
+        {
+            self.put(port, value);
+        }
+        (1..).zip(MAC).for_each(|(port, byte)| self.put(port, byte));
+        for (port, value) in [(0, 0x22), (0xc, 4), (0xf, 0x3f)] {
+            self.put(port, value);
+        }
+    }
+
+    /// Waits for an interrupt, says which ones there are, and clears them.
+    fn interrupt(&self) -> u8 {
+        while !self.pin.recv_timeout(Duration::from_secs(60)).expect("an interrupt") {}
+        let status = self.get(7);
+        self.put(7, status);
+        status
+    }
+
+    /// Makes room up to where frames come next.
+    fn read_all(&self) -> u8 {
+        self.put(0, 0x62);
+        let current = self.get(7);
+        self.put(0, 0x22);
+        self.put(3, if current == 0x46 { 0x55 } else { current - 1 });
+        current
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        let [low, high] = (bytes.len() as u16).to_le_bytes();
+        for (port, value) in [(8, 0), (9, 0x40), (0xa, low), (0xb, high), (0, command::REMOTE_WRITE | command::START)] {
+            self.put(port, value);
+        }
+        bytes.chunks(2).for_each(|word| Function::write(&*self.card, REGISTERS, DATA, word));
+        for (port, value) in [(7, interrupt::REMOTE_DONE), (5, low), (6, high), (0, 0x26)] {
+            self.put(port, value);
+        }
+    }
+
+    fn arrive(&self, length: usize, seed: u8) {
+        let frame = [0; HEADER].into_iter().chain(MAC).chain((6..length).map(|_| seed));
+        self.link.send(0, &frame.collect::<Vec<_>>());
+    }
+}
+
+fn sent(bytes: &[u8]) -> Vec<u8> {
+    [&[0; HEADER], bytes].concat()
+}
+
+#[test]
+fn frames_go_both_ways() {
+    let rig = Rig::new();
+    rig.start();
+    rig.send(&[7; 60]);
+    assert_eq!(rig.interrupt(), interrupt::TRANSMITTED);
+    assert_eq!(rig.link.take(0), [sent(&[7; 60])]);
+    rig.arrive(200, 1);
+    assert_eq!(rig.interrupt(), interrupt::RECEIVED);
+    assert_eq!(rig.read_all(), 0x47);
+    let record = rig.card.save();
+    assert_eq!(record.buffer[0x600..0x60a], [1, 0x47, 204, 0, 0x52, 0x54, 0, 1, 2, 3]);
+}
+
+#[test]
+fn a_frame_waits_for_the_network_and_another_for_the_ring() {
+    let rig = Rig::new();
+    rig.start();
+    rig.link.set_full(0, true);
+    rig.send(&[1; 60]);
+    // It is still being sent when frames of the other way have come: seven of these fill the ring, the eighth waits.
+    for seed in 0..9 {
+        rig.arrive(300, seed);
+    }
+    let mut pages = 0;
+    while pages < 14 {
+        assert_eq!(rig.interrupt() & !interrupt::RECEIVED, 0);
+        rig.put(0, 0x62);
+        pages = rig.get(7) - 0x46;
+        rig.put(0, 0x22);
+    }
+    assert_eq!((pages, rig.get(0) & command::TRANSMIT), (14, command::TRANSMIT));
+    assert_eq!(rig.link.take(0), Vec::<Vec<u8>>::new());
+    rig.link.set_full(0, false);
+    assert_eq!(rig.interrupt(), interrupt::TRANSMITTED);
+    assert_eq!(rig.link.take(0), [sent(&[1; 60])]);
+    rig.read_all();
+    while rig.read_all() != 0x48 {
+        assert_eq!(rig.interrupt(), interrupt::RECEIVED);
+    }
+    assert_eq!(rig.link.waiting(0), 0);
+}
+
+#[test]
+fn a_paused_card_does_nothing_and_goes_on() {
+    let rig = Rig::new();
+    rig.start();
+    let (sender, paused) = channel();
+    rig.card.pause(move || sender.send(()).unwrap());
+    paused.recv_timeout(Duration::from_secs(60)).unwrap();
+    rig.arrive(100, 1);
+    rig.send(&[2; 60]);
+    let state = rig.card.save();
+    assert_eq!((state.current, state.command & command::TRANSMIT), (0x46, command::TRANSMIT));
+
+    // Another one takes its place.
+    let heir = Rig::new();
+    heir.card.restore(&state).unwrap();
+    heir.card.resume();
+    assert_eq!(heir.interrupt(), interrupt::TRANSMITTED);
+    assert_eq!(heir.link.take(0), [sent(&[2; 60])]);
+
+    rig.card.resume();
+    let seen = rig.interrupt();
+    let all = interrupt::TRANSMITTED | interrupt::RECEIVED;
+    assert_eq!(seen | if seen == all { 0 } else { rig.interrupt() }, all);
+}
+
+#[test]
+fn a_reset_stops_it_and_frees_the_pin() {
+    let rig = Rig::new();
+    rig.start();
+    rig.arrive(100, 1);
+    while !rig.pin.recv_timeout(Duration::from_secs(60)).unwrap() {}
+    Function::reset(&*rig.card);
+    assert!(!rig.pin.recv_timeout(Duration::from_secs(60)).unwrap());
+    assert_eq!(rig.card.save(), Ne2kState::default());
+    // What comes while it is stopped is lost.
+    rig.arrive(100, 2);
+    rig.start();
+    rig.arrive(100, 3);
+    assert_eq!(rig.interrupt(), interrupt::RECEIVED);
+}
+
+#[test]
+fn it_is_a_card_of_realteks() {
+    let rig = Rig::new();
+    assert_eq!(rig._endpoint.bars()[0], Some(Bar::io(32)));
+    assert_eq!((IDENTITY.vendor, IDENTITY.device, IDENTITY.class), (0x10ec, 0x8029, 0x02_0000));
+    // Only its own BAR.
+    let mut data = [0xff];
+    Function::read(&*rig.card, 1, 0, &mut data);
+    Function::write(&*rig.card, 1, 0, &[0x22]);
+    assert_eq!((data[0], rig.get(0)), (0xff, 0x21));
+}
