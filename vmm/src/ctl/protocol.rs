@@ -55,6 +55,8 @@ pub enum Command {
     Resume,
     /// `save` of a [`Save`]: a [`Saved`]. The guest stands still while its memory is written.
     Save(Save),
+    /// `power-button`: a [`Pressed`].
+    PowerButton,
     /// `reset`: [`Nothing`]. As if the guest had asked for it.
     Reset,
     /// `quit`: [`Nothing`]. The machine ends at once.
@@ -62,13 +64,14 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "device-list",
     "disk-add",
     "net-add",
     "device-remove",
     "disk-resize",
     "stats",
+    "power-button",
     "status",
     "pause",
     "resume",
@@ -193,6 +196,13 @@ pub struct Resized {
     pub size: u64,
 }
 
+/// What became of a press of the power button.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressed {
+    /// The guest listens to the button, as far as can be told. What it does then is its own affair.
+    pub heard: bool,
+}
+
 /// What has happened so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -225,6 +235,8 @@ pub enum Answer {
     Status(Status),
     /// What was saved.
     Saved(Saved),
+    /// The power button was pressed.
+    Pressed(Pressed),
     /// It is done.
     Nothing(Nothing),
 }
@@ -398,6 +410,7 @@ impl Command {
             "pause" => Self::Pause,
             "resume" => Self::Resume,
             "save" => Self::Save(read(name, text)?),
+            "power-button" => Self::PowerButton,
             "reset" => Self::Reset,
             "quit" => Self::Quit,
             _ => {

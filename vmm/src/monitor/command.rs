@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::ctl::protocol::{Answer, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Removed, Resized, Stats};
+use crate::ctl::protocol::{
+    Answer, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Pressed, Removed, Resized, Stats,
+};
 use crate::ctl::{Call, Command, Reply};
 use crate::machine::{HotplugError, Machine, Removal, Saved};
 use crate::monitor::save::Standing;
@@ -46,6 +48,7 @@ impl<A: Saved> Running<'_, A> {
             }
             // The loop itself does these.
             Command::Pause | Command::Save(_) => return,
+            Command::PowerButton => Ok(Answer::Pressed(Pressed { heard: self.machine.press_power_button() })),
             Command::Reset => {
                 self.requests.send(Request::Reset);
                 Ok(Answer::Nothing(Nothing {}))
