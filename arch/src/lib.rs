@@ -4,12 +4,13 @@
 //! * [`aarch64`]: the `virt` machine: layout, boot protocol, device tree, ACPI tables, affinities.
 //! * [`kernel`]: kernel file formats of both, read straight into guest memory.
 //! * [`acpi`]: tables (ACPI 6.5) and the description of platform devices, to be placed by the machine or by firmware.
+//! * [`smbios`]: tables (3.4) for firmware to hand on.
 //! * [`layout`], [`topology`]: what both share.
 //!
 //! Nothing here depends on the host's architecture or on a hypervisor backend. What a device says of itself in ACPI or in the device tree is
 //! the device's: it is handed in as something that writes itself.
 //!
-//! What it does not do: NUMA and cache tables (SRAT, PPTT), SMBIOS, PCI host bridges, the loading of firmware.
+//! What it does not do: NUMA and cache tables (SRAT, PPTT).
 
 #![forbid(unsafe_code)]
 
@@ -17,5 +18,6 @@ pub mod aarch64;
 pub mod acpi;
 pub mod kernel;
 pub mod layout;
+pub mod smbios;
 pub mod topology;
 pub mod x86_64;

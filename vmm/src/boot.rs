@@ -1,15 +1,16 @@
-//! The files that a guest boots from.
+//! The files that a guest boots from: a kernel's; firmware's are in [`crate::firmware`].
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use skep_arch::kernel::Kernel;
-use skep_config::{BootSource, open_regular};
+use skep_config::{ArchKind, BootSource, open_regular};
 use skep_memory::vm_memory::bitmap::BitmapSlice;
 use skep_memory::vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use crate::Error;
+use crate::firmware::FirmwareFiles;
 
 /// Where a kernel's bytes come from.
 #[derive(Debug)]
@@ -49,7 +50,16 @@ impl ReadVolatile for KernelFile {
 
 /// What a guest boots from, opened and checked as far as the files alone allow.
 #[derive(Debug)]
-pub struct BootFiles {
+pub enum BootFiles {
+    /// A kernel, without firmware.
+    Kernel(Box<KernelFiles>),
+    /// Firmware.
+    Firmware(FirmwareFiles),
+}
+
+/// A kernel and what it is given.
+#[derive(Debug)]
+pub struct KernelFiles {
     /// The kernel's path, or what stands for it.
     pub path: PathBuf,
     /// The kernel's headers.
@@ -68,19 +78,24 @@ pub struct BootFiles {
 const DTB_MAX: u64 = 2 << 20;
 
 impl BootFiles {
-    /// Opens the files that the configuration names.
+    /// Opens the files that the configuration of a guest of architecture `arch` names. Only to `run` one, a file of firmware's variables is made and
+    /// locked.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Kernel`]; [`Error::NotYet`] for firmware.
-    pub fn open(source: &BootSource<'_>) -> Result<Self, Error> {
-        let BootSource::Kernel { kernel, initrd, cmdline, dtb } = source else {
-            return Err(Error::NotYet { what: "firmware boot", mend: "boot a kernel directly, by --kernel" });
-        };
-        let (path, initrd) = (kernel.to_path_buf(), initrd.map(|path| open("initramfs", path)).transpose()?);
-        let mut file = KernelFile::File(open("kernel", kernel)?);
-        let kernel = Kernel::probe(&mut file).map_err(|source| Error::Kernel { path: path.clone(), source })?;
-        let dtb = dtb.map(read_dtb).transpose()?;
-        Ok(Self { path, kernel, file, initrd, cmdline: cmdline.as_bytes().to_vec(), dtb })
+    /// [`Error::File`] and [`Error::Kernel`].
+    pub fn open(source: &BootSource<'_>, arch: ArchKind, run: bool) -> Result<Self, Error> {
+        match *source {
+            BootSource::Kernel { kernel, initrd, cmdline, dtb } => {
+                KernelFiles::open(kernel, initrd, cmdline, dtb).map(|files| Self::Kernel(Box::new(files)))
+            }
+            BootSource::Firmware { code, vars, kernel, initrd, cmdline } => {
+                let mut files = FirmwareFiles::open(code, vars, arch, run)?;
+                files.kernel = kernel.map(|path| open("kernel", path)).transpose()?;
+                files.initrd = initrd.map(|path| open("initramfs", path)).transpose()?;
+                files.cmdline = cmdline.as_bytes().to_vec();
+                Ok(Self::Firmware(files))
+            }
+        }
     }
 
     /// A guest that is built into the program.
@@ -88,6 +103,28 @@ impl BootFiles {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn embedded(name: &'static str, image: &'static [u8], cmdline: &str) -> Result<Self, Error> {
+        KernelFiles::embedded(name, image, cmdline).map(|files| Self::Kernel(Box::new(files)))
+    }
+
+    /// The kernel's files, or the firmware's.
+    pub(crate) fn split(self) -> (Option<Box<KernelFiles>>, Option<FirmwareFiles>) {
+        match self {
+            Self::Kernel(files) => (Some(files), None),
+            Self::Firmware(files) => (None, Some(files)),
+        }
+    }
+}
+
+impl KernelFiles {
+    fn open(kernel: &Path, initrd: Option<&Path>, cmdline: &str, dtb: Option<&Path>) -> Result<Self, Error> {
+        let (path, initrd) = (kernel.to_path_buf(), initrd.map(|path| open("initramfs", path)).transpose()?);
+        let mut file = KernelFile::File(open("kernel", kernel)?);
+        let kernel = Kernel::probe(&mut file).map_err(|source| Error::Kernel { path: path.clone(), source })?;
+        let dtb = dtb.map(read_dtb).transpose()?;
+        Ok(Self { path, kernel, file, initrd, cmdline: cmdline.as_bytes().to_vec(), dtb })
+    }
+
+    fn embedded(name: &'static str, image: &'static [u8], cmdline: &str) -> Result<Self, Error> {
         let path = PathBuf::from(name);
         let mut file = KernelFile::Embedded(Cursor::new(image));
         let kernel = Kernel::probe(&mut file).map_err(|source| Error::Kernel { path: path.clone(), source })?;
@@ -95,7 +132,7 @@ impl BootFiles {
     }
 }
 
-fn open(role: &'static str, path: &Path) -> Result<File, Error> {
+pub(crate) fn open(role: &'static str, path: &Path) -> Result<File, Error> {
     open_regular(path).map_err(|source| Error::File { role, path: path.to_path_buf(), source })
 }
 

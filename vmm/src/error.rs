@@ -28,14 +28,11 @@ pub enum Error {
         /// Its architecture.
         offered: ArchKind,
     },
-    /// The configuration asks for what this version does not do.
-    #[error("{what} is not in this version of skep: {mend}")]
-    NotYet {
-        /// What.
-        what: &'static str,
-        /// What would do.
-        mend: &'static str,
-    },
+    /// Firmware needs system management mode.
+    #[error(
+        "the firmware can't do without system management mode, and no machine of skep has it\n  try: a build without it: OVMF_CODE_4M.fd, not OVMF_CODE_4M.secboot.fd"
+    )]
+    SmmWanted,
     /// The configuration contradicts itself.
     #[error(transparent)]
     Config(#[from] skep_config::Conflict),

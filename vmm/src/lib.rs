@@ -1,20 +1,21 @@
 //! The virtual machine monitor as a library: puts a machine together from a configuration, boots a guest on it and runs it to its end.
 //!
 //! * [`machine`]: memory map, buses, devices, tables, vCPUs; the Q35-compatible PC and the `virt` machine.
-//! * [`boot`]: the files that a guest boots from.
+//! * [`boot`], [`firmware`]: the files that a guest boots from.
 //! * [`run`]: vCPU threads behind a gate, and the control loop.
 //! * [`console`]: the first serial port on the host: terminal, file, pty, socket.
 //! * [`ctl`]: the control socket, and what can be asked for there.
 //! * [`state`]: snapshots: a machine's whole state in a folder.
 //! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
 //!
-//! What it does not do yet: firmware, migrating.
+//! What it does not do yet: migrating, saving a machine that has firmware.
 
 pub mod boot;
 pub mod console;
 pub mod ctl;
 mod emergency;
 mod error;
+pub mod firmware;
 mod leftover;
 mod listen;
 pub mod machine;

@@ -3,7 +3,7 @@ use skep_irq::{LineDescription, Polarity, Trigger};
 
 use super::*;
 use crate::aarch64::layout::{FLASH_CODE, FLASH_VARS, FW_CFG, Layout, PCI_IO, PCI_MMIO32, PVPANIC, UART};
-use crate::acpi::devices::{EventPowerButton, Flash, FwCfg, Pvpanic, Registers, Serial};
+use crate::acpi::devices::{Event, Flash, FwCfg, Generation, GenericEvents, Pvpanic, Registers, Serial};
 use crate::acpi::{PciHost, SerialKind, iasl, link};
 use crate::layout::GIB;
 
@@ -33,7 +33,13 @@ fn dsdt(layout: &Layout) -> Dsdt {
         .device(&Flash { number: 1, memory: FLASH_VARS })
         .device(&FwCfg(Registers::Memory(FW_CFG)))
         .device(&Pvpanic(Registers::Memory(PVPANIC)))
-        .device(&EventPowerButton { line: line(spi::GED_POWER, Trigger::Edge) })
+        .device(&GenericEvents {
+            events: vec![
+                Event { line: line(spi::GED_POWER, Trigger::Edge), device: GenericEvents::POWER_BUTTON },
+                Event { line: line(spi::GED_GENERATION, Trigger::Edge), device: Generation::NAME },
+            ],
+        })
+        .device(&Generation)
         .device(&pci);
     dsdt
 }

@@ -74,6 +74,8 @@ pub mod spi {
     pub const GPIO: u32 = 7;
     /// Power button of the ACPI generic event device, edge-triggered.
     pub const GED_POWER: u32 = 9;
+    /// A new VM generation id, by the same device.
+    pub const GED_GENERATION: u32 = 10;
     /// Those that the GICv2m frame hands out.
     pub const GICV2M: Range<u32> = 128..256;
 

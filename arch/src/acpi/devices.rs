@@ -183,26 +183,92 @@ impl Aml for Processors {
     }
 }
 
-/// A power button that is signalled by an interrupt of a generic event device, for machines without a PM block.
+/// Something that an interrupt of a generic event device tells of.
 #[derive(Clone, Copy, Debug)]
-pub struct EventPowerButton {
-    /// The interrupt that says it was pressed.
+pub struct Event {
+    /// The interrupt.
     pub line: LineDescription,
+    /// The device below `\\_SB` that is told.
+    pub device: &'static str,
 }
 
-impl Aml for EventPowerButton {
+/// Generic event device, for machines without a PM block, with a power button that is signalled by the first of its interrupts.
+#[derive(Clone, Debug)]
+pub struct GenericEvents {
+    /// The interrupts; the power button's first.
+    pub events: Vec<Event>,
+}
+
+impl GenericEvents {
+    /// The name of the power button.
+    pub const POWER_BUTTON: &'static str = "\\_SB_.PWRB";
+}
+
+/// What the device of an event is told: a power button was pressed, a generation id has changed.
+const CHANGED: u8 = 0x80;
+
+impl Aml for GenericEvents {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        /// Notification that a power button was pressed.
-        const PRESSED: u8 = 0x80;
         device(sink, "PWRB", &EISAName::new("PNP0C0C"), None, vec![]);
         let (id, uid) = (name("_HID", &"ACPI0013"), name("_UID", &0u8));
-        let resources = name("_CRS", &ResourceTemplate::new(vec![&interrupt(self.line)]));
-        let button = Path::new("\\_SB_.PWRB");
-        let notify = Notify::new(&button, &PRESSED);
-        let pressed = Equal::new(&Arg(0), &self.line.number);
-        let when = If::new(&pressed, vec![&notify]);
-        let event = Method::new("_EVT".into(), 1, true, vec![&when]);
+        let lines: Vec<_> = self.events.iter().map(|event| interrupt(event.line)).collect();
+        let resources = name("_CRS", &ResourceTemplate::new(lines.iter().map(|line| line as &dyn Aml).collect()));
+        let mut body = Vec::new();
+        for event in &self.events {
+            let target = Path::new(event.device);
+            let notify = Notify::new(&target, &CHANGED);
+            let is_it = Equal::new(&Arg(0), &event.line.number);
+            If::new(&is_it, vec![&notify]).to_aml_bytes(&mut body);
+        }
+        let body = super::Raw(body);
+        let event = Method::new("_EVT".into(), 1, true, vec![&body]);
         Device::new("GED_".into(), vec![&id, &uid, &resources, &event]).to_aml_bytes(sink);
+    }
+}
+
+/// The VM generation id (Microsoft's "Virtual Machine Generation ID"), which a guest finds changed when it goes on from a copy of its past.
+#[derive(Clone, Copy, Debug)]
+pub struct Generation;
+
+impl Generation {
+    /// The device's name.
+    pub const NAME: &'static str = "\\_SB_.VGEN";
+    /// Stands for the id's address until it is searched for.
+    const ADDRESS: u32 = 0x4449_4756;
+
+    /// Finds the 32-bit pointer to the id's page in tables that have this device, and has it hold the id's offset there: what firmware adds the page's
+    /// address to.
+    #[must_use]
+    pub fn find_pointer(tables: &mut [u8]) -> Option<usize> {
+        let at = tables.windows(4).position(|window| window == Self::ADDRESS.to_le_bytes())?;
+        let offset = super::loader::GENERATION_OFFSET as u32;
+        tables.get_mut(at..at + 4)?.copy_from_slice(&offset.to_le_bytes());
+        Some(at)
+    }
+}
+
+impl Aml for Generation {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (id, compatible) = (name("_HID", &"SKEP0001"), name("_CID", &"VM_Gen_Counter"));
+        let description = name("_DDN", &"VM_Gen_Counter");
+        let address = name("ADDR", &Package::new(vec![&Self::ADDRESS, &0u8]));
+        Device::new("VGEN".into(), vec![&id, &compatible, &description, &address]).to_aml_bytes(sink);
+    }
+}
+
+/// A general-purpose event that tells [`Generation`] of a change, on machines with a PM block.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerationEvent {
+    /// The event's number, 0 to 15.
+    pub number: u8,
+}
+
+impl Aml for GenerationEvent {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let target = Path::new(Generation::NAME);
+        let notify = Notify::new(&target, &CHANGED);
+        let path = format!("\\_GPE._E{:02X}", self.number);
+        Method::new(path.as_str().into(), 0, false, vec![&notify]).to_aml_bytes(sink);
     }
 }
 

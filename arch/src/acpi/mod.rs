@@ -3,13 +3,13 @@
 //! A [`Table`] is a header and a body with pointers to other tables in it. [`link`] lays all tables of a machine into
 //! one blob and answers where its pointers and checksums are, so that the same tables are either placed at an address
 //! ([`Linked::place`], a machine without firmware), or handed to firmware, which places them itself and patches what
-//! the lists name (fw_cfg's table loader).
+//! the lists name (fw_cfg's table loader, [`loader`]).
 //!
 //! The tables' content is each architecture's: [`crate::x86_64::acpi`], [`crate::aarch64::acpi`]. What a device says
 //! of itself in the DSDT is the device's: anything that is [`Aml`] is added to a [`Dsdt`]. Those of the platform are
 //! in [`devices`].
 //!
-//! Not here: SRAT, SLIT, HMAT (NUMA), PPTT (the caches of arm64), SMBIOS.
+//! Not here: SRAT, SLIT, HMAT (NUMA), PPTT (the caches of arm64).
 
 use std::ops::Range;
 
@@ -18,6 +18,7 @@ pub use acpi_tables::{Aml, AmlSink, aml};
 use zerocopy::IntoBytes;
 
 pub mod devices;
+pub mod loader;
 mod pci;
 mod shared;
 

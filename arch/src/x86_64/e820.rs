@@ -61,6 +61,12 @@ pub fn memory_map(layout: &Layout, tables: Option<AddressRange>) -> Vec<Entry> {
     map
 }
 
+/// What firmware is told, which makes the memory map of its own: RAM, and what a backend keeps.
+pub fn for_firmware(layout: &Layout) -> Vec<Entry> {
+    let ram = layout.ram.iter().map(|&part| Entry::new(part, Kind::Ram));
+    ram.chain([Entry::new(BACKEND, Kind::Reserved)]).collect()
+}
+
 #[cfg(test)]
 #[path = "e820_test.rs"]
 mod test;

@@ -114,6 +114,9 @@ pub mod gsi {
     pub const COUNT: u32 = 24;
 }
 
+/// General-purpose event that tells of a new VM generation id.
+pub const GENERATION_EVENT: u8 = 5;
+
 /// Where everything that depends on the configuration stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {

@@ -22,12 +22,14 @@ mod test;
 
 /// What the machine must do after an access, outside the device.
 #[must_use = "the machine carries an action out; dropping it loses what the guest asked for"]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Action {
     /// Nothing.
     #[default]
     None,
-    /// The device's place in an address space has changed: it is asked for its ranges again.
+    /// Memory that the guest reaches without the bus has come or gone (flash that is read as memory, or is not): its owners are asked again.
+    Remap,
+    /// The device's place in an address space has changed: it is asked for its ranges again. It includes [`Action::Remap`].
     Relocate,
 }
 
@@ -217,10 +219,7 @@ impl AddressSpace {
         for (byte, address) in data.iter().zip(address..=u64::MAX) {
             if let Some(Found { entry, offset }) = find(&table, address, 1) {
                 let action = entry.device.write(entry.region, offset, std::slice::from_ref(byte));
-                result = Some(match (result, action) {
-                    (Some(Action::Relocate), _) | (_, Action::Relocate) => Action::Relocate,
-                    _ => Action::None,
-                });
+                result = result.max(Some(action));
             }
         }
         result

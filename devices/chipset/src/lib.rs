@@ -14,6 +14,8 @@
 //! | GPIO with a power button | [`gpio`] | ARM DDI 0190B |
 //! | panic notifier | [`pvpanic`] | QEMU's pvpanic |
 //! | firmware's debug port | [`debugcon`] | QEMU's isa-debugcon |
+//! | what firmware is told | [`fw_cfg`] | QEMU's fw_cfg |
+//! | firmware's flash | [`flash`] | Intel's command set, CFI (JESD68.01), Micron P30 |
 //!
 //! A device is made from a configuration that holds all it needs: its [`skep_irq::IrqLine`]s, the machine's [`skep_clock::Clock`], the
 //! [`Requests`] by which it asks for power-off or reset. It answers accesses as a [`skep_bus::Device`], and is saved, restored and reset as a
@@ -29,7 +31,7 @@
 //! A device derives what it shows from the clock when it is looked at, and arms a timer only for an interrupt that somebody waits for. In its
 //! saved state, time is relative to the moment of saving, so that a restored machine's clock may stand anywhere; clocks are restored first.
 //!
-//! What it does not do: the devices' descriptions in ACPI and FDT, PCI functions, flash and fw_cfg.
+//! What it does not do: the devices' descriptions in ACPI and FDT, PCI functions, the content of fw_cfg.
 
 #![forbid(unsafe_code)]
 
@@ -38,6 +40,8 @@ mod alarm;
 pub mod debugcon;
 mod eoi;
 mod fifo;
+pub mod flash;
+pub mod fw_cfg;
 pub mod gpio;
 mod gsi;
 pub mod i8042;
@@ -62,6 +66,8 @@ pub mod v2m;
 mod testing;
 
 pub use debugcon::DebugCon;
+pub use flash::{Flash, FlashConfig};
+pub use fw_cfg::{FwCfg, FwCfgConfig};
 pub use gpio::{Pl061, Pl061Config};
 pub use gsi::GsiLines;
 pub use i8042::{I8042, I8042Config, Ps2Port};

@@ -21,6 +21,8 @@ pub enum MachineRequest {
     PowerOff,
     /// Reset the whole machine.
     Reset,
+    /// The guest's firmware can't do without system management mode, which the machine does not have.
+    SmmWanted,
     /// The guest reports an end of its own.
     Panic(PanicEvent),
 }

@@ -1,6 +1,7 @@
 //! The functions of the chipset itself: host bridges, and the LPC bridge of ICH9. They hold registers; what those do is the machine's.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skep_bus::Action;
 use skep_state::{Persist, StateError};
@@ -59,12 +60,17 @@ impl Registers {
 /// Implements what all of them share over their field `registers`.
 macro_rules! chipset_function {
     ($name:ident, $correct:expr) => {
+        chipset_function!($name, $correct, |_: &Self, _: u16, _: u32| {});
+    };
+    ($name:ident, $correct:expr, $look:expr) => {
         impl ConfigFunction for $name {
             fn config_read(&self, offset: u16) -> u32 {
                 self.registers.lock().register(offset)
             }
 
             fn config_write(&self, offset: u16, lanes: u32, value: u32) -> Action {
+                let look: fn(&Self, u16, u32) = $look;
+                look(self, offset, value & lanes);
                 let correct: fn(u16, &mut ConfigSpace, u32) = $correct;
                 self.registers.write(offset, lanes, value, |space, before| correct(offset, space, before))
             }
@@ -110,6 +116,8 @@ chipset_function!(GenericHostBridge, |_, _, _| {});
 mod mch {
     pub(super) const PCIEXBAR: u16 = 0x60;
     pub(super) const PAM: u16 = 0x90;
+    /// The size of extended TSEG, which is QEMU's: writing all ones asks for it. Nothing answers here.
+    pub(super) const EXTENDED_TSEG: u16 = 0x50;
     /// The doubleword of PAM4 to PAM6 ends with it; SMRAM and ESMRAMC follow PAM.
     pub(super) const SMRAM: u16 = 0x9d;
     pub(super) const ESMRAMC: u16 = 0x9e;
@@ -119,12 +127,40 @@ mod mch {
     /// SMRAM: closed for access outside SMM, and locked so.
     pub(super) const SMRAM_OPEN: u32 = 1 << 6;
     pub(super) const SMRAM_LOCK: u32 = 1 << 4;
+    /// PAM: reads, and writes, go to memory.
+    pub(super) const READ: u8 = 1 << 0;
+    pub(super) const WRITE: u8 = 1 << 1;
 }
 
-/// The memory controller hub of Q35 (8086:29c0): PCIEXBAR says where ECAM is; PAM, SMRAM and ESMRAMC are there for firmware.
+/// A piece of the addresses below 1 MiB, where ROMs are shadowed by memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShadowSegment {
+    /// The first address.
+    pub base: u64,
+    /// How many bytes.
+    pub size: u64,
+    /// Reads are answered by memory; else by PCI, or by the firmware's ROM.
+    pub read: bool,
+    /// Writes go to memory; else they go to PCI.
+    pub write: bool,
+}
+
+/// The memory controller hub of Q35 (8086:29c0): PCIEXBAR says where ECAM is, PAM what is shadowed by memory, SMRAM whether there is memory behind
+/// the VGA window. There is no system management mode, and ESMRAMC says so as QEMU's machine without it does: it reads 0.
 #[derive(Debug)]
 pub struct Mch {
     registers: Registers,
+    wants_smm: Hook,
+}
+
+/// Called when something is asked for.
+#[derive(Default)]
+struct Hook(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 impl Default for Mch {
@@ -137,9 +173,9 @@ impl Default for Mch {
         space.define(mch::PAM, Bits::fixed(0).writable(0x3333_3330));
         space.define(mch::PAM + 4, Bits::fixed(0).writable(0x0033_3333));
         space.define(mch::SMRAM, Bits::fixed(0x02).writable(0x78));
-        space.define(mch::ESMRAMC, Bits::fixed(0x38).writable(0x87));
-        let moving = &[mch::PCIEXBAR, mch::PCIEXBAR + 4, mch::PAM, mch::PAM + 4];
-        Self { registers: Registers::new(space, moving) }
+        space.define(mch::ESMRAMC, Bits::fixed(0));
+        let moving = &[mch::PCIEXBAR, mch::PCIEXBAR + 4, mch::PAM, mch::PAM + 4, mch::SMRAM & !3];
+        Self { registers: Registers::new(space, moving), wants_smm: Hook::default() }
     }
 }
 
@@ -167,6 +203,35 @@ impl Mch {
         space.set(mch::PCIEXBAR + 4, u32::MAX, (value >> 32) as u32);
     }
 
+    /// What the PAM registers say of each of their 13 segments, ascending.
+    #[must_use]
+    pub fn shadow(&self) -> Vec<ShadowSegment> {
+        let space = self.registers.lock();
+        let registers = u64::from(space.register(mch::PAM + 4)) << 32 | u64::from(space.register(mch::PAM));
+        let nibble = |number: u64| (registers >> (4 * number)) as u8;
+        let segment = |base, size, bits: u8| {
+            let (read, write) = (bits & mch::READ != 0, bits & mch::WRITE != 0);
+            ShadowSegment { base, size, read, write }
+        };
+        // PAM1 to PAM6 have 16 KiB in each half, from 0xc0000 on; PAM0 has the last 64 KiB in its upper half.
+        let pieces = (0..12).map(|number| segment(0xc_0000 + 0x4000 * number, 0x4000, nibble(2 + number)));
+        pieces.chain([segment(0xf_0000, 0x1_0000, nibble(1))]).collect()
+    }
+
+    /// Whether the memory behind the VGA window can be reached.
+    #[must_use]
+    pub fn smram_is_open(&self) -> bool {
+        let smram = self.registers.lock().register(mch::SMRAM & !3) >> (8 * u32::from(mch::SMRAM & 3));
+        smram & mch::SMRAM_OPEN != 0
+    }
+
+    /// Calls `told` when firmware asks how large TSEG is: only firmware that can't do without system management mode does. It is called on the
+    /// vCPU's thread.
+    pub fn on_smm_wanted(&self, told: impl Fn() + Send + Sync + 'static) {
+        // A machine has one for its whole life.
+        let _ = self.wants_smm.0.set(Box::new(told));
+    }
+
     /// Once SMRAM is locked, nothing of it changes until the machine is reset.
     fn correct(offset: u16, space: &mut ConfigSpace, before: u32) {
         let shift = 8 * u32::from(mch::SMRAM & 3);
@@ -182,7 +247,11 @@ impl Mch {
     }
 }
 
-chipset_function!(Mch, Mch::correct);
+chipset_function!(Mch, Mch::correct, |mch, offset, value| {
+    if let (mch::EXTENDED_TSEG, 0xffff, Some(told)) = (offset, value, mch.wants_smm.0.get()) {
+        told();
+    }
+});
 
 /// Registers of the LPC bridge (Intel 316972, section 13.1).
 mod lpc {

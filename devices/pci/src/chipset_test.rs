@@ -37,15 +37,15 @@ fn ecam_is_where_pciexbar_says() {
 fn smram_stays_locked_until_reset() {
     let mch = Mch::default();
     let smram = |mch: &Mch| read(mch, 0x9c) >> 8 & 0xffff;
-    assert_eq!(smram(&mch), 0x3802);
+    assert_eq!(smram(&mch), 0x0002);
     let _ = write(&mch, 0x9c, 0x0000_ff00, 0x4a00);
-    assert_eq!(smram(&mch), 0x384a, "open");
+    assert_eq!(smram(&mch), 0x004a, "open");
     let _ = write(&mch, 0x9c, 0x0000_ff00, 0x5a00);
-    assert_eq!(smram(&mch), 0x381a, "locking closes it");
+    assert_eq!(smram(&mch), 0x001a, "locking closes it");
     let _ = write(&mch, 0x9c, 0x00ff_ff00, 0x0087_4200);
-    assert_eq!(smram(&mch), 0x381a);
+    assert_eq!(smram(&mch), 0x001a);
     mch.reset();
-    assert_eq!(smram(&mch), 0x3802);
+    assert_eq!(smram(&mch), 0x0002);
 }
 
 #[test]
@@ -69,4 +69,40 @@ fn they_say_who_they_are() {
     assert_eq!((read(&Mch::default(), 8), read(&LpcBridge::new(None), 8)), (0x0600_0002, 0x0601_0002));
     let _ = write(&generic, 4, u32::MAX, 0);
     assert_eq!(read(&generic, 4), 7, "it answers always");
+}
+
+#[test]
+fn pam_says_what_is_shadowed() {
+    let mch = Mch::default();
+    let all = mch.shadow();
+    assert_eq!(all.len(), 13);
+    assert!(all.windows(2).all(|pair| pair[0].base + pair[0].size == pair[1].base));
+    assert_eq!((all[0].base, all[12].base + all[12].size), (0xc_0000, 0x10_0000));
+    assert!(all.iter().all(|segment| !segment.read && !segment.write));
+    // The BIOS segment readable; 0xc4000 writable; 0xec000 both.
+    assert_eq!(write(&mch, 0x90, 0xffff, 0x2010), Action::Relocate);
+    assert_eq!(write(&mch, 0x94, 0x00ff_0000, 0x0030_0000), Action::Relocate);
+    let states: Vec<_> = mch.shadow().iter().map(|segment| (segment.read, segment.write)).collect();
+    assert_eq!(
+        (states[12], states[1], states[11], states[0]),
+        ((true, false), (false, true), (true, true), (false, false))
+    );
+    assert!(!mch.smram_is_open());
+    assert_eq!(write(&mch, 0x9c, 0xff00, 0x4a00), Action::Relocate);
+    assert!(mch.smram_is_open());
+}
+
+#[test]
+fn firmware_that_needs_smm_is_noticed() {
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let mch = Mch::default();
+    let count = asked.clone();
+    mch.on_smm_wanted(move || {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    });
+    let _ = write(&mch, 0x50, 0xffff, 0);
+    let _ = write(&mch, 0x54, 0xffff, 0xffff);
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 0);
+    let _ = write(&mch, 0x50, 0xffff, 0xffff);
+    assert_eq!((asked.load(std::sync::atomic::Ordering::Relaxed), read(&mch, 0x50)), (1, 0));
 }

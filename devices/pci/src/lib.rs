@@ -53,7 +53,7 @@ pub use address::{Address, DEVICES, PciPlace};
 pub use bar::{Bar, BarKind, Bars, Decoded, Space};
 pub use capability::msix::Msix;
 pub use capability::vendor::{BarWindow, Capability};
-pub use chipset::{GenericHostBridge, LpcBridge, Mch};
+pub use chipset::{GenericHostBridge, LpcBridge, Mch, ShadowSegment};
 pub use decoder::{Decoder, IoSpace, Mapping, Spaces};
 pub use endpoint::{Endpoint, EndpointConfig, Identity};
 pub use function::{Attachment, Doorbells, Function, FunctionDoorbell};

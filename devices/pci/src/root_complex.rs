@@ -304,6 +304,18 @@ impl RootComplex {
         all
     }
 
+    /// First and last address of what is decoded above 4 GiB, by endpoints and by ports' windows: where firmware has put it.
+    #[must_use]
+    pub fn memory64(&self) -> Option<(u64, u64)> {
+        let mappings = self.mappings();
+        let decoded = mappings.iter().filter(|mapping| mapping.space == crate::Space::Memory);
+        let decoded = decoded.map(|mapping| (mapping.base, mapping.base.saturating_add(mapping.size - 1)));
+        let windows = self.ports();
+        let windows = windows.iter().filter_map(|port| port.prefetchable());
+        let above = decoded.chain(windows).filter(|(base, _)| *base >= 1 << 32);
+        above.reduce(|all, one| (all.0.min(one.0), all.1.max(one.1)))
+    }
+
     /// CONFIG_ADDRESS, as a function's address and the offset of a doubleword.
     fn selected(&self) -> Option<(Address, u16)> {
         let value = *self.config_address();

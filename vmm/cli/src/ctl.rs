@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep_config::{Disk, Net, Size};
 use skep_vmm::ctl::protocol::{
-    Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Removed,
-    Resized, Save, Saved, Stats, Status,
+    Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Pressed,
+    Removed, Resized, Save, Saved, Stats, Status,
 };
 use skep_vmm::ctl::{Client, ClientError};
 use skep_vmm::machine::{BalloonInfo, DeviceInfo, DeviceState, Plugged};
@@ -97,6 +97,8 @@ enum CtlCommand {
         #[arg(long)]
         quit: bool,
     },
+    /// Press the power button: a guest that listens powers off in an orderly way
+    PowerButton,
     /// Reset the machine, as if its guest had asked for it: `--on-reset` says what happens then
     Reset,
     /// End the machine at once, as by pulling its plug
@@ -237,6 +239,13 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
             let done = it.ask("save", &Save { folder, quit }, None, text);
             watch.end();
             done?;
+        }
+        CtlCommand::PowerButton => {
+            let text = |pressed: Pressed| match pressed.heard {
+                true => String::new(),
+                false => "the guest does not listen to its power button\n".to_owned(),
+            };
+            it.ask("power-button", &Nothing {}, None, text)?;
         }
         CtlCommand::Reset => it.ask("reset", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Quit => it.ask("quit", &Nothing {}, None, |_: Nothing| String::new())?,

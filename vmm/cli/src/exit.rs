@@ -150,9 +150,7 @@ impl Failure {
 
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Failure::Config(_) | Failure::ImageUsage(_) | Failure::Machine(Error::Config(_) | Error::NotYet { .. }) => {
-                Exit::Usage
-            }
+            Failure::Config(_) | Failure::ImageUsage(_) | Failure::Machine(Error::Config(_)) => Exit::Usage,
             Failure::Machine(Error::Panicked { .. }) => Exit::Panicked,
             _ => Exit::Failed,
         }

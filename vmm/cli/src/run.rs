@@ -32,7 +32,7 @@ pub(crate) fn run(args: RunArgs, started: Instant) -> Result<Exit, Failure> {
         pages::print(layout_text(&layout).as_bytes())?;
         return Ok(Exit::Done);
     }
-    let files = open(&config, config_file.as_deref())?;
+    let files = open(&config, config_file.as_deref(), true)?;
     if let Some(caveat) = skep_kvm::caveat() {
         tracing::warn!("{caveat}");
     }
@@ -61,13 +61,11 @@ pub(crate) fn hello(args: HelloArgs, started: Instant) -> Result<Exit, Failure> 
 pub(crate) fn check(args: CheckArgs) -> Result<Exit, Failure> {
     let config_file = args.flags.config.clone();
     let config = args.flags.config(host()?)?;
-    let kernel = open(&config, config_file.as_deref())?.kernel.info();
-    let text = format!(
-        "machine {} ({}), kernel {}: the config is sound\n",
-        config.machine,
-        config.arch(),
-        kernel.format.name()
-    );
+    let boots = match open(&config, config_file.as_deref(), false)? {
+        BootFiles::Kernel(files) => format!("kernel {}", files.kernel.info().format.name()),
+        BootFiles::Firmware(_) => "firmware".to_owned(),
+    };
+    let text = format!("machine {} ({}), {boots}: the config is sound\n", config.machine, config.arch());
     pages::print(text.as_bytes())?;
     Ok(Exit::Done)
 }
@@ -77,20 +75,24 @@ pub(crate) fn host() -> Result<ArchKind, Failure> {
 }
 
 /// Opens the files that the config names, and refuses a kernel for the other architecture, and output to one of the files.
-fn open(config: &Config, config_file: Option<&Path>) -> Result<BootFiles, Failure> {
+fn open(config: &Config, config_file: Option<&Path>, run: bool) -> Result<BootFiles, Failure> {
     let boot = &config.boot;
     let inputs = [
         ("kernel", boot.kernel.as_deref()),
         ("initramfs", boot.initrd.as_deref()),
         ("device tree", boot.dtb.as_deref()),
+        ("firmware", boot.firmware.as_deref()),
+        ("firmware's variables", boot.firmware_vars.as_ref().map(|vars| vars.file.as_path())),
     ];
     let inputs = inputs.into_iter().chain([("config file", config_file)]);
     refuse_inputs(&config.serial, inputs.filter_map(|(role, path)| Some((role, path?)))).map_err(Error::Console)?;
-    let files = BootFiles::open(&config.boot.source()?)?;
-    let kernel = files.kernel.info().architecture;
-    if kernel != config.arch() {
-        let source = KernelError::WrongArchitecture { kernel: kernel.name(), machine: config.arch() };
-        return Err(Error::Kernel { path: files.path, source }.into());
+    let files = BootFiles::open(&config.boot.source()?, config.arch(), run)?;
+    if let BootFiles::Kernel(files) = &files {
+        let kernel = files.kernel.info().architecture;
+        if kernel != config.arch() {
+            let source = KernelError::WrongArchitecture { kernel: kernel.name(), machine: config.arch() };
+            return Err(Error::Kernel { path: files.path.clone(), source }.into());
+        }
     }
     Ok(files)
 }

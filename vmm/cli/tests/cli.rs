@@ -149,19 +149,24 @@ fn absurd_numbers_are_usage_errors() {
 }
 
 #[test]
-fn flags_of_later_versions_are_named_as_such() {
+fn what_is_no_firmware_is_refused_by_name() {
     let files = Files::new();
     let firmware = files.write("OVMF.fd", [0; 4096]);
-    skep(&["run", "--firmware", &firmware]).refuses(2, &["firmware boot is not in this version of skep"]);
-    skep(&["check", "--firmware", &firmware]).refuses(2, &["firmware boot is not in this version of skep"]);
+    let none = |machine, words| {
+        for command in ["run", "check"] {
+            skep(&[command, "--machine", machine, "--firmware", &firmware]).refuses(1, &["OVMF.fd", words]);
+        }
+    };
+    none("q35-1", "no firmware of a PC");
+    none("virt-1", "no aarch64 firmware");
 }
 
 #[test]
 fn keys_that_contradict_each_other_are_usage_errors() {
     for command in ["run", "check"] {
         skep(&[command]).refuses(2, &["error: there is nothing to boot\n", "  try: a kernel, by `--kernel FILE`"]);
-        skep(&[command, "--kernel", "k", "--firmware", "f"])
-            .refuses(2, &["both `boot.kernel` and `boot.firmware`", "  try: "]);
+        skep(&[command, "--machine", "virt-1", "--kernel", "k", "--dtb", "d", "--firmware", "f"])
+            .refuses(2, &["both `boot.dtb` and `boot.firmware`", "  try: "]);
         skep(&[command, "--initrd", "i"]).refuses(2, &["`boot.initrd` is given without `boot.kernel`", "  try: "]);
         skep(&[command, "--machine", "q35-1", "--kernel", "k", "--dtb", "d"])
             .refuses(2, &["`boot.dtb` is for aarch64 guests"]);

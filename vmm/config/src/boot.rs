@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use skep_hypervisor::ArchKind;
 
 use crate::error::Conflict;
+use crate::firmware::FirmwareVars;
 use crate::machine::MachineVersion;
 
-/// What the guest starts from: a kernel, or firmware.
+/// What the guest starts from: a kernel, or firmware, which may be handed a kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Boot {
@@ -29,7 +30,7 @@ pub struct Boot {
     pub firmware: Option<PathBuf>,
     /// Firmware: its variables, which the guest writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub firmware_vars: Option<PathBuf>,
+    pub firmware_vars: Option<FirmwareVars>,
 }
 
 /// The one thing that a guest starts from.
@@ -46,12 +47,18 @@ pub enum BootSource<'a> {
         /// The device tree that replaces ours.
         dtb: Option<&'a Path>,
     },
-    /// Firmware, which finds what to boot itself.
+    /// Firmware, which finds what to boot itself, or boots the kernel that it is handed.
     Firmware {
-        /// Its code.
+        /// Its code, or all of it.
         code: &'a Path,
         /// Its variables.
-        vars: Option<&'a Path>,
+        vars: Option<&'a FirmwareVars>,
+        /// The kernel.
+        kernel: Option<&'a Path>,
+        /// The kernel's initial RAM disk.
+        initrd: Option<&'a Path>,
+        /// The kernel's command line.
+        cmdline: &'a str,
     },
 }
 
@@ -60,7 +67,7 @@ impl Boot {
     ///
     /// # Errors
     ///
-    /// [`Conflict::NothingToBoot`] and [`Conflict::KernelAndFirmware`].
+    /// [`Conflict::NothingToBoot`].
     pub fn source(&self) -> Result<BootSource<'_>, Conflict> {
         match (self.kernel.as_deref(), self.firmware.as_deref()) {
             (Some(kernel), None) => Ok(BootSource::Kernel {
@@ -69,9 +76,14 @@ impl Boot {
                 cmdline: self.cmdline.as_deref().unwrap_or_default(),
                 dtb: self.dtb.as_deref(),
             }),
-            (None, Some(code)) => Ok(BootSource::Firmware { code, vars: self.firmware_vars.as_deref() }),
+            (kernel, Some(code)) => Ok(BootSource::Firmware {
+                code,
+                vars: self.firmware_vars.as_ref(),
+                kernel,
+                initrd: self.initrd.as_deref(),
+                cmdline: self.cmdline.as_deref().unwrap_or_default(),
+            }),
             (None, None) => Err(Conflict::NothingToBoot),
-            (Some(_), Some(_)) => Err(Conflict::KernelAndFirmware),
         }
     }
 
@@ -81,8 +93,8 @@ impl Boot {
             true => Err(Conflict::Without { key, needs }),
             false => Ok(()),
         };
-        if self.kernel.is_some() && self.firmware.is_some() {
-            return Err(Conflict::KernelAndFirmware);
+        if self.dtb.is_some() && self.firmware.is_some() {
+            return Err(Conflict::DtbAndFirmware);
         }
         let kernel = self.kernel.is_some();
         beside("boot.initrd", "boot.kernel", self.initrd.is_some(), kernel)?;

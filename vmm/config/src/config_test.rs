@@ -185,9 +185,9 @@ fn boot() -> impl Strategy<Value = Boot> {
         (path(), option::of(path()), "\\PC{0,40}", option::of(path())).prop_map(|(kernel, initrd, cmdline, dtb)| {
             Boot { kernel: Some(kernel), initrd, cmdline: Some(cmdline), dtb, ..Boot::default() }
         }),
-        (path(), option::of(path())).prop_map(|(firmware, firmware_vars)| Boot {
+        (path(), option::of((path(), option::of(path())))).prop_map(|(firmware, firmware_vars)| Boot {
             firmware: Some(firmware),
-            firmware_vars,
+            firmware_vars: firmware_vars.map(|(file, template)| FirmwareVars { file, template }),
             ..Boot::default()
         }),
     ]

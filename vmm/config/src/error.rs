@@ -145,12 +145,12 @@ fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a &'static str>) ->
 pub enum Conflict {
     /// There is neither a kernel nor firmware.
     #[error(
-        "there is nothing to boot\n  try: a kernel, by `--kernel FILE`; or `skep hello`, for a guest that is built in"
+        "there is nothing to boot\n  try: a kernel, by `--kernel FILE`; firmware, by `--firmware FILE`; or `skep hello`, for a guest that is built in"
     )]
     NothingToBoot,
-    /// Both a kernel and firmware.
-    #[error("both `boot.kernel` and `boot.firmware` are given\n  try: one of them")]
-    KernelAndFirmware,
+    /// Both a device tree and firmware.
+    #[error("both `boot.dtb` and `boot.firmware` are given\n  try: without `boot.dtb`: firmware describes the machine")]
+    DtbAndFirmware,
     /// A key that means something only beside another one.
     #[error("`{key}` is given without `{needs}`\n  try: give `{needs}` too, or leave `{key}` out")]
     Without {

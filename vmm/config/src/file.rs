@@ -1,6 +1,7 @@
 //! Configs as TOML files.
 
 use std::io::{self, Read};
+use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
 use serde::Deserialize;
@@ -80,9 +81,11 @@ impl Config {
             Serial::File(path) | Serial::Socket(path) | Serial::Pty { link: Some(path) } => Some(path),
             Serial::Stdio | Serial::Pty { link: None } | Serial::None => None,
         };
-        [&mut boot.kernel, &mut boot.initrd, &mut boot.dtb, &mut boot.firmware, &mut boot.firmware_vars]
+        let vars = boot.firmware_vars.iter_mut().flat_map(|vars| iter::once(&mut vars.file).chain(&mut vars.template));
+        [&mut boot.kernel, &mut boot.initrd, &mut boot.dtb, &mut boot.firmware]
             .into_iter()
             .flatten()
+            .chain(vars)
             .chain(serial)
             .chain(&mut self.control)
             .chain(disks)

@@ -13,6 +13,7 @@ use crate::cpus::Cpus;
 use crate::device::Device;
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::firmware::FirmwareVars;
 use crate::machine::MachineVersion;
 use crate::memory::Memory;
 use crate::net::Net;
@@ -60,12 +61,17 @@ pub struct BootFlags {
     /// Device tree that replaces the one skep makes (aarch64)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub dtb: Option<PathBuf>,
-    /// Firmware to boot instead of a kernel (not in this version)
+    /// Firmware, which finds what to boot on disks and networks: OVMF_CODE_4M.fd, AAVMF_CODE.fd, bios-256k.bin, ...
+    ///
+    /// As Debian's packages ovmf, qemu-efi-aarch64 and seabios have them; builds that need SMM (secboot) are refused. With --kernel as well, UEFI firmware
+    /// starts that kernel. Without --firmware-vars what it stores is forgotten when the machine ends.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub firmware: Option<PathBuf>,
-    /// The firmware's variables (not in this version)
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub firmware_vars: Option<PathBuf>,
+    /// The firmware's variables, which last: FILE[,template=FILE]
+    ///
+    /// A FILE that is not there is made from the template: OVMF_VARS_4M.fd, AAVMF_VARS.fd. It is this machine's alone, and locked while it runs.
+    #[arg(long, value_name = "FILE[,template=FILE]")]
+    pub firmware_vars: Option<FirmwareVars>,
 }
 
 /// The devices.
@@ -183,10 +189,10 @@ impl Flags {
 impl BootFlags {
     /// A flag for the other way to boot drops what the file says about the first.
     fn apply(self, boot: &mut Boot) {
-        if self.firmware.is_some() {
+        if self.firmware.is_some() && self.kernel.is_none() {
             (boot.kernel, boot.initrd, boot.cmdline, boot.dtb) = (None, None, None, None);
         }
-        if self.kernel.is_some() {
+        if self.kernel.is_some() && self.firmware.is_none() {
             (boot.firmware, boot.firmware_vars) = (None, None);
         }
         replace_some(&mut boot.kernel, self.kernel);

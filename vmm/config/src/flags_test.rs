@@ -103,7 +103,10 @@ fn both_ways_to_boot_are_refused() {
         Err(Error::Conflict(conflict)) => conflict,
         other => panic!("{other:?}"),
     };
-    assert_eq!(conflict(&["--kernel", "k", "--firmware", "f"]), Conflict::KernelAndFirmware);
+    assert_eq!(
+        conflict(&["--machine", "virt-1", "--kernel", "k", "--dtb", "d", "--firmware", "f"]),
+        Conflict::DtbAndFirmware
+    );
     assert_eq!(conflict(&["--initrd", "i"]), Conflict::Without { key: "boot.initrd", needs: "boot.kernel" });
     let other = |key| Conflict::OtherArch { key, needs: ArchKind::Aarch64, machine: MachineVersion::Q35V1 };
     assert_eq!(conflict(&["--kernel", "k", "--dtb", "d"]), other("boot.dtb"));

@@ -59,6 +59,8 @@ pub enum Command {
     Resume,
     /// `save` of a [`Save`]: a [`Saved`]. The guest stands still while its memory is written.
     Save(Save),
+    /// `power-button`: a [`Pressed`].
+    PowerButton,
     /// `reset`: [`Nothing`]. As if the guest had asked for it.
     Reset,
     /// `quit`: [`Nothing`]. The machine ends at once.
@@ -66,7 +68,7 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "device-list",
     "disk-add",
     "net-add",
@@ -75,6 +77,7 @@ const COMMANDS: [&str; 14] = [
     "balloon",
     "console-resize",
     "stats",
+    "power-button",
     "status",
     "pause",
     "resume",
@@ -218,6 +221,13 @@ pub struct Resized {
     pub size: u64,
 }
 
+/// What became of a press of the power button.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressed {
+    /// The guest listens to the button, as far as can be told. What it does then is its own affair.
+    pub heard: bool,
+}
+
 /// What has happened so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -252,6 +262,8 @@ pub enum Answer {
     Status(Status),
     /// What was saved.
     Saved(Saved),
+    /// The power button was pressed.
+    Pressed(Pressed),
     /// It is done.
     Nothing(Nothing),
 }
@@ -427,6 +439,7 @@ impl Command {
             "pause" => Self::Pause,
             "resume" => Self::Resume,
             "save" => Self::Save(read(name, text)?),
+            "power-button" => Self::PowerButton,
             "reset" => Self::Reset,
             "quit" => Self::Quit,
             _ => {

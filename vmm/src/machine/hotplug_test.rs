@@ -73,6 +73,7 @@ impl<A: Tested> Rig<A> {
             requests: skep_chipset::Requests::new(|_| ()),
             serial: Box::new(()),
             memory: MemoryMap::new(),
+            firmware: None,
         };
         let machine = Machine::new(&config, &*A::fake(), Arc::new(Gate::default()), services).unwrap();
         A::place(&machine.plan, &machine.board).unwrap();

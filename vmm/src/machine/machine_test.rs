@@ -56,6 +56,7 @@ impl<A: Tested> Rig<A> {
             requests: skep_chipset::Requests::new(|_| ()),
             serial: Box::new(()),
             memory: MemoryMap::new(),
+            firmware: None,
         };
         let machine = Machine::new(&config, &*A::fake(), Arc::new(Gate::default()), services).unwrap();
         let io = A::io(&machine.board, 0);

@@ -1,6 +1,7 @@
 //! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
 
 mod devices;
+mod firmware;
 mod hotplug;
 mod pci;
 mod platform;
@@ -10,7 +11,7 @@ mod virt;
 
 use std::sync::Arc;
 
-use skep_arch::layout::Row;
+use skep_arch::layout::{AddressRange, Row};
 use skep_chipset::SerialPort;
 use skep_clock::Clock;
 use skep_config::Config;
@@ -19,7 +20,7 @@ use skep_memory::{Backing, HugePages, MemoryMap, RamOptions, Region, RegionKind}
 use skep_pci::RootComplex;
 
 use crate::Error;
-use crate::boot::BootFiles;
+use crate::boot::KernelFiles;
 use crate::run::{Gate, Slot, Vcpus};
 use crate::state::SnapshotError;
 use devices::{Devices, Site};
@@ -50,6 +51,7 @@ pub struct Machine<A: Platform> {
     vm: Arc<dyn Vm<A>>,
     numbers: Numbers,
     loaded_once: bool,
+    has_firmware: bool,
 }
 
 /// A plan, and the backend's builder that it was made for.
@@ -121,12 +123,13 @@ impl<A: Platform> Machine<A> {
         adopt(&mut plan, builder.capabilities())?;
         let parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
-        add_ram(&config, &plan, &memory, from)?;
+        let has_firmware = services.firmware.is_some();
+        let ram = add_ram(&config, &plan, &memory, from, has_firmware)?;
         memory.listen(parts.vm.memory())?;
         let devices = Devices::new();
         let theirs = devices.clone();
         let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(endpoint));
-        let board = A::assemble(&plan, &parts.vm, parts.interrupts, services, ejected)?;
+        let board = A::assemble(&config, &plan, &parts.vm, parts.interrupts, services, ram, ejected)?;
         let site = Site { devices: &devices, root: A::pci(&board), clock: &clock, running: false, numbers: &numbers };
         site.add(&config)?;
         if let Some(first) = parts.vcpus.first() {
@@ -134,14 +137,33 @@ impl<A: Platform> Machine<A> {
         }
         let slots = parts.vcpus.into_iter().map(|vcpu| Slot { io: A::io(&board, vcpu.index()), vcpu });
         let vcpus = Vcpus::new(slots.collect(), gate);
-        Ok(Self { config, plan, vcpus, devices, board, memory, clock, vm: parts.vm, numbers, loaded_once: false })
+        Ok(Self {
+            config,
+            plan,
+            vcpus,
+            devices,
+            board,
+            memory,
+            clock,
+            vm: parts.vm,
+            numbers,
+            loaded_once: false,
+            has_firmware,
+        })
     }
 
-    /// Loads the guest and sets the first vCPU to begin there, with the gate closed and empty.
+    /// Loads the guest's kernel, or has firmware find it, and sets the first vCPU to begin there, with the gate closed and empty.
     ///
     /// # Errors
     /// What does not fit, or the backend refuses.
-    pub fn load(&mut self, files: &mut BootFiles) -> Result<(), Error> {
+    pub fn load(&mut self, kernel: Option<&mut KernelFiles>) -> Result<(), Error> {
+        let Some(files) = kernel else {
+            let state = A::start_firmware(&self.config, &self.plan, &self.board, &self.memory)?;
+            if let (Some(state), Some(mut first)) = (state, self.vcpus.paused().next()) {
+                first.vcpu.boot(&state)?;
+            }
+            return Ok(());
+        };
         let fresh = !std::mem::replace(&mut self.loaded_once, true);
         A::place(&self.plan, &self.board)?;
         let state = A::load(&self.config, &self.plan, &self.board, &self.memory, files, fresh)?;
@@ -226,18 +248,25 @@ impl<A: Platform> Machine<A> {
         A::relocate(&self.board);
     }
 
+    /// Presses the power button, and says whether the guest listens to it.
+    pub fn press_power_button(&self) -> bool {
+        A::press_power_button(&self.board)
+    }
+
     /// The first serial port.
     pub fn serial(&self) -> Arc<dyn SerialPort> {
         A::serial(&self.board)
     }
 }
 
+/// Maps RAM, and gives the memory behind it back.
 fn add_ram<A: Platform>(
     config: &Config,
     plan: &Plan<A>,
     memory: &MemoryMap,
     from: Option<Backing>,
-) -> Result<(), Error> {
+    firmware: bool,
+) -> Result<Arc<Backing>, Error> {
     let wanted = &config.memory;
     let options = RamOptions {
         huge_pages: wanted.hugepages.map(|size| HugePages { page_size: size.bytes() }),
@@ -250,8 +279,12 @@ fn add_ram<A: Platform>(
     });
     let mut offset = 0;
     for part in &plan.ram {
-        memory.add(Region::new("RAM", RegionKind::Ram, part.base, part.size, backing.clone(), offset)?)?;
+        let pieces: Vec<AddressRange> = if firmware { A::lasting_ram(*part) } else { vec![*part] };
+        for piece in pieces {
+            let at = offset + (piece.base - part.base);
+            memory.add(Region::new("RAM", RegionKind::Ram, piece.base, piece.size, backing.clone(), at)?)?;
+        }
         offset += part.size;
     }
-    Ok(())
+    Ok(backing)
 }

@@ -11,12 +11,13 @@ use skep_chipset::{Requests, SerialOut, SerialPort};
 use skep_clock::Clock;
 use skep_config::Config;
 use skep_hypervisor::{Arch, Capabilities, Vm};
-use skep_memory::MemoryMap;
+use skep_memory::{Backing, MemoryMap};
 use skep_pci::{Endpoint, RootComplex};
 use skep_state::Component;
 
 use crate::Error;
-use crate::boot::BootFiles;
+use crate::boot::KernelFiles;
+use crate::firmware::FirmwareFiles;
 use crate::run::BoxedIo;
 
 /// What a machine will be: everything that follows from configuration and capabilities, before anything is made.
@@ -44,6 +45,8 @@ pub struct Services {
     pub serial: Box<dyn SerialOut>,
     /// Guest memory.
     pub memory: MemoryMap,
+    /// What the machine starts from, where that is firmware.
+    pub firmware: Option<FirmwareFiles>,
 }
 
 /// Told of each device that a guest has let go.
@@ -77,12 +80,22 @@ pub trait Platform: Arch {
     /// # Errors
     /// Where the backend refuses a line or an address.
     fn assemble(
+        config: &Config,
         plan: &Plan<Self>,
         vm: &Arc<dyn Vm<Self>>,
         interrupts: Self::Interrupts,
         services: Services,
+        ram: Arc<Backing>,
         ejected: Ejected,
     ) -> Result<Arc<Self::Board>, Error>;
+
+    /// Pieces of a part of RAM that are always there in a machine with firmware.
+    fn lasting_ram(part: AddressRange) -> Vec<AddressRange> {
+        vec![part]
+    }
+
+    /// Carries an [`Action`](skep_bus::Action) out that asks for less than [`Platform::relocate`].
+    fn remap(board: &Self::Board);
 
     /// Maps what the devices' registers say: after an access that moved something, a reset or a restore.
     fn relocate(board: &Self::Board);
@@ -108,9 +121,24 @@ pub trait Platform: Arch {
         plan: &Plan<Self>,
         board: &Self::Board,
         memory: &MemoryMap,
-        files: &mut BootFiles,
+        files: &mut KernelFiles,
         memory_is_zero: bool,
     ) -> Result<Self::BootState, Error>;
+
+    /// Puts firmware's first instruction, and what it finds in RAM, into their places; answers what the first vCPU begins with, if that is not as at
+    /// power-on.
+    ///
+    /// # Errors
+    /// What does not fit, by name.
+    fn start_firmware(
+        config: &Config,
+        plan: &Plan<Self>,
+        board: &Self::Board,
+        memory: &MemoryMap,
+    ) -> Result<Option<Self::BootState>, Error>;
+
+    /// Presses the power button, and says whether the guest listens to it.
+    fn press_power_button(board: &Self::Board) -> bool;
 
     /// The devices' state, in the order in which it is saved.
     fn components(board: &Self::Board) -> &[Named];
@@ -147,6 +175,11 @@ pub(super) fn rng_seed(config: &Config) -> Result<[u8; 32], Error> {
     if let Some(seed) = config.rng_seed {
         return Ok(seed.0);
     }
+    rng_seed_of_host()
+}
+
+/// The host's entropy.
+pub(super) fn rng_seed_of_host() -> Result<[u8; 32], Error> {
     let mut seed = [0; 32];
     let path = Path::new("/dev/urandom");
     let failed = |source| Error::File { role: "the host's entropy", path: path.to_path_buf(), source };

@@ -1,10 +1,12 @@
 //! The x86_64 machine: a Q35-compatible PC.
 
+mod firmware;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use skep_arch::acpi::{self, Dsdt, Ecam, PciHost, SerialConsole, SerialKind, devices};
-use skep_arch::layout::{AddressRange, Row};
+use skep_arch::layout::{AddressRange, GIB, Row};
 use skep_arch::topology::Topology;
 use skep_arch::x86_64::acpi::{Cpu, Legacy, OVERRIDES, PowerManagement};
 use skep_arch::x86_64::boot::{self, Setup};
@@ -12,24 +14,26 @@ use skep_arch::x86_64::cpuid::{Identity, Options};
 use skep_arch::x86_64::layout::{self, Layout, gsi};
 use skep_bus::{Action, AddressSpace, Device};
 use skep_chipset::{
-    DebugCon, GsiLines, I8042, I8042Config, I8254, I8254Config, I8259, I8259Config, IoApic, IoApicConfig, Pm, PmConfig,
-    Port92, PortRange, PvPanic, ResetControl, Rtc, RtcConfig, SerialPort, Uart16550, Uart16550Config, debugcon, i8042,
-    i8254, i8259, ioapic, pm, port92, pvpanic, rtc, uart16550,
+    DebugCon, GsiLines, I8042, I8042Config, I8254, I8254Config, I8259, I8259Config, IoApic, IoApicConfig,
+    MachineRequest, Pm, PmConfig, Port92, PortRange, PvPanic, ResetControl, Rtc, RtcConfig, SerialPort, Uart16550,
+    Uart16550Config, debugcon, i8042, i8254, i8259, ioapic, pm, port92, pvpanic, rtc, uart16550,
 };
 use skep_config::Config;
 use skep_hypervisor::x86_64::{BootState, Interrupts, Io, VmConfig};
 use skep_hypervisor::{Capabilities, Kick, MemoryIo, Vm, X86_64};
 use skep_irq::{IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
-use skep_memory::MemoryMap;
 use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_memory::{Backing, MemoryMap};
 use skep_pci::{ECAM_REGION, IoSpace, LpcBridge, Mapping, Mch, PORTS_REGION, RootComplex, Space, Windows};
 use skep_state::Component;
 
+use super::firmware::{Firmware, late};
 use super::pci::{Pci, window};
 use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
-use crate::boot::BootFiles;
+use crate::boot::KernelFiles;
 use crate::run::BoxedIo;
+use firmware::{FirmwareBoard, SMI_COMMAND};
 
 /// The I/O APIC's id. Local APIC ids may be the same: they are different buses.
 const IOAPIC_ID: u8 = 0;
@@ -52,6 +56,7 @@ pub struct Board {
     mch: Arc<Mch>,
     lpc: Arc<LpcBridge>,
     pm: Arc<Pm>,
+    firmware: Option<FirmwareBoard>,
 }
 
 /// The eight ports of PCI configuration mechanism 1, in which the reset control register has one.
@@ -122,14 +127,20 @@ impl Platform for X86_64 {
         layout.describe()
     }
 
+    fn lasting_ram(part: AddressRange) -> Vec<AddressRange> {
+        firmware::lasting_ram(part)
+    }
+
     fn assemble(
+        config: &Config,
         plan: &Plan<Self>,
         vm: &Arc<dyn Vm<Self>>,
         interrupts: Interrupts,
         services: Services,
+        ram: Arc<Backing>,
         ejected: Ejected,
     ) -> Result<Arc<Board>, Error> {
-        let Services { clock, requests, serial, memory: ram } = services;
+        let Services { clock, requests, serial, memory: map, firmware: files } = services;
         let external = Arc::new(ExternalInterrupt::default());
         let wire = LineDescription { number: 0, trigger: Trigger::Level, polarity: Polarity::High };
         let pic = Arc::new(I8259::new(I8259Config { intr: IrqLine::to(external.clone(), wire) }));
@@ -150,7 +161,11 @@ impl Platform for X86_64 {
         ports.add("i8254", &i8254::PORTS, pit)?;
         let (low, high): (Vec<_>, Vec<_>) = plan.ram.iter().partition(|part| part.base < layout::HIGH_RAM_BASE);
         let size = |parts: Vec<&AddressRange>| parts.into_iter().map(|part| part.size).sum();
-        let memory = rtc::memory_size(size(low), size(high));
+        let mut memory = rtc::memory_size(size(low), size(high));
+        if files.is_some() {
+            // How many vCPUs there are besides the first.
+            memory.push((0x5f, u8::try_from(config.cpus.count.saturating_sub(1)).unwrap_or(u8::MAX)));
+        }
         let rtc = Rtc::new(RtcConfig { irq: edge(gsi::RTC)?, clock: clock.clone(), memory });
         ports.add("rtc", &rtc::PORTS, rtc)?;
         let keyboard_controller = I8042::new(I8042Config {
@@ -162,20 +177,21 @@ impl Platform for X86_64 {
         ports.add("port92", &[port92::PORTS], Arc::new(Port92::new(requests.clone())))?;
         let reset_control = Arc::new(ResetControl::new(requests.clone()));
         ports.components.push(("reset-control".to_owned(), reset_control.clone()));
-        let base = Some(layout::port::PM.base as u16);
-        let config = PmConfig { sci: level(gsi::SCI)?, clock: clock.clone(), requests: requests.clone(), base };
-        let pm = Pm::new(config);
+        // Firmware places it.
+        let base = files.is_none().then_some(layout::port::PM.base as u16);
+        let pm_config = PmConfig { sci: level(gsi::SCI)?, clock: clock.clone(), requests: requests.clone(), base };
+        let pm = Pm::new(pm_config);
         ports.add("pm", &[pm::APM_PORTS], pm.clone())?;
         let uart = Uart16550::new(Uart16550Config { irq: edge(gsi::COM1)?, clock, out: serial });
         let com1 = layout::port::COM1;
         let com1 = PortRange { base: com1.base as u16, size: uart16550::PORT_COUNT as u16, region: 0 };
         ports.add("uart16550", &[com1], uart.clone())?;
         // These two hold no state.
-        ports.map("pvpanic", &[pvpanic::PORTS], Arc::new(PvPanic::new(requests)))?;
+        ports.map("pvpanic", &[pvpanic::PORTS], Arc::new(PvPanic::new(requests.clone())))?;
         ports.map("debugcon", &[debugcon::PORTS], Arc::new(DebugCon::new()))?;
 
         let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&lines)).collect::<Result<_, _>>()?;
-        let pci = Pci::new(vm.clone(), ram, apics, intx, ejected);
+        let pci = Pci::new(vm.clone(), map.clone(), apics, intx, ejected);
         let (mch, lpc) = (Arc::new(Mch::default()), Arc::new(LpcBridge::new(base)));
         pci.root.add_chipset(MCH, mch.clone())?;
         pci.root.add_chipset(LPC, lpc.clone())?;
@@ -183,12 +199,55 @@ impl Platform for X86_64 {
         let range = layout::port::PCI_CONFIG;
         ports.space.map("pci-config", range.base, range.size, 0, config_ports)?;
         ports.components.push(("pci".to_owned(), pci.root.clone()));
+        let firmware =
+            files.map(|files| FirmwareBoard::new(config, plan, &map, Firmware { files, ram })).transpose()?;
+        if let Some(firmware) = &firmware {
+            mch.on_smm_wanted(move || requests.send(MachineRequest::SmmWanted));
+            let range = layout::port::FW_CFG;
+            ports.space.map("fw_cfg", range.base, range.size, firmware::FW_CFG_REGION, firmware.fw_cfg.clone())?;
+            ports.components.push(("fw_cfg".to_owned(), firmware.fw_cfg.clone()));
+            if let Some(flash) = &firmware.flash {
+                let base = flash.base();
+                memory_space.map("flash", base, flash.size(), 0, flash.clone())?;
+                ports.components.push(("flash".to_owned(), flash.clone()));
+            }
+        }
 
         let Ports { space: port_space, components } = ports;
-        let board =
-            Board { memory_space, port_space, pic, ioapic, uart, external, components, lines, pci, mch, lpc, pm };
+        let board = Arc::new(Board {
+            memory_space,
+            port_space,
+            pic,
+            ioapic,
+            uart,
+            external,
+            components,
+            lines,
+            pci,
+            mch,
+            lpc,
+            pm,
+            firmware,
+        });
+        if let Some(firmware) = &board.firmware {
+            let (this, plan) = (Arc::downgrade(&board), plan.clone());
+            firmware.fw_cfg.set_late(Box::new(move || match this.upgrade().map(|board| tables(&plan, &board)) {
+                Some(Ok(tables)) => late(tables),
+                Some(Err(error)) => {
+                    tracing::error!(%error, "firmware gets no ACPI tables");
+                    Vec::new()
+                }
+                None => Vec::new(),
+            }));
+        }
         Self::relocate(&board);
-        Ok(Arc::new(board))
+        Ok(board)
+    }
+
+    fn remap(board: &Board) {
+        if let Some(firmware) = &board.firmware {
+            firmware.remap(&board.mch);
+        }
     }
 
     fn relocate(board: &Board) {
@@ -212,9 +271,11 @@ impl Platform for X86_64 {
                 device: board.pm.clone(),
                 doorbells: Vec::new(),
             });
-            ecam.into_iter().chain(pm).collect()
+            let shadow = board.firmware.as_ref().map(|firmware| firmware.mappings(&board.mch));
+            ecam.into_iter().chain(pm).chain(shadow.into_iter().flatten()).collect()
         };
         board.pci.update(&board.memory_space, IoSpace::Ports(&board.port_space), fixed);
+        Self::remap(board);
     }
 
     fn pci(board: &Board) -> &Arc<RootComplex> {
@@ -241,11 +302,11 @@ impl Platform for X86_64 {
         plan: &Plan<Self>,
         board: &Board,
         memory: &MemoryMap,
-        files: &mut BootFiles,
+        files: &mut KernelFiles,
         memory_is_zero: bool,
     ) -> Result<BootState, Error> {
         let ram = memory.ram();
-        let tables = tables(plan, board)?;
+        let tables = acpi::link(tables(plan, board)?);
         let failed = load_error(&files.path);
         let too_small = || Error::Tables("low memory has no room for them: give the guest more by --memory".to_owned());
         let place = plan.layout.acpi_tables(tables.tables.bytes.len() as u64).ok_or_else(too_small)?;
@@ -264,6 +325,20 @@ impl Platform for X86_64 {
         };
         let entry = boot::load(&files.kernel, &mut files.file, files.initrd.as_mut(), &*ram, &setup).map_err(failed)?;
         Ok(entry.boot_state())
+    }
+
+    fn start_firmware(
+        _config: &Config,
+        _plan: &Plan<Self>,
+        _board: &Board,
+        _memory: &MemoryMap,
+    ) -> Result<Option<BootState>, Error> {
+        // The processor's reset vector is firmware's.
+        Ok(None)
+    }
+
+    fn press_power_button(board: &Board) -> bool {
+        board.pm.press_power_button()
     }
 
     fn components(board: &Board) -> &[Named] {
@@ -316,8 +391,8 @@ impl Ports {
     }
 }
 
-/// The ACPI tables of the machine.
-fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
+/// The ACPI tables of the machine, which tell where firmware has put what it places.
+fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<Vec<acpi::Table>, Error> {
     let line = |number, trigger| Ok::<_, Error>(board.lines.line(number, trigger, Polarity::High)?.description());
     let com1 = SerialConsole {
         kind: SerialKind::Ns16550,
@@ -325,33 +400,55 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<acpi::Linked, Error> {
         line: line(gsi::COM1, Trigger::Edge)?,
     };
     let mut dsdt = Dsdt::new();
+    let firmware = board.firmware.is_some();
+    let ecam = board.mch.ecam().filter(|_| firmware).map_or(layout::ECAM, |(base, size)| AddressRange::new(base, size));
+    let mut memory32 = layout::PCI_MMIO32;
+    let mut memory64 = plan.layout.pci_mmio64;
+    if firmware {
+        dsdt.device(&devices::FwCfg(devices::Registers::Ports(layout::port::FW_CFG)));
+        dsdt.device(&devices::Generation);
+        dsdt.root(&devices::GenerationEvent { number: layout::GENERATION_EVENT });
+        if memory32.base < ecam.end() && ecam.base < memory32.end() {
+            // What is below it has room for no BAR that matters.
+            memory32 = AddressRange::between(ecam.end(), memory32.end());
+        }
+        if let Some((first, last)) = board.pci.root.memory64() {
+            let base = first & !(GIB - 1);
+            memory64 = AddressRange::between(base, (last | (GIB - 1)).saturating_add(1).max(base));
+        }
+    }
     dsdt.device(&devices::Serial { kind: com1.kind, number: 1, registers: com1.registers, line: com1.line });
     dsdt.device(&devices::CmosRtc { ports: layout::port::RTC, line: line(gsi::RTC, Trigger::Edge)? });
     dsdt.device(&devices::Pvpanic(devices::Registers::Ports(AddressRange::new(pvpanic::PORTS.base.into(), 1))));
     let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&board.lines)).map(|line| Ok(line?.description()));
     let intx = intx.collect::<Result<Vec<_>, Error>>()?;
     dsdt.device(&PciHost {
-        ecam: board.pci.buses(layout::ECAM),
+        ecam: board.pci.buses(ecam),
         config_ports: Some(layout::port::PCI_CONFIG),
         io: &layout::port::PCI_FORWARDED,
         io_offset: 0,
-        memory32: layout::PCI_MMIO32,
-        memory64: plan.layout.pci_mmio64,
+        memory32,
+        memory64,
         lines: &intx,
     });
     let present = plan.vcpus.len();
     let cpu = |(index, apic_id): (usize, &u64)| Cpu { apic_id: *apic_id as u32, present: index < present };
     let cpus: Vec<_> = plan.possible.iter().enumerate().map(cpu).collect();
+    let mut power = PowerManagement::default();
+    if firmware {
+        power.base = board.pm.range().map_or(power.base, |range| range.base);
+        power.smi_command = Some(SMI_COMMAND);
+    }
     let platform = skep_arch::x86_64::acpi::Platform {
         cpus: &cpus,
         ioapic_id: IOAPIC_ID,
         overrides: &OVERRIDES,
-        power: PowerManagement::default(),
+        power,
         legacy: Legacy { i8042: false, vga: false, cmos_rtc: true, aspm: false },
         console: Some(com1),
-        ecam: &[Ecam { segment: 0, region: board.pci.buses(layout::ECAM) }],
+        ecam: &[Ecam { segment: 0, region: board.pci.buses(ecam) }],
     };
-    Ok(acpi::link(skep_arch::x86_64::acpi::tables(&platform, dsdt)))
+    Ok(skep_arch::x86_64::acpi::tables(&platform, dsdt))
 }
 
 /// What an x86_64 vCPU calls back into.
@@ -370,6 +467,7 @@ impl MemoryIo for VcpuIo {
     fn memory_write(&mut self, gpa: u64, data: &[u8]) {
         match self.board.memory_space.write(gpa, data) {
             Some(Action::None) => {}
+            Some(Action::Remap) => X86_64::remap(&self.board),
             Some(Action::Relocate) => X86_64::relocate(&self.board),
             None => tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len()),
         }
@@ -386,6 +484,7 @@ impl Io for VcpuIo {
     fn port_write(&mut self, port: u16, data: &[u8]) {
         match self.board.port_space.write(port.into(), data) {
             Some(Action::None) => {}
+            Some(Action::Remap) => X86_64::remap(&self.board),
             Some(Action::Relocate) => X86_64::relocate(&self.board),
             None => tracing::debug!("the guest writes {data:02x?} to port {port:#x}, where nothing is"),
         }

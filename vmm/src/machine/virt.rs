@@ -8,25 +8,35 @@ use skep_arch::aarch64::fdt::devices as nodes;
 use skep_arch::aarch64::fdt::{self, Chosen, Node};
 use skep_arch::aarch64::layout::{self, Layout, spi};
 use skep_arch::aarch64::mpidr;
+use skep_arch::acpi::devices::{self as acpi_nodes, Event, GenericEvents};
+use skep_arch::acpi::{self, Dsdt, Ecam, SerialConsole, SerialKind, Table};
 use skep_arch::kernel::initrd_length;
-use skep_arch::layout::Row;
+use skep_arch::layout::{AddressRange, Row};
+use skep_arch::smbios;
 use skep_arch::topology::Topology;
 use skep_bus::{Action, AddressSpace};
+use skep_chipset::flash::Geometry;
+use skep_chipset::fw_cfg::MEMORY_REGION;
 use skep_chipset::{
-    Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig, gpio, pl011, pl031,
+    Flash, FwCfg, Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig,
+    gpio, pl011, pl031,
 };
 use skep_config::{Config, Irqchip};
-use skep_hypervisor::aarch64::{Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig};
+use skep_hypervisor::aarch64::{
+    BootState, Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig,
+};
 use skep_hypervisor::{Aarch64, Capabilities, MemoryIo, Vm};
 use skep_irq::{IrqLine, LineDescription, LineTable, MsiTarget, Polarity, Trigger};
-use skep_memory::MemoryMap;
+use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_memory::{Backing, MemoryMap};
 use skep_pci::{ECAM_REGION, GenericHostBridge, IoSpace, NoMessages, RootComplex, Window, Windows};
 use skep_state::Component;
 
+use super::firmware::{Overlay, Piece, Told, fw_cfg, late, mapped, vars_bank};
 use super::pci::{Pci, window};
 use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
-use crate::boot::BootFiles;
+use crate::boot::KernelFiles;
 use crate::run::BoxedIo;
 
 /// The devices of a `virt` machine.
@@ -39,6 +49,18 @@ pub struct Board {
     pci: Pci<Aarch64>,
     /// Something takes message-signalled interrupts.
     has_messages: bool,
+    gpio: Arc<Pl061>,
+    firmware: Option<FirmwareBoard>,
+}
+
+/// What a machine with firmware has besides.
+struct FirmwareBoard {
+    fw_cfg: Arc<FwCfg>,
+    flash: Option<Arc<Flash>>,
+    code: Arc<Backing>,
+    overlay: Overlay,
+    /// Edges that a generic event device tells of.
+    power_button: IrqLine,
 }
 
 /// Lines that PCI's interrupt pins share.
@@ -85,10 +107,12 @@ impl Platform for Aarch64 {
     }
 
     fn assemble(
+        config: &Config,
         plan: &Plan<Self>,
         vm: &Arc<dyn Vm<Self>>,
         interrupts: Interrupts,
         services: Services,
+        _ram: Arc<Backing>,
         ejected: Ejected,
     ) -> Result<Arc<Board>, Error> {
         let Interrupts { gic, lines, its } = interrupts;
@@ -108,7 +132,7 @@ impl Platform for Aarch64 {
 
         let gpio = Pl061::new(Pl061Config { irq: line(spi::GPIO)?, clock });
         space.map("pl061", layout::GPIO.base, layout::GPIO.size, 0, gpio.clone())?;
-        components.push(("pl061".to_owned(), gpio as Arc<dyn Component>));
+        components.push(("pl061".to_owned(), gpio.clone() as Arc<dyn Component>));
 
         // It holds no state.
         let panic = Arc::new(PvPanic::new(services.requests));
@@ -126,17 +150,69 @@ impl Platform for Aarch64 {
         };
         let has_messages = msi.is_some();
         let intx = INTX.map(line).collect::<Result<_, _>>()?;
-        let pci = Pci::new(vm.clone(), services.memory, msi.unwrap_or_else(|| Arc::new(NoMessages)), intx, ejected);
+        let pci =
+            Pci::new(vm.clone(), services.memory.clone(), msi.unwrap_or_else(|| Arc::new(NoMessages)), intx, ejected);
         pci.root.add_chipset(0, Arc::new(GenericHostBridge::default()))?;
         let ecam = plan.layout.ecam;
         space.map("ECAM", ecam.base, ecam.size, ECAM_REGION, pci.root.clone())?;
         components.push(("pci".to_owned(), pci.root.clone()));
-        Ok(Arc::new(Board { memory_space: space, gic, uart, components, lines, pci, has_messages }))
+        let firmware = match services.firmware {
+            Some(mut files) => {
+                let told = Told {
+                    product: "virt-1",
+                    family: smbios::ARMV8,
+                    ram: &plan.ram,
+                    max_cpus: u16::try_from(config.cpus.max).unwrap_or(u16::MAX),
+                    items: Vec::new(),
+                    files: Vec::new(),
+                };
+                let memory = &services.memory;
+                let fw_cfg = fw_cfg(config, memory, &mut files, told)?;
+                let range = layout::FW_CFG;
+                space.map("fw_cfg", range.base, range.size, MEMORY_REGION, fw_cfg.clone())?;
+                components.push(("fw_cfg".to_owned(), fw_cfg.clone()));
+                let vars = files.vars.take();
+                let bank = |vars| vars_bank(vars, layout::FLASH_VARS.base, Geometry::VIRT);
+                let flash = vars.map(bank).transpose()?;
+                if let Some(flash) = &flash {
+                    space.map("flash", flash.base(), flash.size(), 0, flash.clone())?;
+                    components.push(("flash".to_owned(), flash.clone()));
+                }
+                let overlay = Overlay::new(memory.clone());
+                let power_button = lines.line(spi::FIRST + spi::GED_POWER, Trigger::Edge, Polarity::High)?;
+                Some(FirmwareBoard { fw_cfg, flash, code: files.code, overlay, power_button })
+            }
+            None => None,
+        };
+        let board =
+            Arc::new(Board { memory_space: space, gic, uart, components, lines, pci, has_messages, gpio, firmware });
+        if let Some(firmware) = &board.firmware {
+            let (this, plan) = (Arc::downgrade(&board), plan.clone());
+            firmware.fw_cfg.set_late(Box::new(move || match this.upgrade().map(|board| board.tables(&plan)) {
+                Some(Ok(tables)) => late(tables),
+                Some(Err(error)) => {
+                    tracing::error!(%error, "firmware gets no ACPI tables");
+                    Vec::new()
+                }
+                None => Vec::new(),
+            }));
+            Self::remap(&board);
+        }
+        Ok(board)
+    }
+
+    fn remap(board: &Board) {
+        let Some(firmware) = &board.firmware else { return };
+        firmware.overlay.update(|| {
+            let code = Piece::rom("firmware", layout::FLASH_CODE.base, &firmware.code);
+            [code].into_iter().chain(firmware.flash.as_deref().and_then(mapped)).collect()
+        });
     }
 
     fn relocate(board: &Board) {
         let io = IoSpace::Window { base: layout::PCI_IO.base, size: layout::PCI_IO.size };
         board.pci.update(&board.memory_space, io, Vec::new);
+        Self::remap(board);
     }
 
     fn pci(board: &Board) -> &Arc<RootComplex> {
@@ -162,7 +238,7 @@ impl Platform for Aarch64 {
         plan: &Plan<Self>,
         board: &Board,
         memory: &MemoryMap,
-        files: &mut BootFiles,
+        files: &mut KernelFiles,
         _memory_is_zero: bool,
     ) -> Result<skep_hypervisor::aarch64::BootState, Error> {
         let failed = load_error(&files.path);
@@ -188,6 +264,32 @@ impl Platform for Aarch64 {
         };
         placement.write_fdt(&tree, &*ram).map_err(&failed)?;
         Ok(placement.boot_state())
+    }
+
+    fn start_firmware(
+        config: &Config,
+        plan: &Plan<Self>,
+        board: &Board,
+        memory: &MemoryMap,
+    ) -> Result<Option<BootState>, Error> {
+        let chosen = Chosen {
+            stdout_path: Some(board.uart_node().path()),
+            rng_seed: Some(rng_seed(config)?),
+            ..Chosen::default()
+        };
+        let tree = board.device_tree(config, plan, chosen)?;
+        let ram = memory.ram();
+        ram.write_slice(&tree, GuestAddress(layout::RAM_BASE)).map_err(|e| Error::Tables(e.to_string()))?;
+        Ok(Some(BootState { pc: layout::FLASH_CODE.base, x: [0; 4] }))
+    }
+
+    fn press_power_button(board: &Board) -> bool {
+        let listens = board.gpio.press(gpio::POWER_BUTTON_PIN);
+        let Some(firmware) = &board.firmware else { return listens };
+        // An operating system that is told of the machine by ACPI listens to this one, and nobody can say whether.
+        firmware.power_button.assert();
+        firmware.power_button.deassert();
+        true
     }
 
     fn components(board: &Board) -> &[Named] {
@@ -239,7 +341,12 @@ impl Board {
             lines: &intx,
             messages: self.has_messages,
         };
-        let devices: [&dyn Node; 5] = [&uart, &rtc, &gpio, &panic, &pci];
+        let banks = [layout::FLASH_CODE, layout::FLASH_VARS];
+        let (flash, fw_cfg) = (nodes::Flash(&banks), nodes::FwCfg(layout::FW_CFG));
+        let mut devices: Vec<&dyn Node> = vec![&uart, &rtc, &gpio, &panic, &pci];
+        if self.firmware.is_some() {
+            devices.extend([&flash as &dyn Node, &fw_cfg]);
+        }
         let cpus = &config.cpus;
         let present = plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible);
         let platform = fdt::Platform {
@@ -252,6 +359,58 @@ impl Board {
             chosen,
         };
         fdt::build(&platform).map_err(|e| Error::Tables(e.to_string()))
+    }
+}
+
+impl Board {
+    /// The ACPI tables of the machine, for firmware to place.
+    fn tables(&self, plan: &Plan<Aarch64>) -> Result<Vec<Table>, Error> {
+        let edge =
+            |number| LineDescription { number: spi::FIRST + number, trigger: Trigger::Edge, polarity: Polarity::High };
+        let console =
+            SerialConsole { kind: SerialKind::Pl011, registers: layout::UART, line: self.description(spi::UART)? };
+        let mut dsdt = Dsdt::new();
+        dsdt.device(&acpi_nodes::Serial {
+            kind: console.kind,
+            number: 1,
+            registers: console.registers,
+            line: console.line,
+        });
+        for (number, memory) in [(0, layout::FLASH_CODE), (1, layout::FLASH_VARS)] {
+            dsdt.device(&acpi_nodes::Flash { number, memory });
+        }
+        dsdt.device(&acpi_nodes::FwCfg(acpi_nodes::Registers::Memory(layout::FW_CFG)));
+        dsdt.device(&acpi_nodes::Pvpanic(acpi_nodes::Registers::Memory(layout::PVPANIC)));
+        dsdt.device(&acpi_nodes::Generation);
+        let button = GenericEvents::POWER_BUTTON;
+        dsdt.device(&GenericEvents {
+            events: vec![
+                Event { line: edge(spi::GED_POWER), device: button },
+                Event { line: edge(spi::GED_GENERATION), device: acpi_nodes::Generation::NAME },
+            ],
+        });
+        let intx = INTX.map(|number| self.description(number)).collect::<Result<Vec<_>, _>>()?;
+        let ecam = self.pci.buses(plan.layout.ecam);
+        dsdt.device(&acpi::PciHost {
+            ecam,
+            config_ports: None,
+            io: &[AddressRange::new(0, layout::PCI_IO.size)],
+            io_offset: layout::PCI_IO.base,
+            memory32: layout::PCI_MMIO32,
+            memory64: plan.layout.pci_mmio64,
+            lines: &intx,
+        });
+        let present = plan.possible.get(..plan.vcpus.len()).unwrap_or(&plan.possible);
+        Ok(skep_arch::aarch64::acpi::tables(
+            &skep_arch::aarch64::acpi::Platform {
+                cpus: present,
+                pmu: false,
+                gic: &plan.vm.gic,
+                console: Some(console),
+                ecam: &[Ecam { segment: 0, region: ecam }],
+            },
+            dsdt,
+        ))
     }
 }
 
@@ -297,6 +456,7 @@ impl MemoryIo for VcpuIo {
     fn memory_write(&mut self, gpa: u64, data: &[u8]) {
         match self.0.memory_space.write(gpa, data) {
             Some(Action::None) => {}
+            Some(Action::Remap) => Aarch64::remap(&self.0),
             Some(Action::Relocate) => Aarch64::relocate(&self.0),
             None => tracing::debug!("the guest writes {} bytes at {gpa:#x}, where nothing is", data.len()),
         }

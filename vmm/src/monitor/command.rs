@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use skep_config::Size;
 
 use crate::ctl::protocol::{
-    Answer, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Removed, Resized,
-    Stats,
+    Answer, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Pressed, Removed,
+    Resized, Stats,
 };
 use crate::ctl::{Call, Command, Reply};
 use crate::machine::{HotplugError, Machine, Removal, Saved};
@@ -59,6 +59,7 @@ impl<A: Saved> Running<'_, A> {
             }
             // The loop itself does these.
             Command::Pause | Command::Save(_) => return,
+            Command::PowerButton => Ok(Answer::Pressed(Pressed { heard: self.machine.press_power_button() })),
             Command::Reset => {
                 self.requests.send(Request::Reset);
                 Ok(Answer::Nothing(Nothing {}))

@@ -91,18 +91,21 @@ pub fn run<A: Saved>(
 
     let console = Console::open(&config.serial)?;
     let server = config.control.as_deref().map(Server::bind).transpose().map_err(Error::ControlSocket)?;
-    let services = Services {
+    let mut services = Services {
         clock: clock.clone(),
         requests: device_requests(&requests),
         serial: console.output(),
         memory: MemoryMap::new(),
+        firmware: None,
     };
     let mut standing = Standing::default();
     let (mut machine, mut files) = match start {
-        Start::Boot(mut files) => {
+        Start::Boot(files) => {
+            let (mut kernel, firmware) = files.split();
+            services.firmware = firmware;
             let mut machine = Machine::<A>::new(config, hypervisor, gate.clone(), services)?;
-            machine.load(&mut files)?;
-            (machine, Some(files))
+            machine.load(kernel.as_deref_mut())?;
+            (machine, Some(kernel))
         }
         Start::Snapshot { snapshot, clock, paused } => {
             let machine = Machine::of_snapshot(config, hypervisor, gate.clone(), services, &snapshot, clock)?;
@@ -169,6 +172,7 @@ pub fn run<A: Saved>(
             Request::TripleFault { vcpu } => (policy.triple_fault, Ending::TripleFault { vcpu }),
             Request::Failed(error) => break Ending::Failed(error),
             Request::Panicked { vcpu } => return Err(Error::Panicked { vcpu }),
+            Request::SmmWanted => return Err(Error::SmmWanted),
             Request::Stop(reason) => break Ending::Stopped(reason),
             // Nobody waits for the one any more, and the other has been obeyed.
             Request::Stopped | Request::Written | Request::Command(_) => continue,
@@ -187,9 +191,9 @@ pub fn run<A: Saved>(
         let files = match &mut files {
             Some(files) => files,
             // A machine that was restored has not needed them before.
-            none => none.insert(Box::new(BootFiles::open(&config.boot.source()?)?)),
+            none => none.insert(BootFiles::open(&config.boot.source()?, config.arch(), true)?.split().0),
         };
-        machine.load(files)?;
+        machine.load(files.as_deref_mut())?;
         standing.forget();
     };
     standing.end();
@@ -252,6 +256,7 @@ fn device_requests(requests: &Arc<Requests>) -> skep_chipset::Requests {
         MachineRequest::PowerOff => requests.send(Request::PowerOff),
         MachineRequest::Reset => requests.send(Request::Reset),
         MachineRequest::Panic(PanicEvent::Panicked) => requests.send(Request::Panic),
+        MachineRequest::SmmWanted => requests.send(Request::SmmWanted),
         MachineRequest::Panic(event) => tracing::info!("the guest reports: {event:?}"),
     })
 }

@@ -30,6 +30,8 @@ pub enum Request {
         /// Which.
         vcpu: usize,
     },
+    /// Firmware that can't do without system management mode has started.
+    SmmWanted,
     /// The devices have stopped, as was asked of them.
     Stopped,
     /// Memory has been written to a snapshot, or that has failed: the guest can go on.

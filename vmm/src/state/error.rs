@@ -19,6 +19,11 @@ pub enum SnapshotError {
         /// The host's error.
         source: io::Error,
     },
+    /// Of a machine with firmware there are no snapshots yet.
+    #[error(
+        "a machine that has firmware can't be saved in this version of skep\n  try: boot the kernel directly, by `--kernel`, a machine that is to be saved"
+    )]
+    Firmware,
     /// Something is where the snapshot should be.
     #[error("`{}` is there already\n  try: another name, or remove it", path.display())]
     Exists {

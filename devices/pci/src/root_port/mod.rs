@@ -328,6 +328,11 @@ impl RootPort {
         let decoded = child.decoded().into_iter().filter(|range| windows.forward(range)).collect();
         Some((child, decoded))
     }
+
+    /// The prefetchable window, whatever is in the slot: first and last address.
+    pub(crate) fn prefetchable(&self) -> Option<(u64, u64)> {
+        Windows::of(&self.lock().space).prefetchable
+    }
 }
 
 impl Inner {

@@ -24,6 +24,7 @@ where
         requests: skep_chipset::Requests::new(|_| ()),
         serial: Box::new(()),
         memory: MemoryMap::new(),
+        firmware: None,
     };
     Machine::new(&config, &Fake::<A>::default(), Arc::new(Gate::default()), services)
 }

@@ -105,6 +105,9 @@ impl<A: Saved> Machine<A> {
     /// Where something can't be saved now.
     pub fn save(&mut self) -> Result<Records, SnapshotError> {
         self.forget_gone();
+        if self.has_firmware {
+            return Err(SnapshotError::Firmware);
+        }
         if let Some(id) = self.devices.going() {
             return Err(SnapshotError::Busy(format!(
                 "the guest has let `{id}` go, and what it had begun has not ended"

@@ -19,6 +19,7 @@ fn services() -> Services {
         requests: skep_chipset::Requests::new(|_| ()),
         serial: Box::new(()),
         memory: MemoryMap::new(),
+        firmware: None,
     }
 }
 

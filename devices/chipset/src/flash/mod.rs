@@ -1,0 +1,550 @@
+//! A bank of parallel NOR flash with Intel's command set, which holds firmware's variables.
+//!
+//! Follows the Common Flash Interface (JESD68.01) with primary command set 1 as Micron's P30 has it, in the geometries of QEMU's machines ([`Geometry`]):
+//! byte-wide with blocks of 4 KiB on a PC, two 16-bit chips side by side with blocks of 256 KiB on aarch64, where a command is given to both.
+//! There are the commands that edk2's drivers, and Linux's, give: read array, status, id and query; clear status; program; buffered program; block
+//! erase; lock and unlock.
+//!
+//! As in QEMU's, and unlike a chip's: the ready bit of the status register is clear after "clear status", until an operation has ended (OVMF knows
+//! flash by that); blocks are unlocked at power-on; nothing takes time.
+//!
+//! # As memory
+//!
+//! While it is read ([`Flash::mapping`]), the bank is memory, and code runs from it at full speed; a write reaches the bus. In all other
+//! modes it has no memory, and reads reach the bus as well. A command that changes that returns [`Action::Remap`].
+//!
+//! # What lasts
+//!
+//! A bank with a file keeps its content there, and never has it torn. What an operation has changed is written to the file when that has ended
+//! (programs of single bytes that follow each other, when the last one has), in the guest's order and by writes of their own: so
+//! the file is at each moment what a chip would hold that lost its power just then, whatever ends the process. Variable drivers are made for that. Each
+//! return to read array, with which a driver ends what it has to do at once, waits until the host has it on stable storage, so that what follows can't
+//! overtake it there, where the host's power fails. A write that the host refuses is a failed operation to the guest.
+//!
+//! A bank without a file forgets at the machine's end, not at its reset; what was changed is part of its saved state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use minicbor::bytes::ByteVec;
+use skep_bus::{Action, Device, value_of};
+use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
+use skep_memory::{Backing, MemoryError, Region, RegionKind};
+use skep_state::{Persist, StateError, ensure};
+use tracing::{debug, error};
+
+mod query;
+mod state;
+
+#[cfg(test)]
+mod flash_test;
+
+pub use state::{BlockState, FlashState};
+
+/// Bytes of the buffer for a buffered program.
+pub(crate) const BUFFER: usize = 2048;
+/// The largest bank: aarch64's.
+const FLASH_MAX: u64 = 64 << 20;
+
+/// How chips and blocks are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of the bank's bus: 1, or 4 for two chips of 16 bits.
+    pub width: u32,
+    /// Bytes of an erase block, of all chips together.
+    pub block: u32,
+}
+
+impl Geometry {
+    /// A PC's.
+    pub const PC: Self = Self { width: 1, block: 4 << 10 };
+    /// That of aarch64's machine.
+    pub const VIRT: Self = Self { width: 4, block: 256 << 10 };
+
+    /// Chips side by side.
+    fn chips(self) -> u32 {
+        if self.width == 4 { 2 } else { 1 }
+    }
+}
+
+/// What a bank is made of.
+pub struct FlashConfig {
+    /// What it is called in the memory layout.
+    pub name: &'static str,
+    /// Where it is in guest memory.
+    pub base: u64,
+    /// Its content; all of it is the bank, a whole number of blocks.
+    pub content: Arc<Backing>,
+    /// How it is arranged.
+    pub geometry: Geometry,
+    /// Where changes last; the content has been read from it.
+    pub file: Option<File>,
+}
+
+/// The bank as memory.
+#[derive(Debug, Clone)]
+pub struct FlashMapping {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it is.
+    pub base: u64,
+    /// The memory: all of it.
+    pub content: Arc<Backing>,
+}
+
+/// A bank of flash.
+pub struct Flash {
+    name: &'static str,
+    base: u64,
+    content: Arc<Backing>,
+    /// The way to the content. It is in no memory map.
+    bytes: Region,
+    geometry: Geometry,
+    file: Option<File>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Array,
+    Status,
+    Id,
+    Query,
+    Program,
+    Erase,
+    Lock,
+    Count,
+    Fill,
+    Confirm,
+}
+
+const MODES: [Mode; 10] = [
+    Mode::Array,
+    Mode::Status,
+    Mode::Id,
+    Mode::Query,
+    Mode::Program,
+    Mode::Erase,
+    Mode::Lock,
+    Mode::Count,
+    Mode::Fill,
+    Mode::Confirm,
+];
+
+/// Bits of the status register.
+mod status {
+    pub(super) const READY: u8 = 1 << 7;
+    pub(super) const ERASE_FAILED: u8 = 1 << 5;
+    pub(super) const PROGRAM_FAILED: u8 = 1 << 4;
+    pub(super) const LOCKED: u8 = 1 << 1;
+    /// Both: the commands make no sense.
+    pub(super) const SEQUENCE: u8 = ERASE_FAILED | PROGRAM_FAILED;
+}
+
+/// Commands.
+mod command {
+    pub(super) const LOCK: u8 = 0x01;
+    pub(super) const PROGRAM: [u8; 2] = [0x10, 0x40];
+    pub(super) const ERASE: u8 = 0x20;
+    pub(super) const LOCK_DOWN: u8 = 0x2f;
+    pub(super) const CLEAR_STATUS: u8 = 0x50;
+    pub(super) const LOCK_SETUP: u8 = 0x60;
+    pub(super) const READ_STATUS: u8 = 0x70;
+    pub(super) const READ_ID: u8 = 0x90;
+    pub(super) const READ_QUERY: u8 = 0x98;
+    pub(super) const CONFIRM: u8 = 0xd0;
+    pub(super) const BUFFERED_PROGRAM: u8 = 0xe8;
+}
+
+/// Manufacturer and device, as QEMU's aarch64 machine has them.
+const ID: [u16; 2] = [0x0089, 0x0018];
+
+struct Inner {
+    mode: Mode,
+    status: u8,
+    locked: BTreeSet<u32>,
+    expected: u32,
+    window: Option<u32>,
+    astray: bool,
+    buffer: Vec<u8>,
+    /// Of a bank without a file: what its changed blocks held before.
+    originals: BTreeMap<u32, Vec<u8>>,
+    /// Programmed, and not yet written to the file.
+    unwritten: Option<Range<u64>>,
+    /// Written to the file, and not yet known to be on stable storage.
+    unsynced: bool,
+}
+
+impl Flash {
+    /// A bank in its power-on state.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadRange`] for a size or an address that is not made of whole pages.
+    ///
+    /// # Panics
+    /// If the size is no whole number of blocks, which is the machine's mistake.
+    pub fn new(config: FlashConfig) -> Result<Self, MemoryError> {
+        let FlashConfig { name, base, content, geometry, file } = config;
+        let size = content.size();
+        assert!(size.is_multiple_of(geometry.block.into()) && size <= FLASH_MAX, "flash is made of whole blocks");
+        let bytes = Region::new(name, RegionKind::ReadOnly, base, size, content.clone(), 0)?;
+        let inner = Mutex::new(Inner {
+            mode: Mode::Array,
+            status: status::READY,
+            locked: BTreeSet::new(),
+            expected: 0,
+            window: None,
+            astray: false,
+            buffer: vec![0xff; BUFFER],
+            originals: BTreeMap::new(),
+            unwritten: None,
+            unsynced: false,
+        });
+        Ok(Self { name, base, content, bytes, geometry, file, inner })
+    }
+
+    /// Where it is in guest memory.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Bytes of the bank.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.content.size()
+    }
+
+    /// Where it is to be memory now; nowhere while it is not read.
+    #[must_use]
+    pub fn mapping(&self) -> Option<FlashMapping> {
+        let (name, base, content) = (self.name, self.base, self.content.clone());
+        (self.lock().mode == Mode::Array).then_some(FlashMapping { name, base, content })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn block_of(&self, offset: u64) -> u32 {
+        u32::try_from(offset / u64::from(self.geometry.block)).unwrap_or(u32::MAX)
+    }
+
+    fn block_range(&self, block: u32) -> Range<u64> {
+        let size = u64::from(self.geometry.block);
+        let start = u64::from(block) * size;
+        start..(start + size).min(self.size())
+    }
+
+    fn blocks(&self) -> u32 {
+        self.block_of(self.size() - 1) + 1
+    }
+
+    fn load(&self, offset: u64, into: &mut [u8]) {
+        if let Err(error) = self.bytes.read_slice(into, MemoryRegionAddress(offset)) {
+            // The bus gives it nothing beyond its range.
+            debug!(%error, "a read leaves the flash");
+        }
+    }
+
+    fn content_of(&self, range: Range<u64>) -> Vec<u8> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.load(range.start, &mut bytes);
+        bytes
+    }
+
+    fn store(&self, offset: u64, from: &[u8]) {
+        if let Err(error) = self.bytes.write_slice(from, MemoryRegionAddress(offset)) {
+            debug!(%error, "a write leaves the flash");
+        }
+    }
+
+    /// Notes what a block held before it is changed for the first time, where no file keeps it.
+    fn remember(&self, inner: &mut Inner, block: u32) {
+        if self.file.is_none() && !inner.originals.contains_key(&block) {
+            inner.originals.insert(block, self.content_of(self.block_range(block)));
+        }
+    }
+
+    /// Clears the bits that are clear in `data`, where the block is not locked.
+    fn program(&self, inner: &mut Inner, offset: u64, data: &[u8]) {
+        inner.status |= status::READY;
+        let last = offset + (data.len() as u64).saturating_sub(1);
+        let blocks = self.block_of(offset)..=self.block_of(last);
+        if blocks.clone().any(|block| inner.locked.contains(&block)) {
+            inner.status |= status::PROGRAM_FAILED | status::LOCKED;
+            return;
+        }
+        blocks.for_each(|block| self.remember(inner, block));
+        let mut bytes = vec![0; data.len()];
+        self.load(offset, &mut bytes);
+        bytes.iter_mut().zip(data).for_each(|(byte, value)| *byte &= value);
+        self.store(offset, &bytes);
+        match &mut inner.unwritten {
+            Some(range) if range.end == offset => range.end = last + 1,
+            _ => {
+                self.write_out(inner);
+                inner.unwritten = Some(offset..last + 1);
+            }
+        }
+    }
+
+    fn erase(&self, inner: &mut Inner, offset: u64) {
+        inner.status |= status::READY;
+        let block = self.block_of(offset);
+        if inner.locked.contains(&block) {
+            inner.status |= status::ERASE_FAILED | status::LOCKED;
+            return;
+        }
+        self.remember(inner, block);
+        let range = self.block_range(block);
+        self.store(range.start, &vec![0xff; (range.end - range.start) as usize]);
+        inner.unwritten = Some(range);
+        self.write_out(inner);
+    }
+
+    fn program_buffer(&self, inner: &mut Inner) {
+        let window = inner.window.take().unwrap_or(0);
+        if inner.astray {
+            inner.status |= status::READY | status::PROGRAM_FAILED;
+            return;
+        }
+        let buffer = std::mem::take(&mut inner.buffer);
+        // What was not written is all ones, which changes nothing.
+        let first = buffer.iter().position(|byte| *byte != 0xff).unwrap_or(0);
+        let end = buffer.iter().rposition(|byte| *byte != 0xff).map_or(first, |last| last + 1);
+        if let Some(data) = buffer.get(first..end).filter(|data| !data.is_empty()) {
+            self.program(inner, u64::from(window) + first as u64, data);
+            self.write_out(inner);
+        }
+        inner.status |= status::READY;
+        inner.buffer = buffer;
+    }
+
+    /// Takes a write of a buffered program's data.
+    fn fill(&self, inner: &mut Inner, offset: u64, data: &[u8]) {
+        for (at, value) in (offset..).zip(data) {
+            let start = (at / BUFFER as u64 * BUFFER as u64) as u32;
+            let window = *inner.window.get_or_insert(start);
+            match inner.buffer.get_mut((at % BUFFER as u64) as usize) {
+                Some(byte) if window == start => *byte = *value,
+                _ => inner.astray = true,
+            }
+        }
+        inner.expected = inner.expected.saturating_sub(data.len() as u32);
+        if inner.expected == 0 {
+            inner.mode = Mode::Confirm;
+        }
+    }
+
+    /// Writes what was programmed to the file.
+    fn write_out(&self, inner: &mut Inner) {
+        let (Some(range), Some(file)) = (inner.unwritten.take(), &self.file) else { return };
+        if let Err(error) = file.write_all_at(&self.content_of(range.clone()), range.start) {
+            error!(%error, flash = self.name, "the host does not take what the guest writes to its flash");
+            inner.status |= status::PROGRAM_FAILED | status::ERASE_FAILED;
+        }
+        inner.unsynced = true;
+    }
+
+    fn sync(&self, inner: &mut Inner) {
+        if let (true, Some(file)) = (std::mem::take(&mut inner.unsynced), &self.file)
+            && let Err(error) = file.sync_data()
+        {
+            error!(%error, flash = self.name, "the host does not keep what the guest writes to its flash");
+        }
+    }
+
+    /// The first cycle of a command.
+    fn command(&self, inner: &mut Inner, command: u8) {
+        let programs = command::PROGRAM.contains(&command);
+        if !programs {
+            self.write_out(inner);
+        }
+        inner.mode = match command {
+            _ if programs => Mode::Program,
+            command::ERASE => Mode::Erase,
+            command::LOCK_SETUP => Mode::Lock,
+            command::READ_STATUS => Mode::Status,
+            command::READ_ID => Mode::Id,
+            command::READ_QUERY => Mode::Query,
+            command::BUFFERED_PROGRAM => {
+                inner.status |= status::READY;
+                Mode::Count
+            }
+            command::CLEAR_STATUS => {
+                inner.status = 0;
+                Mode::Array
+            }
+            // Read array, the reset commands of other chips, and what is not known.
+            _ => Mode::Array,
+        };
+        if inner.mode == Mode::Array {
+            self.sync(inner);
+        }
+    }
+
+    fn count(&self, inner: &mut Inner, data: &[u8]) {
+        let mask = if self.geometry.chips() == 2 { 0xffff } else { 0xff };
+        let bytes = ((value_of(data) & mask) as u32 + 1) * self.geometry.width;
+        if bytes as usize > BUFFER {
+            inner.status |= status::READY | status::SEQUENCE;
+            inner.mode = Mode::Status;
+            return;
+        }
+        (inner.expected, inner.window, inner.astray) = (bytes, None, false);
+        inner.buffer.fill(0xff);
+        inner.mode = Mode::Fill;
+    }
+
+    fn set_lock(inner: &mut Inner, block: u32, command: u8) {
+        match command {
+            command::LOCK | command::LOCK_DOWN => drop(inner.locked.insert(block)),
+            command::CONFIRM => drop(inner.locked.remove(&block)),
+            _ => inner.status |= status::SEQUENCE,
+        }
+        inner.status |= status::READY;
+    }
+
+    /// What each chip answers, of 16 bits, to an access at `offset`.
+    fn answer(&self, inner: &Inner, offset: u64) -> u16 {
+        let word = offset / u64::from(self.geometry.width);
+        match inner.mode {
+            Mode::Id => match word & 0xff {
+                number @ 0..=1 => ID[number as usize],
+                2 => inner.locked.contains(&self.block_of(offset)).into(),
+                _ => 0,
+            },
+            Mode::Query => query::byte(self.geometry, self.size(), word & 0xff).into(),
+            _ => inner.status.into(),
+        }
+    }
+}
+
+impl Device for Flash {
+    fn read(&self, _region: u32, offset: u64, data: &mut [u8]) {
+        let inner = self.lock();
+        if inner.mode == Mode::Array {
+            return self.load(offset, data);
+        }
+        let chip_width = u64::from(self.geometry.width / self.geometry.chips());
+        for (at, byte) in (offset..).zip(data) {
+            let answer = self.answer(&inner, at);
+            *byte = answer.to_le_bytes()[(at % chip_width) as usize & 1];
+        }
+    }
+
+    fn write(&self, _region: u32, offset: u64, data: &[u8]) -> Action {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let was_memory = inner.mode == Mode::Array;
+        let first = data.first().copied().unwrap_or(0);
+        match inner.mode {
+            Mode::Program => {
+                self.program(inner, offset, data);
+                inner.mode = Mode::Status;
+            }
+            Mode::Erase => {
+                if first == command::CONFIRM {
+                    self.erase(inner, offset);
+                } else {
+                    inner.status |= status::READY | status::SEQUENCE;
+                }
+                inner.mode = Mode::Status;
+            }
+            Mode::Lock => {
+                Self::set_lock(inner, self.block_of(offset), first);
+                inner.mode = Mode::Status;
+            }
+            Mode::Count => self.count(inner, data),
+            Mode::Fill => self.fill(inner, offset, data),
+            Mode::Confirm => {
+                if first == command::CONFIRM {
+                    self.program_buffer(inner);
+                } else {
+                    inner.status |= status::READY | status::SEQUENCE;
+                }
+                inner.mode = Mode::Status;
+            }
+            Mode::Array | Mode::Status | Mode::Id | Mode::Query => self.command(inner, first),
+        }
+        if was_memory == (inner.mode == Mode::Array) { Action::None } else { Action::Remap }
+    }
+}
+
+impl Persist for Flash {
+    type State = FlashState;
+
+    fn save(&self) -> FlashState {
+        let mut inner = self.lock();
+        self.write_out(&mut inner);
+        let changed = inner.originals.keys().map(|&number| {
+            let bytes = self.content_of(self.block_range(number)).into();
+            BlockState { number, bytes }
+        });
+        FlashState {
+            mode: MODES.iter().position(|mode| *mode == inner.mode).unwrap_or(0) as u8,
+            status: inner.status,
+            locked: inner.locked.iter().copied().collect(),
+            expected: inner.expected,
+            window: inner.window,
+            astray: inner.astray,
+            buffer: ByteVec::from(inner.buffer.clone()),
+            changed: changed.collect(),
+        }
+    }
+
+    fn restore(&self, state: &FlashState) -> Result<(), StateError> {
+        const ID: &str = <FlashState as skep_state::State>::ID;
+        let blocks = self.blocks();
+        let locked = state.locked.last().copied();
+        ensure(locked.is_none_or(|last| last < blocks), ID, "locked", locked, "the bank has such blocks")?;
+        let window = state.window;
+        let rule = "it is within the bank";
+        ensure(window.is_none_or(|window| u64::from(window) < self.size()), ID, "window", window, rule)?;
+        let fits = |block: &BlockState| block.number < blocks && block.bytes.len() == self.geometry.block as usize;
+        let wrong = state.changed.iter().find(|block| !fits(block)).map(|block| block.number);
+        ensure(wrong.is_none(), ID, "changed", wrong, "the bank has such blocks")?;
+        let misplaced = self.file.is_some() && !state.changed.is_empty();
+        ensure(!misplaced, ID, "changed", state.changed.len(), "a bank with a file has its content there")?;
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        for (number, bytes) in std::mem::take(&mut inner.originals) {
+            self.store(self.block_range(number).start, &bytes);
+        }
+        for block in &state.changed {
+            self.remember(inner, block.number);
+            self.store(self.block_range(block.number).start, &block.bytes);
+        }
+        inner.mode = MODES.get(usize::from(state.mode)).copied().unwrap_or(Mode::Array);
+        inner.status = state.status;
+        inner.locked = state.locked.iter().copied().collect();
+        (inner.expected, inner.window, inner.astray) = (state.expected, state.window, state.astray);
+        inner.buffer = state.buffer.to_vec();
+        inner.unwritten = None;
+        Ok(())
+    }
+
+    fn reset(&self) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        self.write_out(inner);
+        self.sync(inner);
+        inner.mode = Mode::Array;
+        inner.status = status::READY;
+        inner.locked.clear();
+        (inner.expected, inner.window, inner.astray) = (0, None, false);
+        inner.buffer.fill(0xff);
+    }
+}
+
+impl fmt::Debug for Flash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = self.lock().mode;
+        f.debug_struct("Flash").field("name", &self.name).field("base", &self.base).field("mode", &mode).finish()
+    }
+}

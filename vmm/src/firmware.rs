@@ -1,0 +1,350 @@
+//! The files of firmware: its code, and the variables that it stores.
+//!
+//! A file of variables is this machine's alone. It is locked while the machine runs, and made from a template where it is not there: as a whole, or not
+//! at all. How it is kept whole while the guest writes it is told by [`skep_chipset::flash`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use skep_arch::aarch64;
+use skep_arch::x86_64;
+use skep_config::{ArchKind, FirmwareVars};
+use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
+use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind};
+
+use crate::Error;
+use crate::boot::open;
+
+#[cfg(test)]
+#[path = "firmware_test.rs"]
+mod test;
+
+/// Firmware, opened and read.
+#[derive(Debug)]
+pub struct FirmwareFiles {
+    /// Its path.
+    pub path: PathBuf,
+    /// What can't be written: all of it, or what follows its own variables.
+    pub code: Arc<Backing>,
+    /// The bank of flash with its variables, if it has any.
+    pub vars: Option<Variables>,
+    /// A kernel that it is handed.
+    pub kernel: Option<File>,
+    /// The kernel's initramfs.
+    pub initrd: Option<File>,
+    /// The kernel's command line.
+    pub cmdline: Vec<u8>,
+}
+
+/// Variables, in a bank of flash.
+#[derive(Debug)]
+pub struct Variables {
+    /// What the bank holds.
+    pub content: Arc<Backing>,
+    /// Where it lasts. Without, it is forgotten at the machine's end.
+    pub file: Option<File>,
+}
+
+/// Sizes of an architecture's flash.
+struct Flash {
+    /// A bank has so many bytes whatever is in it; else as many as its file.
+    bank: Option<u64>,
+    /// All banks together.
+    most: u64,
+}
+
+fn flash(arch: ArchKind) -> Flash {
+    match arch {
+        ArchKind::X86_64 => Flash { bank: None, most: x86_64::layout::FLASH_SPACE.size },
+        ArchKind::Aarch64 => {
+            Flash { bank: Some(aarch64::layout::FLASH_CODE.size), most: aarch64::layout::FLASH_CODE.size }
+        }
+    }
+}
+
+const CODE: &str = "firmware";
+const VARS: &str = "firmware's variables";
+
+fn failed(role: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::File { role, path: path.clone(), source }
+}
+
+fn wrong(text: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text.into())
+}
+
+impl FirmwareFiles {
+    /// Reads firmware and its variables. Only to `run` it, its file of variables is made and locked.
+    pub(crate) fn open(path: &Path, vars: Option<&FirmwareVars>, arch: ArchKind, run: bool) -> Result<Self, Error> {
+        let mut file = open(CODE, path)?;
+        let read = read_code(&mut file, arch).map_err(failed(CODE, path))?;
+        let FirmwareImage { code, own_vars } = read;
+        let vars = match vars {
+            Some(vars) if run => Some(open_vars(vars, own_vars.as_deref(), arch)?),
+            // Not looked at.
+            Some(_) => None,
+            None => forgetful(own_vars.as_deref(), arch).map_err(failed(CODE, path))?,
+        };
+        let path = path.to_path_buf();
+        Ok(Self { path, code, vars, kernel: None, initrd: None, cmdline: Vec::new() })
+    }
+}
+
+/// What a file of firmware holds.
+struct FirmwareImage {
+    code: Arc<Backing>,
+    /// A PC's firmware in one file begins with its variables.
+    own_vars: Option<Vec<u8>>,
+}
+
+fn read_code(file: &mut File, arch: ArchKind) -> io::Result<FirmwareImage> {
+    let Flash { bank, most } = flash(arch);
+    let size = file.metadata()?.len();
+    if size == 0 || !size.is_multiple_of(PAGE_SIZE) || size > most {
+        let most = most >> 20;
+        return Err(wrong(format!(
+            "it has {size} bytes, and firmware for {arch} has a multiple of 4096, {most} MiB at most"
+        )));
+    }
+    let mut start = vec![0; (size as usize).min(VOLUME_HEADER)];
+    file.read_exact(&mut start)?;
+    let own = volume(&start).filter(|volume| arch == ArchKind::X86_64 && volume.has_variables && volume.size < size);
+    let own = own.map(|volume| volume.size).filter(|size| size.is_multiple_of(PAGE_SIZE));
+    file.seek(SeekFrom::Start(0))?;
+    let own_vars = match own {
+        Some(size) => {
+            let mut bytes = vec![0; size as usize];
+            file.read_exact(&mut bytes)?;
+            Some(bytes)
+        }
+        None => None,
+    };
+    let rest = size - own.unwrap_or(0);
+    let code = backing(bank.unwrap_or(rest))?;
+    let mut seen = Seen::default();
+    fill(&code, file, rest, |offset, bytes| seen.look(offset, rest, bytes))?;
+    seen.check(arch)?;
+    Ok(FirmwareImage { code, own_vars })
+}
+
+fn backing(size: u64) -> io::Result<Arc<Backing>> {
+    Backing::new(size, &RamOptions::default()).map(Arc::new).map_err(|e| io::Error::other(e.to_string()))
+}
+
+/// Whether a page, or less, is empty: most of an arm64 bank is.
+fn is_zero(page: &[u8]) -> bool {
+    static ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+    ZEROES.get(..page.len()) == Some(page)
+}
+
+/// Reads `size` bytes of `file` into memory that is zero; pages of zeroes stay untouched.
+fn fill(into: &Arc<Backing>, file: &mut impl Read, size: u64, mut look: impl FnMut(u64, &[u8])) -> io::Result<()> {
+    const PIECE: u64 = 256 << 10;
+    let failed = |e: String| io::Error::other(e);
+    let region = Region::new("firmware", RegionKind::ReadOnly, 0, into.size(), into.clone(), 0);
+    let region = region.map_err(|e| failed(e.to_string()))?;
+    let mut piece = vec![0; PIECE as usize];
+    let mut offset = 0;
+    while offset < size {
+        let take = (size - offset).min(PIECE) as usize;
+        let bytes = piece.get_mut(..take).unwrap_or_default();
+        file.read_exact(bytes)?;
+        for (at, page) in (offset..).step_by(PAGE_SIZE as usize).zip(bytes.chunks(PAGE_SIZE as usize)) {
+            if !is_zero(page) {
+                region.write_slice(page, MemoryRegionAddress(at)).map_err(|e| failed(e.to_string()))?;
+            }
+        }
+        look(offset, bytes);
+        offset += take as u64;
+    }
+    Ok(())
+}
+
+/// What tells which architecture's firmware a file is.
+#[derive(Default)]
+struct Seen {
+    x86_64: bool,
+    aarch64: bool,
+    first: [u8; 4],
+    /// What a PC's processor finds at its reset vector.
+    last: [u8; 16],
+}
+
+impl Seen {
+    fn look(&mut self, offset: u64, size: u64, bytes: &[u8]) {
+        if offset == 0 {
+            bytes.iter().zip(&mut self.first).for_each(|(byte, first)| *first = *byte);
+        }
+        if offset + bytes.len() as u64 == size {
+            let tail = bytes.get(bytes.len().saturating_sub(16)..).unwrap_or_default();
+            tail.iter().zip(&mut self.last).for_each(|(byte, last)| *last = *byte);
+        }
+        if self.x86_64 || self.aarch64 {
+            return;
+        }
+        // Headers of UEFI images (PI 1.8, section I.3.15; PE/COFF), of which firmware's first ones are not compressed: the machine follows the signature.
+        for header in bytes.windows(6).step_by(4) {
+            let machine = match header {
+                [b'V', b'Z', low, high, _, 10..=13] | [b'P', b'E', 0, 0, low, high] => {
+                    u16::from_le_bytes([*low, *high])
+                }
+                _ => continue,
+            };
+            match machine {
+                0x014c | 0x8664 => self.x86_64 = true,
+                0xaa64 => self.aarch64 = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn check(&self, arch: ArchKind) -> io::Result<()> {
+        let other = |other: ArchKind| Err(wrong(format!("it is for {other} guests, and this machine is {arch}")));
+        match arch {
+            ArchKind::X86_64 if self.aarch64 && !self.x86_64 => other(ArchKind::Aarch64),
+            ArchKind::Aarch64 if self.x86_64 && !self.aarch64 => other(ArchKind::X86_64),
+            ArchKind::X86_64 if self.last.iter().all(|byte| *byte == self.last[0]) => {
+                Err(wrong("it is no firmware of a PC: there is no code at the reset vector, 16 bytes before its end"))
+            }
+            // It begins with a branch (DDI 0487, C6.2.26).
+            ArchKind::Aarch64 if u32::from_le_bytes(self.first) >> 26 != 0b000101 => {
+                Err(wrong("it is no aarch64 firmware: there is no code at its beginning"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A firmware volume (PI 1.8, volume 3, section 3.2.1).
+struct Volume {
+    size: u64,
+    /// It is one of variables (edk2's NV data volume).
+    has_variables: bool,
+}
+
+const VOLUME_HEADER: usize = 56;
+/// fff12b8d-7696-4c8b-a985-2747075b4f50.
+const NV_DATA: [u8; 16] =
+    [0x8d, 0x2b, 0xf1, 0xff, 0x96, 0x76, 0x8b, 0x4c, 0xa9, 0x85, 0x27, 0x47, 0x07, 0x5b, 0x4f, 0x50];
+
+fn volume(bytes: &[u8]) -> Option<Volume> {
+    let signed = bytes.get(40..44)? == b"_FVH";
+    let size = u64::from_le_bytes(bytes.get(32..40)?.try_into().ok()?);
+    signed.then_some(Volume { size, has_variables: bytes.get(16..32)? == NV_DATA })
+}
+
+/// Variables that are forgotten: the firmware's own, or an empty bank.
+fn forgetful(own: Option<&[u8]>, arch: ArchKind) -> io::Result<Option<Variables>> {
+    let content = match (own, flash(arch).bank) {
+        (Some(own), _) => {
+            let content = backing(own.len() as u64)?;
+            fill(&content, &mut &own[..], own.len() as u64, |_, _| ())?;
+            content
+        }
+        (None, Some(bank)) => backing(bank)?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Variables { content, file: None }))
+}
+
+fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind) -> Result<Variables, Error> {
+    let path = &vars.file;
+    let failed = failed(VARS, path);
+    let open = || OpenOptions::new().read(true).write(true).open(path);
+    let mut file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(vars, own)?;
+            open().map_err(&failed)?
+        }
+        opened => opened.map_err(&failed)?,
+    };
+    if !file.metadata().map_err(&failed)?.is_file() {
+        return Err(failed(wrong("it is no regular file")));
+    }
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let text = "another machine uses it\n  try: a file of its own for each, by `--firmware-vars FILE,template=TEMPLATE`";
+            return Err(failed(io::Error::new(io::ErrorKind::ResourceBusy, text)));
+        }
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    let content = read_vars(&mut file, own.map(|own| own.len() as u64), arch).map_err(&failed)?;
+    Ok(Variables { content, file: Some(file) })
+}
+
+/// Makes the file of variables: whole, or not at all.
+fn make(vars: &FirmwareVars, own: Option<&[u8]>) -> Result<(), Error> {
+    let path = &vars.file;
+    let failed_here = failed(VARS, path);
+    let (mut source, size): (Box<dyn Read>, u64) = match (&vars.template, own) {
+        (Some(template), _) => {
+            let file = open("the template of firmware's variables", template)?;
+            let size = file.metadata().map_err(failed("the template of firmware's variables", template))?.len();
+            (Box::new(file), size)
+        }
+        (None, Some(own)) => (Box::new(own), own.len() as u64),
+        (None, None) => {
+            let text = "it is not there\n  try: `--firmware-vars FILE,template=TEMPLATE`, with the variables that came with the firmware";
+            return Err(failed_here(io::Error::new(io::ErrorKind::NotFound, text)));
+        }
+    };
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = path.with_file_name(name);
+    let result = (|| {
+        let mut file = File::create(&new)?;
+        file.set_len(size)?;
+        let mut piece = vec![0; 64 << 10];
+        let mut offset = 0;
+        while offset < size {
+            let take = (size - offset).min(piece.len() as u64) as usize;
+            let bytes = piece.get_mut(..take).unwrap_or_default();
+            source.read_exact(bytes)?;
+            // Most of an arm64 template is empty.
+            if !bytes.chunks(PAGE_SIZE as usize).all(is_zero) {
+                file.seek(SeekFrom::Start(offset))?;
+                file.write_all(bytes)?;
+            }
+            offset += take as u64;
+        }
+        file.sync_all()?;
+        // One that somebody else has made meanwhile stays.
+        match fs::hard_link(&new, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // A file system without links.
+            Err(_) => fs::rename(&new, path),
+            Ok(()) => Ok(()),
+        }
+    })();
+    // It has gone where it was renamed.
+    let _ = fs::remove_file(&new);
+    result.map_err(failed_here)
+}
+
+fn read_vars(file: &mut File, own: Option<u64>, arch: ArchKind) -> io::Result<Arc<Backing>> {
+    const MEND: &str =
+        "try: another FILE, made from the firmware's own template by `--firmware-vars FILE,template=TEMPLATE`";
+    let size = file.metadata()?.len();
+    let mut start = [0; VOLUME_HEADER];
+    let header = (size >= VOLUME_HEADER as u64).then(|| file.read_exact(&mut start)).transpose()?;
+    let volume = header.and_then(|()| volume(&start));
+    let wanted = match (flash(arch).bank, own, &volume) {
+        (Some(bank), ..) => bank,
+        (None, Some(own), _) => own,
+        (None, None, Some(volume)) => volume.size,
+        (None, None, None) => return Err(wrong(format!("it holds no variables of UEFI firmware\n  {MEND}"))),
+    };
+    if size != wanted || !size.is_multiple_of(PAGE_SIZE) || size > flash(arch).most {
+        return Err(wrong(format!("it has {size} bytes, and should have {wanted}\n  {MEND}")));
+    }
+    let content = backing(size)?;
+    file.seek(SeekFrom::Start(0))?;
+    fill(&content, file, size, |_, _| ())?;
+    Ok(content)
+}
