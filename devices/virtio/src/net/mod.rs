@@ -71,7 +71,7 @@ impl Net {
         let worker = |pair| {
             let engine = NetEngine::new(pair, config.link.open_queue(pair)?, card.clone());
             let name = format!("{}:{pair}", config.name);
-            QueueWorker::spawn(&name, config.poll, engine).map_err(NetDeviceError::Thread)
+            QueueWorker::wait(&name, config.poll, engine).map_err(NetDeviceError::Thread)
         };
         let workers = (0..card.max_pairs()).map(worker).collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Self { card, workers }))
