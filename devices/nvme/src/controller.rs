@@ -22,9 +22,10 @@ use crate::spec::register::{
 };
 use crate::state::ControllerState;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "controller_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// An NVMe controller.
 ///

@@ -10,8 +10,9 @@ mod engine;
 mod request;
 mod state;
 
-#[cfg(test)]
-mod blk_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod blk_test;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -12,8 +12,9 @@ mod card;
 mod engine;
 mod state;
 
-#[cfg(test)]
-mod net_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod net_test;
 
 use std::io;
 use std::sync::Arc;
