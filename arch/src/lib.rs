@@ -21,3 +21,11 @@ pub mod layout;
 pub mod smbios;
 pub mod topology;
 pub mod x86_64;
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::aarch64::fdt::test::fuzz_trees as device_trees;
+    pub use crate::kernel::test::fuzz_headers as kernels;
+}

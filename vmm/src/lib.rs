@@ -27,3 +27,11 @@ pub use emergency::ignore_file_size_signal;
 pub use error::Error;
 pub use listen::ListenError;
 pub use monitor::{Ending, Outcome};
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::ctl::protocol::test::fuzz_any_arguments_are_a_command_or_a_failure as control_arguments;
+    pub use crate::ctl::protocol::test::fuzz_any_bytes_are_a_request_or_a_failure as control_requests;
+}

@@ -283,9 +283,15 @@ fn headers_are_read_at_once_and_the_kernel_in_one_piece() {
 }
 
 proptest! {
-    /// Whatever stands in the headers, a kernel is loaded into its memory or refused.
     #[test]
-    fn fuzz_headers(
+    fn random_bytes_are_no_kernel(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        prop_assert!(probe(&bytes).is_err());
+    }
+}
+
+skep_fuzzing::targets! {
+    /// Whatever stands in the headers, a kernel is loaded into its memory or refused.
+    "kernels": fn fuzz_headers(
         which in 0usize..7,
         changes in prop::collection::vec((0usize..0x280, any::<u8>()), 0..6),
         words in prop::collection::vec((0usize..0x50, prop_oneof![Just(u64::MAX), Just(u64::MAX / 2), any::<u64>()]), 0..3),
@@ -311,10 +317,5 @@ proptest! {
                 kernel => load(kernel, &mut file),
             };
         }
-    }
-
-    #[test]
-    fn random_bytes_are_no_kernel(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-        prop_assert!(probe(&bytes).is_err());
     }
 }

@@ -262,9 +262,11 @@ pub(crate) fn zero<M: GuestMemory + ?Sized>(memory: &M, region: AddressRange) ->
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "samples_test.rs"]
 pub(crate) mod samples;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "kernel_test.rs"]
-mod test;
+pub(crate) mod test;

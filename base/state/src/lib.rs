@@ -24,9 +24,10 @@ use minicbor::{Decode, Encode};
 
 pub mod testing;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "state_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Why a record can't be taken. Each names the record, and what would mend it where something would.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -210,4 +211,11 @@ impl<T: Persist + Send + Sync> Component for T {
     fn reset_component(&self) {
         self.reset();
     }
+}
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::test::fuzz_records as state_records;
 }

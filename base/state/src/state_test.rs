@@ -1,3 +1,5 @@
+use proptest::prelude::any;
+
 use super::*;
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
@@ -73,9 +75,8 @@ fn refusals_name_what_is_wrong() {
     assert!(matches!(long.open::<Old>(), Err(StateError::Malformed { .. })));
 }
 
-proptest::proptest! {
-    #[test]
-    fn fuzz_records(body: Vec<u8>, version: u16) {
+skep_fuzzing::targets! {
+    "state-records": fn fuzz_records(body in any::<Vec<u8>>(), version in any::<u16>()) {
         let _ = Record { id: "lamp".into(), version, body: body.clone() }.open::<Later>();
         let _ = minicbor::decode::<Record>(&body);
     }

@@ -42,3 +42,10 @@ pub use error::{BlockError, IoError};
 pub use file::{Engine, FileDisk, FileOptions};
 pub use limit::LimitedDisk;
 pub use qcow2::Qcow2Disk;
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::qcow2::test::fuzz_hostile_images_are_read_and_written as qcow2_images;
+}

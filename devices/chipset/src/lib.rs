@@ -62,7 +62,8 @@ mod serial;
 pub mod uart16550;
 pub mod v2m;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 mod testing;
 
 pub use debugcon::DebugCon;
@@ -86,3 +87,22 @@ pub use rtc::{Rtc, RtcConfig};
 pub use serial::{SerialOut, SerialPort};
 pub use uart16550::{Uart16550, Uart16550Config};
 pub use v2m::{V2m, V2mConfig};
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::gpio::gpio_test::fuzz_random_accesses as chipset_gpio;
+    pub use crate::i8042::i8042_test::fuzz_random_accesses as chipset_i8042;
+    pub use crate::i8254::test::fuzz_random_accesses as chipset_i8254;
+    pub use crate::i8259::i8259_test::fuzz_random_accesses as chipset_i8259;
+    pub use crate::ioapic::ioapic_test::fuzz_random_accesses as chipset_ioapic;
+    pub use crate::pl011::test::fuzz_random_accesses as chipset_pl011;
+    pub use crate::pl031::test::fuzz_random_accesses as chipset_pl031;
+    pub use crate::pm::pm_test::fuzz_random_accesses as chipset_pm;
+    pub use crate::port92::test::fuzz_random_accesses as chipset_port92;
+    pub use crate::reset_control::test::fuzz_random_accesses as chipset_reset_control;
+    pub use crate::rtc::rtc_test::fuzz_random_accesses as chipset_rtc;
+    pub use crate::uart16550::uart16550_test::fuzz_random_accesses as chipset_uart16550;
+    pub use crate::v2m::test::fuzz_random_accesses as chipset_v2m;
+}

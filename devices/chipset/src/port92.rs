@@ -93,6 +93,7 @@ impl Persist for Port92 {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "port92_test.rs"]
-mod test;
+pub(crate) mod test;

@@ -11,7 +11,7 @@ fn rig() -> Rig<Port92> {
     Rig { device, clock: Clock::manual(0), log, regions: &[(0, 1)], poke: Box::new(|_| ()) }
 }
 
-device_properties!(rig);
+device_properties!("chipset-port92", rig);
 
 #[test]
 fn a_rising_bit_resets_and_a20_is_kept() {

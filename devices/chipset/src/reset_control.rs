@@ -94,6 +94,7 @@ impl Persist for ResetControl {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "reset_control_test.rs"]
-mod test;
+pub(crate) mod test;

@@ -11,7 +11,7 @@ fn rig() -> Rig<ResetControl> {
     Rig { device, clock: Clock::manual(0), log, regions: &[(0, 4), (0, 2)], poke: Box::new(|_| ()) }
 }
 
-device_properties!(rig);
+device_properties!("chipset-reset-control", rig);
 
 #[test]
 fn a_rising_bit_resets() {

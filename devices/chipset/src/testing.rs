@@ -149,12 +149,11 @@ pub(crate) fn hostile<D: Device + Component>(build: impl Fn() -> Rig<D>, before:
     }
 }
 
-/// The properties that every device must have, over the rigs that `$rig` builds.
+/// The properties that every device must have, over the rigs that `$rig` builds; the first is a fuzz target of this name.
 macro_rules! device_properties {
-    ($rig:path) => {
-        proptest::proptest! {
-            #[test]
-            fn fuzz_random_accesses(steps in $crate::testing::steps(0..400)) {
+    ($target:literal, $rig:path) => {
+        skep_fuzzing::targets! {
+            $target: fn fuzz_random_accesses(steps in $crate::testing::steps(0..400)) {
                 let rig = $rig();
                 for step in steps {
                     rig.step(step);

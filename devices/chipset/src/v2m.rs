@@ -8,9 +8,10 @@ use skep_irq::{IrqError, IrqLine, MsiMessage, MsiTarget, RequesterId};
 
 use crate::access::{read_words, write_words};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "v2m_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// The size of the frame in bytes.
 pub const SIZE: u64 = 0x1000;

@@ -60,9 +60,8 @@ fn what_it_does_not_have_is_refused() {
     assert!(gic.0.lock().unwrap().is_empty());
 }
 
-proptest! {
-    #[test]
-    fn fuzz_random_accesses(accesses in proptest::collection::vec((0u64..SIZE - 8, any::<u64>(), 1usize..9), 0..64)) {
+skep_fuzzing::targets! {
+    "chipset-v2m": fn fuzz_random_accesses(accesses in proptest::collection::vec((0u64..SIZE - 8, any::<u64>(), 1usize..9), 0..64)) {
         let (_, frame) = frame();
         for (offset, value, width) in accesses {
             let mut data = value.to_le_bytes();

@@ -21,3 +21,10 @@ pub use guest::own_memory;
 pub use link::{GuestSlice, HEADER, Link, LinkInfo, LinkQueue, MAX_FRAME, Offloads};
 pub use passt::{Passt, PasstConfig};
 pub use tap::Tap;
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::passt::test::fuzz_streams as passt_streams;
+}

@@ -13,9 +13,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::link::{GuestSlice, HEADER, Link, LinkInfo, LinkQueue, MAX_FRAME, Offloads};
 use crate::{NetError, guest};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "passt_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Bytes of the length before each frame.
 const PREFIX: usize = 4;

@@ -128,9 +128,8 @@ fn a_program_that_is_not_there_is_named() {
     assert!(error.contains("`/nowhere/socket`"), "{error}");
 }
 
-proptest! {
-    #[test]
-    fn fuzz_streams(input in proptest::collection::vec(any::<u8>(), 0..600), cut in 1usize..100, room in 1usize..80) {
+skep_fuzzing::targets! {
+    "passt-streams": fn fuzz_streams(input in proptest::collection::vec(any::<u8>(), 0..600), cut in 1usize..100, room in 1usize..80) {
         let (mut queue, mut peer) = link();
         let ram = ram();
         let room = slices(&ram, &[room, room]);

@@ -22,9 +22,10 @@ use crate::spec::register::{
 };
 use crate::state::ControllerState;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "controller_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// An NVMe controller.
 ///
@@ -53,7 +54,7 @@ impl Controller {
         let wake = Wake::new().map_err(failed("make an eventfd"))?;
         let poll = config.poll;
         let shared = Arc::new(Shared::new(config, dma, bus, clock, wake));
-        let worker = Worker::spawn("nvme-admin", poll, Admin::new(shared.clone()));
+        let worker = Worker::wait("nvme-admin", poll, Admin::new(shared.clone()));
         let worker = worker.map_err(failed("begin the admin worker"))?;
         Ok(Arc::new(Self { shared, worker, paused: Arc::default(), resizes: Mutex::default() }))
     }
@@ -75,7 +76,7 @@ impl Controller {
             return Err(NvmeError::Namespace { nsid: id, reason: "there is one of that number".to_owned() });
         }
         locked(&self.resizes).push((id, resized));
-        self.worker.send(AdminOrder::Changed(id));
+        self.worker.leave(AdminOrder::Changed(id));
         Ok(())
     }
 
@@ -85,7 +86,7 @@ impl Controller {
         let removed = self.shared.namespaces.remove(id).is_some();
         locked(&self.resizes).retain(|(of, _)| *of != id);
         if removed {
-            self.worker.send(AdminOrder::Changed(id));
+            self.worker.leave(AdminOrder::Changed(id));
             self.shared.doorbells.pass_rounds();
         }
         removed
@@ -179,7 +180,8 @@ impl Controller {
             CC => {
                 self.configure(&mut registers, value);
                 drop(registers);
-                return self.shared.wake.force();
+                self.shared.wake.force();
+                return self.worker.begin();
             }
             AQA => registers.admin_attributes = value & 0x0fff_0fff,
             ASQ => registers.admin_submission_base = low(registers.admin_submission_base),

@@ -276,28 +276,9 @@ fn hostile_state_is_refused_by_name() {
     assert!(refused.contains("configured with fewer queues"), "{refused}");
 }
 
-proptest! {
-    /// Whatever is written to the registers, the controller lives, and can be reset and used.
-    #[test]
-    fn fuzz_registers(writes in proptest::collection::vec((0u64..0x1040, any::<u64>(), 0usize..4), 0..200)) {
-        let mut guest = Guest::new();
-        for (offset, value, width) in writes {
-            let mut data = [0; 8];
-            guest.controller.read(offset, &mut data[..1 << width]);
-            let value = if value % 3 == 0 { value >> 40 } else { value };
-            // The registers that matter are the first few.
-            let offset = if value % 5 == 0 { offset } else { (offset % 0x40) & !3 };
-            guest.controller.write(offset, &value.to_le_bytes()[..1 << width]);
-        }
-        guest.controller.reset();
-        guest.enable();
-        let mut pair = guest.create(1, 64);
-        prop_assert_eq!(guest.write_blocks(&mut pair, 0, 1, 1), Status::SUCCESS);
-    }
-
+skep_fuzzing::targets! {
     /// Each byte of a saved state, set to whatever may hurt: it is refused, or the controller lives on.
-    #[test]
-    fn fuzz_saved_state(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    "nvme-state": fn fuzz_saved_state(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let (guest, mut pair) = Guest::ready();
         guest.write_blocks(&mut pair, 0, 1, 1);
         guest.pause();
@@ -317,5 +298,24 @@ proptest! {
         }
         other.controller.reset();
         other.enable();
+    }
+}
+
+skep_fuzzing::targets! {
+    /// Whatever is written to the registers, the controller lives, and can be reset and used.
+    "nvme-registers": fn fuzz_registers(writes in proptest::collection::vec((0u64..0x1040, any::<u64>(), 0usize..4), 0..200)) {
+        let mut guest = Guest::new();
+        for (offset, value, width) in writes {
+            let mut data = [0; 8];
+            guest.controller.read(offset, &mut data[..1 << width]);
+            let value = if value % 3 == 0 { value >> 40 } else { value };
+            // The registers that matter are the first few.
+            let offset = if value % 5 == 0 { offset } else { (offset % 0x40) & !3 };
+            guest.controller.write(offset, &value.to_le_bytes()[..1 << width]);
+        }
+        guest.controller.reset();
+        guest.enable();
+        let mut pair = guest.create(1, 64);
+        prop_assert_eq!(guest.write_blocks(&mut pair, 0, 1, 1), Status::SUCCESS);
     }
 }

@@ -46,7 +46,8 @@ mod state;
 mod transfer;
 mod unit;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 mod testing;
 
 pub use config::{ControllerConfig, NamespaceConfig, NvmeError, PowerState};
@@ -57,3 +58,14 @@ pub use state::{
     CompletionQueueState, ControllerState, ErrorState, FeaturesState, HealthState, ShadowState, SubmissionQueueState,
     UnitState,
 };
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::admin::test::fuzz_admin_commands as nvme_admin;
+    pub use crate::controller::test::fuzz_registers as nvme_registers;
+    pub use crate::controller::test::fuzz_saved_state as nvme_state;
+    pub use crate::transfer::test::fuzz_data_pointers as nvme_pointers;
+    pub use crate::unit::fault_test::fuzz_io_queues as nvme_io;
+}

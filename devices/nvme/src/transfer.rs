@@ -8,9 +8,10 @@ use skep_memory::vm_memory::{Bytes, GuestAddress};
 
 use crate::spec::{Command, Status};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "transfer_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Entries of a PRP list that are read at once.
 const BATCH: usize = 512;

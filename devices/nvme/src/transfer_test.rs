@@ -151,10 +151,11 @@ proptest! {
             prop_assert_eq!(walk(len - 512).err(), Some(Status::SGL_LENGTH_INVALID));
         }
     }
+}
 
+skep_fuzzing::targets! {
     /// Any descriptors whatever: an answer, and never more than was asked for.
-    #[test]
-    fn fuzz_data_pointers(
+    "nvme-pointers": fn fuzz_data_pointers(
         lists in proptest::collection::vec(any::<[u64; 2]>(), 0..64),
         words in any::<[u64; 2]>(),
         kind in 0u32..4,

@@ -46,7 +46,8 @@ mod root_port;
 mod socket;
 mod state;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 mod testing;
 
 pub use address::{Address, DEVICES, PciPlace};
@@ -99,4 +100,11 @@ pub enum PciError {
         /// How many the whole window has.
         window: u64,
     },
+}
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::root_complex::test::fuzz_a_hierarchy as pci_hierarchy;
 }

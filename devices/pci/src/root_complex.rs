@@ -17,9 +17,10 @@ use crate::root_port::{Ejected, RootPort, SlotState, Unplug};
 use crate::state::{FunctionState, ROOT_COMPLEX_ID, RootComplexState};
 use crate::{Endpoint, PciError, PciPlace, Pin, Socket};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "root_complex_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Bytes of ECAM for 256 buses.
 pub const ECAM_SIZE: u64 = 256 << 20;

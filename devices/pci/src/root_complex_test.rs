@@ -144,9 +144,8 @@ fn reset_is_the_power_on_state() {
     assert!(log.contains(&"one reset".to_owned()) && log.contains(&"two reset".to_owned()), "{log:?}");
 }
 
-proptest! {
-    #[test]
-    fn fuzz_a_hierarchy(steps in steps(0..400)) {
+skep_fuzzing::targets! {
+    "pci-hierarchy": fn fuzz_a_hierarchy(steps in steps(0..400)) {
         let rig = placed();
         for step in &steps {
             rig.step(step);

@@ -87,8 +87,12 @@ pub(crate) struct QueueWorker<C>(Worker<Command<C>>);
 impl<C: Send + 'static> QueueWorker<C> {
     /// Starts a thread called `name`, which polls up to `poll` before it sleeps.
     pub(crate) fn spawn(name: &str, poll: Duration, engine: impl Engine<Command = C>) -> io::Result<Self> {
-        let job = QueueJob { engine, queues: Queues::default(), sources: None };
-        Worker::spawn(name, poll, job).map(Self)
+        Worker::spawn(name, poll, QueueJob { engine, queues: Queues::default(), sources: None }).map(Self)
+    }
+
+    /// The same, but the thread starts with the first queue: for an engine that does nothing without one.
+    pub(crate) fn wait(name: &str, poll: Duration, engine: impl Engine<Command = C>) -> io::Result<Self> {
+        Worker::wait(name, poll, QueueJob { engine, queues: Queues::default(), sources: None }).map(Self)
     }
 
     pub(crate) fn start(&self, start: QueueStart) {

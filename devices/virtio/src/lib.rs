@@ -49,9 +49,11 @@ pub mod rng;
 mod transport;
 pub mod vsock;
 
-#[cfg(test)]
-mod state_test;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod state_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 mod testing;
 
 pub use balloon::Balloon;
@@ -65,3 +67,18 @@ pub use queue::{
 pub use rng::Rng;
 pub use transport::{Interrupt, PciDevice, Transport, TransportQueueState, TransportState};
 pub use vsock::Vsock;
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::balloon::balloon_test::fuzz_queues as virtio_balloon;
+    pub use crate::blk::blk_test::fuzz_requests as virtio_blk;
+    pub use crate::console::console_test::fuzz_queues as virtio_console;
+    pub use crate::net::net_test::fuzz_frames as virtio_net;
+    pub use crate::queue::queue_test::fuzz_rings as virtio_rings;
+    pub use crate::state_test::fuzz_states as virtio_device_states;
+    pub use crate::transport::transport_test::fuzz_registers as virtio_registers;
+    pub use crate::transport::transport_test::fuzz_state as virtio_state;
+    pub use crate::vsock::vsock_test::fuzz_packets as virtio_vsock;
+}

@@ -34,7 +34,7 @@ impl Rng {
     /// Where the host refuses a thread.
     pub fn new(name: &str) -> io::Result<Arc<Self>> {
         // A guest asks now and then, so there is nothing to poll for.
-        let worker = QueueWorker::spawn(name, Duration::ZERO, RngEngine { bytes: [0; MAX_BYTES] })?;
+        let worker = QueueWorker::wait(name, Duration::ZERO, RngEngine { bytes: [0; MAX_BYTES] })?;
         Ok(Arc::new(Self { worker }))
     }
 }

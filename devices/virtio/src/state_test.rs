@@ -65,11 +65,8 @@ fn check<D: VirtioDevice>(build: impl Fn() -> Arc<D>, place: usize, value: u8) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
-    #[test]
-    fn fuzz_states(place: usize, value: u8) {
+skep_fuzzing::targets! {
+    "virtio-device-states", 96: fn fuzz_states(place in any::<usize>(), value in any::<u8>()) {
         check(rng, place, value);
         check(balloon, place, value);
         check(blk, place, value);

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -91,7 +92,17 @@ impl AsRawFd for Sources {
 pub struct Worker<C> {
     commands: Option<Sender<C>>,
     wake: EventFd,
-    thread: Option<JoinHandle<()>>,
+    name: String,
+    /// What the thread is to run, until it has begun.
+    waiting: Waiting,
+    begun: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+type Waiting = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<C: Send + 'static> Worker<C> {
@@ -99,24 +110,72 @@ impl<C: Send + 'static> Worker<C> {
     ///
     /// # Errors
     /// Where the host refuses the thread or a descriptor.
-    pub fn spawn(name: &str, poll: Duration, mut job: impl Job<Command = C>) -> io::Result<Self> {
+    pub fn spawn(name: &str, poll: Duration, job: impl Job<Command = C>) -> io::Result<Self> {
+        let worker = Self::wait(name, poll, job)?;
+        worker.start()?;
+        Ok(worker)
+    }
+
+    /// The same, but the thread starts with the first command, or [`Worker::begin`]: a device that no guest drives costs none.
+    ///
+    /// # Errors
+    /// Where the host refuses a descriptor.
+    pub fn wait(name: &str, poll: Duration, mut job: impl Job<Command = C>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let sources = Sources::new()?;
         sources.add(&wake, COMMANDS, EventSet::IN)?;
         job.register(&sources)?;
         let (commands, receiver) = channel();
-        let thread = thread::Builder::new().name(name.to_owned());
-        let thread = thread.spawn(move || Loop { job, sources, receiver, window: PollWindow::new(poll) }.run())?;
-        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+        let run = move || Loop { job, sources, receiver, window: PollWindow::new(poll) }.run();
+        Ok(Self {
+            commands: Some(commands),
+            wake,
+            name: name.to_owned(),
+            waiting: Arc::new(Mutex::new(Some(Box::new(run)))),
+            begun: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        })
     }
 
     /// Gives the job a command. It does not block.
     pub fn send(&self, command: C) {
+        self.leave(command);
+        self.begin();
+    }
+
+    /// Leaves the job a command that it is in no hurry for: where the thread has not begun, it finds it when it does.
+    pub fn leave(&self, command: C) {
         if let Some(commands) = &self.commands {
             // The thread ends only when this worker is dropped, and a full counter has woken it already.
             let _ = commands.send(command);
             let _ = self.wake.write(1);
         }
+    }
+
+    /// Starts the thread if it has not begun. Where the host refuses it, that is logged, and tried again with the next command.
+    pub fn begin(&self) {
+        if let Err(error) = self.start() {
+            tracing::error!("the thread {} can't be started, and its device stands still: {error}", self.name);
+        }
+    }
+
+    fn start(&self) -> io::Result<()> {
+        if self.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut thread = locked(&self.thread);
+        if thread.is_none() {
+            let waiting = self.waiting.clone();
+            let run = move || {
+                let run = locked(&waiting).take();
+                if let Some(run) = run {
+                    run();
+                }
+            };
+            *thread = Some(thread::Builder::new().name(self.name.clone()).spawn(run)?);
+            self.begun.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 }
 
@@ -124,7 +183,8 @@ impl<C> Drop for Worker<C> {
     fn drop(&mut self) {
         self.commands = None;
         let _ = self.wake.write(1);
-        if let Some(thread) = self.thread.take()
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take()
             && thread.thread().id() != thread::current().id()
         {
             // A job that panicked has told so on its own thread.

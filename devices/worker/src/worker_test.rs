@@ -1,4 +1,3 @@
-use std::sync::Mutex;
 use std::sync::mpsc;
 
 use super::*;
@@ -45,12 +44,20 @@ impl Job for Reporter {
     }
 }
 
-fn worker(poll: Duration) -> (Worker<u32>, EventFd, mpsc::Receiver<String>, Arc<Mutex<u32>>) {
+type Rig = (Worker<u32>, EventFd, mpsc::Receiver<String>, Arc<Mutex<u32>>);
+
+fn worker(poll: Duration) -> Rig {
+    let rig = waiting(poll);
+    rig.0.begin();
+    rig
+}
+
+fn waiting(poll: Duration) -> Rig {
     let bell = EventFd::new(EFD_NONBLOCK).unwrap();
     let (out, events) = mpsc::channel();
     let armed = Arc::new(Mutex::new(0));
     let job = Reporter { bell: bell.try_clone().unwrap(), rounds: 0, armed: armed.clone(), out };
-    (Worker::spawn("reporter", poll, job).unwrap(), bell, events, armed)
+    (Worker::wait("reporter", poll, job).unwrap(), bell, events, armed)
 }
 
 #[test]
@@ -67,6 +74,27 @@ fn commands_and_bells_wake_it_and_dropping_ends_it() {
         drop(worker);
         assert!(events.recv().is_err(), "the job has gone with its thread");
     }
+}
+
+#[test]
+fn one_that_waits_has_no_thread_before_its_first_command() {
+    let (worker, bell, events, _) = waiting(Duration::ZERO);
+    bell.write(1).unwrap();
+    worker.leave(1);
+    assert!(locked(&worker.thread).is_none() && events.try_recv().is_err());
+    // What was left to it and what came for it meanwhile are not lost.
+    worker.send(1);
+    let heard: Vec<String> = events.iter().take(3).collect();
+    for expected in ["round, 1 left", "round, 0 left", "bell 7"] {
+        assert!(heard.iter().any(|event| event == expected), "{heard:?}");
+    }
+    let name = locked(&worker.thread).as_ref().and_then(|thread| thread.thread().name().map(str::to_owned));
+    assert_eq!(name.as_deref(), Some("reporter"));
+    drop(worker);
+
+    let (worker, _, events, _) = waiting(Duration::ZERO);
+    drop(worker);
+    assert!(events.recv().is_err(), "the job has gone, though no thread has done it");
 }
 
 #[test]

@@ -37,3 +37,11 @@ pub use vm::{
     Capabilities, Doorbell, DoorbellSpace, Doorbells, GuestClock, Hypervisor, Parts, Powers, Vm, VmBuilder, VmRequest,
 };
 pub use x86_64::X86_64;
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::aarch64::state::test::fuzz_records as state_vcpu_aarch64;
+    pub use crate::x86_64::state::test::fuzz_records as state_vcpu_x86_64;
+}

@@ -39,6 +39,8 @@ pub(crate) struct Dependency {
     pub(crate) name: String,
     /// `dev` or `build`; nothing for an ordinary one.
     pub(crate) kind: Option<String>,
+    /// What it is for, as in `cfg(fuzzing)`; nothing for all.
+    pub(crate) target: Option<String>,
 }
 
 /// Something that is built of a package.

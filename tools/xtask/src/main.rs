@@ -1,8 +1,8 @@
 //! The project's own tools: `cargo xtask COMMAND`.
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
-//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), check the rules of the house ([`lint`]), and
-//! write the specification of saved state ([`state`]).
+//! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), let libFuzzer look for what
+//! hurts it ([`fuzz`]), check the rules of the house ([`lint`]), and write the specification of saved state ([`state`]).
 //! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
 //! call.
 
@@ -10,6 +10,7 @@ mod arch;
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
 mod images;
 mod lab;
 mod lint;
@@ -31,6 +32,7 @@ enum Cli {
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Lint(lint::Args),
     State(state::Args),
 }
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Cli::Test(args) => test::main(&args),
         Cli::Demo(args) => demo::main(&args),
         Cli::Bench(args) => bench::main(&args).map(|()| 0),
+        Cli::Fuzz(args) => fuzz::main(&args).map(|()| 0),
         Cli::Lint(args) => lint::main(&args),
         Cli::State(args) => state::main(&args).map(|()| 0),
     };

@@ -55,7 +55,10 @@ fn devices_take_few_system_calls_more() {
     let (all, ioctls) = totals(&calls);
     assert!(ioctls >= 5, "a virtual machine takes some: {calls:?}");
     assert!(ioctls <= 80, "{ioctls} ioctls: {calls:?}");
-    assert!(all <= 600, "{all} system calls: {calls:?}");
+    assert!(all <= 350, "{all} system calls: {calls:?}");
+    // The vCPU's, and two processes where networks are passt's: the threads of the devices begin with their drivers.
+    let threads: u32 = [libc::SYS_clone, libc::SYS_clone3].iter().filter_map(|call| calls.get(call)).sum();
+    assert!(threads <= 3, "{threads} threads: {calls:?}");
 }
 
 #[test]

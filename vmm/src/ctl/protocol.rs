@@ -14,9 +14,10 @@ use crate::Error;
 use crate::machine::{BalloonInfo, DeviceError, DeviceInfo, HotplugError, Plugged};
 use crate::state::SnapshotError;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "protocol_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;

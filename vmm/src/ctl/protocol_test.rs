@@ -127,14 +127,8 @@ fn errors_keep_their_causes_and_what_mends_them() {
     assert_eq!(failure.message, expected);
 }
 
-proptest! {
-    #[test]
-    fn fuzz_any_bytes_are_a_request_or_a_failure(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = Request::read(&bytes);
-    }
-
-    #[test]
-    fn fuzz_any_arguments_are_a_command_or_a_failure(
+skep_fuzzing::targets! {
+    "control-arguments": fn fuzz_any_arguments_are_a_command_or_a_failure(
         name in prop::sample::select(COMMANDS.to_vec()),
         arguments in "(\\{|\\}|\\[|\\]|\"|:|,|id|disk|net|true|[0-9]|\\\\u00|[a-z=]){0,30}",
     ) {
@@ -142,5 +136,11 @@ proptest! {
         let outcome = Request::read(text.as_bytes()).command;
         let line = response(None, &outcome.map(|_| Answer::Nothing(Nothing {})));
         prop_assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+    }
+}
+
+skep_fuzzing::targets! {
+    "control-requests": fn fuzz_any_bytes_are_a_request_or_a_failure(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Request::read(&bytes);
     }
 }

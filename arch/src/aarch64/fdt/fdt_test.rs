@@ -254,10 +254,8 @@ fn what_is_no_tree_is_named() {
     assert!(error(&old).contains("of version 3"));
 }
 
-proptest! {
-
-    #[test]
-    fn fuzz_trees(
+skep_fuzzing::targets! {
+    "device-trees": fn fuzz_trees(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {

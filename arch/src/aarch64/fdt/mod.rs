@@ -318,6 +318,7 @@ fn clock(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     fdt.end_node(node)
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "fdt_test.rs"]
-mod test;
+pub(crate) mod test;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
@@ -15,8 +15,17 @@ use crate::{BlockError, Completion, DiskQueue, Request};
 /// The user data of what cancels; slots are far below.
 const CANCEL: u64 = u64::MAX;
 
-/// Whether the host lets us have all that a queue uses.
+/// Whether the host lets us have all that a queue uses. A host that has said yes is not asked again.
 pub(super) fn probe() -> io::Result<()> {
+    static PROBED: OnceLock<()> = OnceLock::new();
+    if PROBED.get().is_none() {
+        ask()?;
+        let _ = PROBED.set(());
+    }
+    Ok(())
+}
+
+fn ask() -> io::Result<()> {
     let ring = IoUring::new(2)?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;

@@ -41,12 +41,14 @@ use crate::{
     ResizeListener, ResizeNotices, ResizeSubscription,
 };
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 mod testing;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "qcow2_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// The smallest block that any disk has.
 const SECTOR: u32 = 512;

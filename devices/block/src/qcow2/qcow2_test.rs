@@ -182,10 +182,11 @@ proptest! {
             prop_assert!(doubtful[at] || *found == sector(model[at]));
         }
     }
+}
 
+skep_fuzzing::targets! {
     /// An image that somebody has spoilt is refused, or used and found wanting: nothing panics or goes on for ever.
-    #[test]
-    fn fuzz_hostile_images_are_read_and_written(
+    "qcow2-images": fn fuzz_hostile_images_are_read_and_written(
         (cluster_size, backed, version) in kinds(),
         before in acts(),
         spoilt in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..12),

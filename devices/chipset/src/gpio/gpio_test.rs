@@ -25,7 +25,7 @@ fn based_rig() -> Rig<Pl061> {
     Rig { poke, ..rig }
 }
 
-device_properties!(based_rig);
+device_properties!("chipset-gpio", based_rig);
 
 #[test]
 fn it_is_identified_and_starts_as_inputs() {

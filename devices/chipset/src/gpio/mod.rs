@@ -16,8 +16,9 @@ use skep_state::{Persist, StateError};
 use crate::access::{read_words, write_words};
 use crate::alarm::Alarm;
 
-#[cfg(test)]
-mod gpio_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod gpio_test;
 mod state;
 
 pub use state::Pl061State;

@@ -59,7 +59,7 @@ impl Rig<I8042> {
     }
 }
 
-device_properties!(rig);
+device_properties!("chipset-i8042", rig);
 
 #[test]
 fn the_controller_tests_itself_as_drivers_ask() {

@@ -22,8 +22,9 @@ use crate::access::{read_ports, write_ports};
 use crate::ports::PortRange;
 use crate::request::{MachineRequest, Requests};
 
-#[cfg(test)]
-mod i8042_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod i8042_test;
 mod state;
 mod translation;
 

@@ -14,7 +14,7 @@ fn rig() -> Rig<I8254> {
     Rig { device, clock, log, regions: &[(COUNTERS, 4), (SPEAKER, 1)], poke: Box::new(|_| ()) }
 }
 
-device_properties!(rig);
+device_properties!("chipset-i8254", rig);
 
 /// Programs a counter: low byte, then high byte.
 fn program(rig: &Rig<I8254>, counter: u8, mode: u8, count: u16) {

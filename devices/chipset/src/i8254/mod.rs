@@ -27,9 +27,10 @@ mod state;
 use counter::Counter;
 pub use state::{CounterState, I8254State};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "i8254_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Ticks per second of all counters.
 pub const FREQUENCY_HZ: u64 = 1_193_182;

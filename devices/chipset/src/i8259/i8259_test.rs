@@ -45,7 +45,7 @@ fn irr(rig: &Rig<I8259>, chip: u32) -> u8 {
     rig.read(chip, 0)
 }
 
-device_properties!(rig);
+device_properties!("chipset-i8259", rig);
 
 #[test]
 fn a_chip_that_was_never_initialised_requests_nothing() {

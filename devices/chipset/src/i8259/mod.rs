@@ -22,8 +22,9 @@ use crate::eoi::EoiListeners;
 use crate::ports::PortRange;
 
 mod chip;
-#[cfg(test)]
-mod i8259_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod i8259_test;
 mod state;
 
 pub use state::{I8259ChipState, I8259State, Initialisation};

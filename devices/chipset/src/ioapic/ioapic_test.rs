@@ -38,7 +38,7 @@ fn rig() -> Rig<IoApic> {
     Rig { device, clock: Clock::manual(0), log, regions: &[(0, 0x14), (0, SIZE)], poke }
 }
 
-device_properties!(rig);
+device_properties!("chipset-ioapic", rig);
 
 fn write_indexed(rig: &Rig<IoApic>, index: u8, value: u32) {
     rig.write32(IOREGSEL, u32::from(index));

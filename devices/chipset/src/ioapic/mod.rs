@@ -24,8 +24,9 @@ use crate::access::{read_words, write_words};
 use crate::eoi::EoiListeners;
 
 mod entry;
-#[cfg(test)]
-mod ioapic_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod ioapic_test;
 mod state;
 
 pub use state::IoApicState;

@@ -22,9 +22,10 @@ mod state;
 
 pub use state::Pl011State;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "pl011_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// The size of its registers in bytes.
 pub const SIZE: u64 = 0x1000;

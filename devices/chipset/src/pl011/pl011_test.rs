@@ -30,7 +30,7 @@ fn set_up(interrupts: u16) -> Rig<Pl011> {
     rig
 }
 
-device_properties!(rig);
+device_properties!("chipset-pl011", rig);
 
 #[test]
 fn registers_answer_as_after_power_on() {

@@ -17,9 +17,10 @@ mod state;
 
 pub use state::Pl031State;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "pl031_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// The size of its registers in bytes.
 pub const SIZE: u64 = 0x1000;

@@ -9,7 +9,7 @@ fn rig() -> Rig<Pl031> {
     Rig { device, clock, log, regions: &[(0, SIZE)], poke: Box::new(|_| ()) }
 }
 
-device_properties!(rig);
+device_properties!("chipset-pl031", rig);
 
 #[test]
 fn it_shows_the_wall_clock_and_is_what_it_says() {

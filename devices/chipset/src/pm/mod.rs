@@ -30,8 +30,9 @@ use crate::oscillator::Oscillator;
 use crate::ports::PortRange;
 use crate::request::{MachineRequest, Requests};
 
-#[cfg(test)]
-mod pm_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod pm_test;
 mod state;
 
 pub use state::PmState;

@@ -35,7 +35,7 @@ fn read16(rig: &Rig<Pm>, offset: u64) -> u16 {
 /// Nanoseconds after which the timer's highest bit changes: 2^23 ticks.
 const HALF: u64 = 2_343_484_438;
 
-device_properties!(rig);
+device_properties!("chipset-pm", rig);
 
 #[test]
 fn without_firmware_it_is_placed_and_in_acpi_mode() {

@@ -26,8 +26,9 @@ use crate::ports::PortRange;
 
 mod calendar;
 mod memory_size;
-#[cfg(test)]
-mod rtc_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod rtc_test;
 mod state;
 
 pub use memory_size::memory_size;

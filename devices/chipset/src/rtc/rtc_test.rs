@@ -40,7 +40,7 @@ impl Rig<Rtc> {
     }
 }
 
-device_properties!(indexed_rig);
+device_properties!("chipset-rtc", indexed_rig);
 
 #[test]
 fn time_is_told_in_every_format() {

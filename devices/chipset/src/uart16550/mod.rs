@@ -20,8 +20,9 @@ use crate::fifo::Fifo;
 use crate::serial::{self, Port, Registers as _, SerialOut, SerialPort};
 
 mod state;
-#[cfg(test)]
-mod uart16550_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod uart16550_test;
 
 pub use state::Uart16550State;
 

@@ -40,7 +40,7 @@ fn set_up(interrupts: u8) -> Rig<Uart16550> {
     rig
 }
 
-device_properties!(rig);
+device_properties!("chipset-uart16550", rig);
 
 #[test]
 fn registers_answer_as_after_power_on() {

@@ -242,10 +242,9 @@ fn what_there_is_not_is_no_opcode() {
     assert_eq!((effects[0x80 * 4], effects[0x0d * 4], effects[1024 + 4], effects[1024 + 16]), (3, 0, 3, 0));
 }
 
-proptest! {
+skep_fuzzing::targets! {
     /// CVE-2024-41721, CVE-2024-32668: an index or a size in a device's command was believed. Whatever admin commands come: each has an answer or waits, and the controller works when it is reset.
-    #[test]
-    fn fuzz_admin_commands(commands in proptest::collection::vec((0u8..26, any::<[u32; 8]>(), 0u64..0x500), 0..80)) {
+    "nvme-admin": fn fuzz_admin_commands(commands in proptest::collection::vec((0u8..26, any::<[u32; 8]>(), 0u64..0x500), 0..80)) {
         let mut guest = enabled();
         let mut admin = guest.admin.clone();
         for (kind, words, page) in commands {

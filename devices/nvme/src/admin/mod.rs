@@ -26,9 +26,10 @@ mod logs;
 mod saved;
 mod task;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "admin_test.rs"]
-mod test;
+pub(crate) mod test;
 
 pub(crate) use events::Events;
 pub(crate) use identify::VENDOR;

@@ -264,10 +264,9 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 0..120)
 }
 
-proptest! {
+skep_fuzzing::targets! {
     /// Whatever commands are in the queues and whatever the disk does: the controller comes to rest, and works when it is reset.
-    #[test]
-    fn fuzz_io_queues(acts in acts()) {
+    "nvme-io": fn fuzz_io_queues(acts in acts()) {
         let (mut guest, first) = Guest::ready();
         let second = guest.create(2, 8);
         let mut pairs = [first, second];
@@ -313,7 +312,6 @@ proptest! {
         let mut pair = guest.create(1, 64);
         prop_assert_eq!(guest.write_blocks(&mut pair, 0, 1, 1), Status::SUCCESS);
     }
-
 }
 
 proptest! {

@@ -19,9 +19,10 @@ use crate::state::{SubmissionQueueState, UnitState};
 
 mod command;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "fault_test.rs"]
-mod fault_test;
+pub(crate) mod fault_test;
 #[cfg(test)]
 #[path = "unit_test.rs"]
 mod test;

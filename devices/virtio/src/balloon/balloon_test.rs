@@ -133,11 +133,8 @@ fn page_numbers() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(prop_oneof![of_ram, of_none], 1..12).prop_map(|parts| parts.concat())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn fuzz_queues(
+skep_fuzzing::targets! {
+    "virtio-balloon", 64: fn fuzz_queues(
         steps in proptest::collection::vec(
             (0u16..4, page_numbers(), PLACE..RAM + RAM_SIZE + 64, any::<u32>(), any::<u8>()),
             0..40,

@@ -9,8 +9,9 @@
 mod engine;
 mod state;
 
-#[cfg(test)]
-mod balloon_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod balloon_test;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};

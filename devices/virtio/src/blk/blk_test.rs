@@ -322,12 +322,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..24)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
+skep_fuzzing::targets! {
     /// Reads see what was written, across stops and restarts, and nonsense harms only its own queue.
-    #[test]
-    fn fuzz_requests(steps in steps()) {
+    "virtio-blk", 64: fn fuzz_requests(steps in steps()) {
         let disk = MemoryDisk::new(SIZE, 512);
         let mut model = vec![0; SIZE as usize];
         let mut rig = rig(disk.clone());

@@ -10,8 +10,9 @@ mod engine;
 mod request;
 mod state;
 
-#[cfg(test)]
-mod blk_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod blk_test;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,7 +90,7 @@ impl Blk {
         let through = Arc::new(AtomicBool::new(false));
         let worker = |index| {
             let engine = BlkEngine::new(index, config.disk.clone(), through.clone(), id);
-            QueueWorker::spawn(&format!("{}:{index}", config.name), config.poll, engine)
+            QueueWorker::wait(&format!("{}:{index}", config.name), config.poll, engine)
         };
         let workers = (0..config.queues.max(1)).map(worker).collect::<io::Result<Vec<_>>>()?;
         let notifier = Arc::new(OnceLock::<Arc<dyn Notifier>>::new());

@@ -149,11 +149,8 @@ fn states_that_do_not_fit_are_refused() {
     assert!(Console::new("none", Vec::new()).is_err());
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn fuzz_queues(
+skep_fuzzing::targets! {
+    "virtio-console", 64: fn fuzz_queues(
         steps in proptest::collection::vec(
             (0u16..6, proptest::collection::vec(any::<u8>(), 0..20), 0u32..5, any::<u16>(), any::<bool>()),
             0..60,

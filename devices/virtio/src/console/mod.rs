@@ -10,8 +10,9 @@ mod engine;
 mod port;
 mod state;
 
-#[cfg(test)]
-mod console_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod console_test;
 
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};

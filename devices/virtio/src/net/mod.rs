@@ -15,8 +15,9 @@ mod engine;
 mod gate;
 mod state;
 
-#[cfg(test)]
-mod net_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod net_test;
 
 use std::io;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl Net {
             let gates = (Gate::new(config.receive.as_ref())?, Gate::new(config.send.as_ref())?);
             let engine = NetEngine::new(pair, config.link.open_queue(pair)?, card.clone(), gates);
             let name = format!("{}:{pair}", config.name);
-            QueueWorker::spawn(&name, config.poll, engine).map_err(NetDeviceError::Thread)
+            QueueWorker::wait(&name, config.poll, engine).map_err(NetDeviceError::Thread)
         };
         let workers = (0..card.max_pairs()).map(worker).collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Self { card, workers }))

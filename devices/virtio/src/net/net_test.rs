@@ -322,12 +322,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..40)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
+skep_fuzzing::targets! {
     /// Whatever comes from either side, all queues stop, and none holds what is the driver's.
-    #[test]
-    fn fuzz_frames(steps in steps(), merge: bool) {
+    "virtio-net", 64: fn fuzz_frames(steps in steps(), merge in any::<bool>()) {
         let link = link(1, Offloads::all());
         let mut rig = Rig::without(net(&link), if merge { 0 } else { feature::MRG_RXBUF });
         for step in steps {

@@ -11,8 +11,9 @@ mod chain;
 mod error;
 mod state;
 
-#[cfg(test)]
-mod queue_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod queue_test;
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};

@@ -300,14 +300,15 @@ proptest! {
             prop_assert_eq!(usize::from(queue.in_flight()), flying.len());
         }
     }
+}
 
+skep_fuzzing::targets! {
     /// Whatever is in the ring's memory: no panic, no endless walk, no chain longer than the queue.
-    #[test]
-    fn fuzz_rings(
+    "virtio-rings": fn fuzz_rings(
         noise in proptest::collection::vec(any::<u8>(), 512),
         places in proptest::collection::vec((0u64..2048, any::<u64>()), 0..64),
-        event_index: bool,
-        next: u16,
+        event_index in any::<bool>(),
+        next in any::<u16>(),
     ) {
         let (ring, _, guest) = queue(event_index, 16);
         let mut queue = Queue::new(ring.config, next);

@@ -13,8 +13,9 @@ mod pci;
 mod registers;
 mod state;
 
-#[cfg(test)]
-mod transport_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod transport_test;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

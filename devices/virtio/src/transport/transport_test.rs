@@ -370,15 +370,6 @@ impl Rig {
 }
 
 proptest! {
-    /// The device is never told what contradicts what it was told before, whatever is written: the puppet looks.
-    #[test]
-    fn fuzz_registers(steps in steps(400)) {
-        let rig = rig(true);
-        for step in steps {
-            rig.step(step);
-        }
-    }
-
     #[test]
     fn saved_and_restored_behaves_the_same(before in steps(150), other in steps(60), after in steps(150)) {
         let (one, two) = (rig(true), rig(true));
@@ -408,9 +399,10 @@ proptest! {
             prop_assert_eq!(one.step(step), two.step(step), "{:?}", step);
         }
     }
+}
 
-    #[test]
-    fn fuzz_state(before in steps(100), body: Vec<u8>, place: usize, value: u8, after in steps(50)) {
+skep_fuzzing::targets! {
+    "virtio-state": fn fuzz_state(before in steps(100), body in any::<Vec<u8>>(), place in any::<usize>(), value in any::<u8>(), after in steps(50)) {
         let one = rig(true);
         before.iter().for_each(|step| drop(one.step(*step)));
         one.stop();
@@ -425,6 +417,16 @@ proptest! {
                 two.transport.resume();
                 after.iter().for_each(|step| drop(two.step(*step)));
             }
+        }
+    }
+}
+
+skep_fuzzing::targets! {
+    /// The device is never told what contradicts what it was told before, whatever is written: the puppet looks.
+    "virtio-registers": fn fuzz_registers(steps in steps(400)) {
+        let rig = rig(true);
+        for step in steps {
+            rig.step(step);
         }
     }
 }

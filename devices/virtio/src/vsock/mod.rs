@@ -15,8 +15,9 @@ mod engine;
 mod packet;
 mod state;
 
-#[cfg(test)]
-mod vsock_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod vsock_test;
 
 use std::io;
 use std::os::unix::net::UnixListener;

@@ -370,11 +370,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..60)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    #[test]
-    fn fuzz_packets(steps in steps()) {
+skep_fuzzing::targets! {
+    "virtio-vsock", 48: fn fuzz_packets(steps in steps()) {
         let mut world = world();
         let mut streams = vec![world.connected()];
         let listener = world.listen(8);

@@ -3,9 +3,10 @@
 use minicbor::{Decode, Encode};
 use skep_state::{State, StateError, ensure};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "state_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// A system register by its encoding (DDI 0487, C5.1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]

@@ -3,9 +3,10 @@
 use minicbor::{Decode, Encode};
 use skep_state::{State, StateError, ensure};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "state_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// General registers, RIP and RFLAGS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]

@@ -50,9 +50,8 @@ fn what_no_cpu_could_hold_is_refused_by_name() {
     }
 }
 
-proptest! {
-    #[test]
-    fn fuzz_records(at in 0usize..600, byte: u8, cut in 0usize..600) {
+skep_fuzzing::targets! {
+    "state-vcpu-x86_64": fn fuzz_records(at in 0usize..600, byte in any::<u8>(), cut in 0usize..600) {
         let mut record = Record::of(&state());
         if let Some(target) = record.body.get_mut(at) {
             *target = byte;

@@ -5,6 +5,7 @@
 mod boot;
 mod figures;
 mod io;
+mod lab_io;
 mod qemu;
 mod size;
 mod start;
@@ -28,6 +29,7 @@ enum What {
     Start(start::Args),
     Boot(boot::Args),
     Io(io::Args),
+    LabIo(lab_io::Args),
     Size(size::Args),
     State(state::Args),
 }
@@ -38,6 +40,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         What::Start(args) => start::main(args),
         What::Boot(args) => boot::main(args),
         What::Io(args) => io::main(args),
+        What::LabIo(args) => lab_io::main(args),
         What::Size(args) => size::main(args),
         What::State(args) => state::main(args),
     }

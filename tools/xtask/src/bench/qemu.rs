@@ -8,8 +8,10 @@ use std::path::PathBuf;
 
 /// The arguments with which QEMU gives a guest one vCPU, as much memory as skep does, a serial port, and nothing else that can be left out.
 pub(super) fn arguments(machine: &str, kernel: &str, append: &str) -> Vec<String> {
+    // Some hosts' KVM offers x86's IA32_ARCH_CAPABILITIES with a value that it does not take, and QEMU 7.2 then ends.
+    let cpu = if machine.starts_with("virt") { "host" } else { "host,arch-capabilities=off" };
     let machine = format!("{machine},accel=kvm");
-    let words = ["-machine", &machine, "-cpu", "host", "-smp", "1", "-m", MEMORY];
+    let words = ["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", MEMORY];
     let quiet = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"];
     let guest = ["-kernel", kernel, "-append", append];
     words.into_iter().chain(quiet).chain(guest).map(str::to_owned).collect()

@@ -37,6 +37,8 @@ stty raw -echo
 ip link set dummy0 up
 ip addr add 192.0.2.1/24 dev dummy0
 ip route add default via 192.0.2.254
+# One that the guest does not have as well, to be pinged.
+ip addr add 198.51.100.1/32 dev dummy0
 
 mount -t ext4 -o noatime /dev/nvme0n1 /lab || { echo "lab: cannot mount what was carried in"; poweroff -f; }
 mkdir /out

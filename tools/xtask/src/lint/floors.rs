@@ -1,13 +1,13 @@
 //! The floors of the house: a crate uses only what stands below it.
 
 use super::Finding;
-use crate::cargo::Metadata;
+use crate::cargo::{Dependency, Metadata};
 use crate::paths;
 use std::path::Path;
 
 /// What each crate of the workspace may use of the others; from the ground up.
 ///
-/// Tests may use more: dev-dependencies are not looked at.
+/// Tests may use more: dev-dependencies, and the fuzzer's, are not looked at.
 const FLOORS: &[(&str, &[&str])] = &[
     ("skep-guest-protocol", &[]),
     ("skep-state", &[]),
@@ -32,6 +32,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("skep-config", CONFIG),
     ("skep-vmm", VMM),
     ("skep", &ALL),
+    ("skep-fuzzing", &[]),
     ("stopwatch", &[]),
     ("xtask", TOOLS),
 ];
@@ -109,8 +110,9 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Finding> {
     let mut findings = Vec::new();
     for package in &members {
         let manifest = package.manifest_path.strip_prefix(paths::workspace()).unwrap_or(&package.manifest_path);
-        let used =
-            package.dependencies.iter().filter(|one| one.kind.as_deref() != Some("dev")).map(|one| one.name.as_str());
+        let for_tests =
+            |one: &&Dependency| one.kind.as_deref() == Some("dev") || one.target.as_deref() == Some("cfg(fuzzing)");
+        let used = package.dependencies.iter().filter(|one| !for_tests(one)).map(|one| one.name.as_str());
         findings.extend(check_one(manifest, &package.name, used.filter(|name| is_member(name))));
     }
     findings

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| skep_virtio::fuzz::virtio_device_states(skep_fuzzing::Source::Bytes(data)));

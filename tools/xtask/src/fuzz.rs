@@ -1,0 +1,59 @@
+//! `cargo xtask fuzz`: a fuzz target under libFuzzer, which needs nightly Rust and nothing else (`cargo fuzz` runs them as well).
+//!
+//! The targets are in `fuzz/`; what each does is a property test (`skep-fuzzing`) that stable Rust runs with seeds and with the files of
+//! `fuzz/corpus`. What libFuzzer comes upon stays outside the work tree's corpus, in `fuzz/target`, until somebody lays a file into it.
+
+use crate::arch::Arch;
+use crate::paths;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::process::Command;
+
+/// Let libFuzzer look for input that hurts (with nightly Rust)
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The target; without one, they are listed
+    target: Option<String>,
+    /// Seconds that it looks; without it, until it is interrupted or has found something
+    #[arg(long, value_name = "SECONDS")]
+    time: Option<u32>,
+}
+
+/// What tells of the code that was reached, as `cargo fuzz` asks for it; overflows and debug assertions are the profile's.
+const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// Runs what the arguments say.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let fuzz = paths::workspace().join("fuzz");
+    let mut targets = Vec::new();
+    for entry in fs::read_dir(fuzz.join("fuzz_targets"))? {
+        targets.extend(entry?.path().file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+    }
+    targets.sort();
+    let Some(target) = &args.target else {
+        println!("{}", targets.join("\n"));
+        return Ok(());
+    };
+    if !targets.contains(target) {
+        bail!("there is no fuzz target {target}; there are: {}", targets.join(", "));
+    }
+    let arch = Arch::of_this_machine().context("this machine's architecture is none of skep's")?;
+    let found = fuzz.join("target/found").join(target);
+    fs::create_dir_all(&found)?;
+    let mut command = Command::new("cargo");
+    // The toolchain and the target folder of the cargo that runs this are not the fuzzer's.
+    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS"] {
+        command.env_remove(variable);
+    }
+    command.args(["+nightly", "run", "--release", "--target", &format!("{arch}-unknown-linux-gnu"), "--bin", target]);
+    command.env("RUSTFLAGS", FLAGS).arg("--").arg(&found).arg(fuzz.join("corpus").join(target)).current_dir(&fuzz);
+    // Of a seed's size.
+    command.arg("-max_len=64").args(args.time.map(|seconds| format!("-max_total_time={seconds}")));
+    let status = command.status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("{target} ended with {status}: what it found, if it ran, is in {} (crash-...)", fuzz.display());
+    }
+    Ok(())
+}
