@@ -17,9 +17,9 @@ use support::{Builder, Finished, Machine, is_x86_64};
 
 const SIZE: u64 = 16 << 20;
 
-/// Accesses of each disk while it is put away: enough for three times. An emulated host is slower, in all.
+/// Accesses of each disk while it is put away: enough for three times, or two on an emulated host, which is slower.
 fn accesses() -> u64 {
-    if in_lab() { 20_000 } else { 60_000 }
+    if in_lab() { 12_000 } else { 60_000 }
 }
 
 fn in_lab() -> bool {
@@ -108,7 +108,7 @@ fn what_a_guest_does_with_its_disks_is_the_same_when_it_is_put_away_meanwhile() 
         let mut console = String::new();
         for (device, rounds) in [("nvme", ["1", "2", "3"]), ("virtio-blk", ["4", "5", "6"])] {
             machine.wait_for(&format!("io: device={device} op=write"));
-            for round in rounds {
+            for round in &rounds[..if in_lab() { 2 } else { 3 }] {
                 let (said, next) = rig.again(machine, round);
                 console += &said;
                 machine = next;
