@@ -92,6 +92,9 @@ pub use v2m::{V2m, V2mConfig};
 #[cfg(fuzzing)]
 #[allow(missing_docs)] // Each says beside its body what it shows.
 pub mod fuzz {
+    pub use crate::flash::flash_test::on_a_pc::fuzz_random_accesses as chipset_flash_pc;
+    pub use crate::flash::flash_test::on_aarch64::fuzz_random_accesses as chipset_flash_virt;
+    pub use crate::fw_cfg::fw_cfg_test::fuzz_random_accesses as chipset_fw_cfg;
     pub use crate::gpio::gpio_test::fuzz_random_accesses as chipset_gpio;
     pub use crate::i8042::i8042_test::fuzz_random_accesses as chipset_i8042;
     pub use crate::i8254::test::fuzz_random_accesses as chipset_i8254;

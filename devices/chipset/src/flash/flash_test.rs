@@ -31,24 +31,24 @@ fn rig_of(geometry: Geometry) -> Rig<Flash> {
     Rig { device, clock, log, regions: &[(0, SIZE), (0, 64)], poke }
 }
 
-mod on_a_pc {
+pub(crate) mod on_a_pc {
     use super::*;
 
     fn rig() -> Rig<Flash> {
         rig_of(Geometry::PC)
     }
 
-    device_properties!(rig);
+    device_properties!("chipset-flash-pc", rig);
 }
 
-mod on_aarch64 {
+pub(crate) mod on_aarch64 {
     use super::*;
 
     fn rig() -> Rig<Flash> {
         rig_of(Geometry::VIRT)
     }
 
-    device_properties!(rig);
+    device_properties!("chipset-flash-virt", rig);
 }
 
 fn byte(flash: &Flash, offset: u64) -> u8 {

@@ -40,8 +40,9 @@ use tracing::{debug, error};
 mod query;
 mod state;
 
-#[cfg(test)]
-mod flash_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod flash_test;
 
 pub use state::{BlockState, FlashState};
 

@@ -51,7 +51,7 @@ fn rig() -> Rig<FwCfg> {
     Rig { device, clock, log, regions: &[(PORTS_REGION, 12), (MEMORY_REGION, 24)], poke }
 }
 
-device_properties!(rig);
+device_properties!("chipset-fw-cfg", rig);
 
 fn request(control: u32, length: u32, address: u64) -> Vec<u8> {
     let mut bytes = control.to_be_bytes().to_vec();

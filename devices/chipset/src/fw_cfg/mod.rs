@@ -20,8 +20,9 @@ use tracing::debug;
 mod item;
 mod state;
 
-#[cfg(test)]
-mod fw_cfg_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod fw_cfg_test;
 
 pub use item::{Content, NAME_MAX, NamedItem, key};
 pub use state::FwCfgState;
