@@ -34,7 +34,7 @@ fn what_fails_for_bytes_panics() {
 }
 
 #[test]
-#[should_panic(expected = "minimal failing input: input = 100")]
+#[should_panic(expected = "minimal failing input: 100")]
 fn a_seeded_case_that_fails_is_made_small() {
     Source::Seeded(None).drive(&(0u32..1_000_000), |value| {
         prop_assert!(value < 100);

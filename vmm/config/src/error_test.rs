@@ -24,7 +24,7 @@ fn a_key_outside_its_table_finds_it() {
         assert_eq!(Problem::unknown_key(slip, &["boot", "on", "serial"]).to_string(), hint);
     }
     for key in NESTED {
-        let text = format!("{key} = 5");
+        let text = format!("{key} = false");
         let error = crate::Config::from_toml(&text, "vm.toml".as_ref(), ArchKind::Aarch64).unwrap_err();
         assert!(!error.to_string().contains("unknown key"), "{error}");
     }
