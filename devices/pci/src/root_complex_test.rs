@@ -198,7 +198,10 @@ proptest! {
                 if victim.root.restore(&state).is_ok() {
                     victim.update();
                     after.iter().for_each(|step| drop(victim.step(step)));
-                    self::rig().root.restore_record(&victim.root.save_record()).unwrap();
+                    // A guest that has switched a slot off has no device there: another machine than this one's.
+                    if victim.root.save().functions.len() == saved.functions.len() {
+                        self::rig().root.restore_record(&victim.root.save_record()).unwrap();
+                    }
                 }
             }
         }
