@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 pub(crate) const LAB: &str = "/lab";
 
 /// A host says that it lives every 10 seconds of its own, which are more of this machine's when that is busy.
-const SILENCE: Duration = Duration::from_secs(180);
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// The emulated host is lost, which says nothing of the program that it was running.
 #[derive(Debug, thiserror::Error)]
