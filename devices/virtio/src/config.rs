@@ -33,6 +33,10 @@ impl<const N: usize> ConfigSpace<N> {
         }
     }
 
+    pub(crate) fn bytes(&self) -> &[u8; N] {
+        &self.0
+    }
+
     /// Reads at `offset`; what lies beyond the end is left as it is.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use skep_state::Component;
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::{QueueStart, QueueState};
+use crate::{QueueStart, QueueState, feature};
 
 /// Called when a queue has stopped, with all that is left of it.
 pub type Stopped = Box<dyn FnOnce(QueueState) + Send>;
@@ -14,6 +15,11 @@ pub type Stopped = Box<dyn FnOnce(QueueState) + Send>;
 pub trait Notifier: Send + Sync {
     /// Buffers of a queue have been used, and the driver wants to know (section 2.3).
     fn used(&self, queue: u16);
+
+    /// An eventfd, each signal of which is [`Notifier::used`] for as long as the queue runs, where the interrupt controller offers it.
+    fn used_eventfd(&self, _queue: u16) -> Option<EventFd> {
+        None
+    }
 
     /// The device's configuration space has changed (section 2.3).
     fn config_changed(&self);
@@ -46,6 +52,8 @@ impl DeviceType {
     pub const BALLOON: Self = Self { id: 5, class: [0xff, 0x00], name: "virtio-balloon" };
     /// Socket device (section 5.10).
     pub const VSOCK: Self = Self { id: 19, class: [0xff, 0x00], name: "virtio-vsock" };
+    /// File system (section 5.11).
+    pub const FS: Self = Self { id: 26, class: [0x01, 0x80], name: "virtio-fs" };
 }
 
 /// A device without its transport. Its saved state is what it has beyond its queues and its configuration on the host; it is saved and
@@ -58,6 +66,11 @@ pub trait VirtioDevice: Component {
 
     /// Its feature bits, without those of ring and transport (section 2.2).
     fn features(&self) -> u64;
+
+    /// Those of ring and transport: all, where this crate works the rings.
+    fn transport_features(&self) -> u64 {
+        feature::TRANSPORT
+    }
 
     /// The largest size of each queue, a power of two up to [`crate::MAX_QUEUE_SIZE`].
     fn queue_sizes(&self) -> Vec<u16>;

@@ -11,6 +11,7 @@
 //! | entropy | [`rng`] | the host's kernel |
 //! | memory balloon | [`balloon`] | guest memory itself |
 //! | socket | [`vsock`] | Unix sockets |
+//! | file system, and block | [`vhost_user`] | a backend in another program |
 //!
 //! * [`Transport`] has the registers, negotiates features, and decides which queues run; [`PciDevice`] puts it on the bus. Its saved state is
 //!   its own, apart from the device's.
@@ -34,8 +35,6 @@
 //! What it does not do: packed rings, notification data, an IOMMU (`ACCESS_PLATFORM`), in-order use, shared memory, SR-IOV, legacy and
 //! transitional devices, other transports.
 
-#![forbid(unsafe_code)]
-
 pub mod balloon;
 pub mod blk;
 mod config;
@@ -47,6 +46,7 @@ pub mod net;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vhost_user;
 pub mod vsock;
 
 #[cfg(any(test, fuzzing))]
@@ -66,6 +66,7 @@ pub use queue::{
 };
 pub use rng::Rng;
 pub use transport::{Interrupt, PciDevice, Transport, TransportQueueState, TransportState};
+pub use vhost_user::{VhostUser, VhostUserConfig, VhostUserKind};
 pub use vsock::Vsock;
 
 /// What the fuzzer calls (see `fuzz/`).

@@ -213,7 +213,8 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         }
         CtlCommand::Disk(DiskCommand::Add { mut disk }) => {
             // The machine has a working folder of its own.
-            disk.file = full(&disk.file);
+            let path = disk.source.path_mut();
+            *path = full(path);
             it.ask("disk-add", &DiskAdd { disk }, None, plugged)?;
         }
         CtlCommand::Disk(DiskCommand::Resize { id }) => {

@@ -144,7 +144,7 @@ fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, Snap
             };
             return Err(SnapshotError::Disk { id: id.clone(), reason, mend });
         };
-        disk.file = file.clone();
+        disk.source.path_mut().clone_from(file);
     }
     Ok(instead.iter().map(|instead| instead.id.clone()).collect())
 }

@@ -20,7 +20,7 @@ fn only_a_disk_that_is_there_is_replaced() {
     assert!(replace(&mut config, &other).unwrap_err().to_string().ends_with("try: leave --disk out"));
     config.disk = vec!["/data.img,format=raw,id=data".parse().unwrap()];
     assert_eq!(replace(&mut config, &other).unwrap(), ["data"]);
-    assert_eq!(config.disk[0].file, Path::new("/copy.img"));
+    assert_eq!(config.disk[0].source.path_mut(), Path::new("/copy.img"));
     let wrong = replace(&mut config, &["date=/x".parse().unwrap()]).unwrap_err().to_string();
     assert_eq!(wrong, "disk `date`: the machine has no disk of that name\n  try: one of data");
 }

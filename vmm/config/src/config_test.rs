@@ -211,8 +211,7 @@ fn rate<T: Counted + std::fmt::Debug>(unit: &'static str) -> impl Strategy<Value
 prop_compose! {
     fn disk()(file in path(), id in id(), readonly in any::<bool>(), direct in any::<bool>(), queues in option::of(1_u16..256), poll in poll(), iops in rate(""), bandwidth in rate("M"), large in option::of(any::<bool>())) -> Disk {
         Disk {
-            file,
-            format: Format::Raw,
+            source: DiskSource::Image { file, format: Format::Raw },
             device: if large.is_some() { DiskDevice::Nvme } else { DiskDevice::VirtioBlk },
             id, serial: None, readonly, direct,
             block_size: large.map(|large| if large { 4096 } else { 512 }),
@@ -240,6 +239,12 @@ fn device() -> impl Strategy<Value = Device> {
         (path(), 3_u32..0xffff_ffff).prop_map(|(socket, cid)| DeviceKind::Vsock { socket, cid }),
         (path(), prop::collection::btree_set("[a-z.]{1,20}", 0..4))
             .prop_map(|(socket, ports)| DeviceKind::Console { socket, ports: ports.into_iter().collect() }),
+        (path(), "[a-z,= ]{1,36}", 1_u16..=64, id()).prop_map(|(socket, tag, queues, id)| DeviceKind::Fs {
+            socket,
+            tag,
+            queues,
+            id
+        }),
     ];
     kind.prop_map(|kind| Device { kind, place: None })
 }

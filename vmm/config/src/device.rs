@@ -6,13 +6,14 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::group::{Group, group};
+use crate::id::check_id;
 use crate::place::Place;
 
 #[cfg(test)]
 #[path = "device_test.rs"]
 mod test;
 
-/// What a device is. A machine has each kind once at most.
+/// What a device is. A machine has each kind once at most, but for file systems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceKind {
     /// Random numbers for the guest (virtio). They are there unless the config says `rng=false`.
@@ -39,12 +40,24 @@ pub enum DeviceKind {
         /// The further ports, by the names under which the guest finds them.
         ports: Vec<String>,
     },
+    /// A directory of the host, by a vhost-user backend such as `virtiofsd` (virtio).
+    Fs {
+        /// The Unix socket at which the backend listens.
+        socket: PathBuf,
+        /// The name by which the guest mounts it.
+        tag: String,
+        /// Queues for requests.
+        queues: u16,
+        /// The name in messages, in snapshots and for `skep ctl`, which [`crate::Config::finish`] fills in.
+        id: Option<String>,
+    },
 }
 
 impl DeviceKind {
-    /// The kind's key, which is the device's name as well.
-    pub fn name(&self) -> &'static str {
+    /// The device's name: the kind's key, where there can be one only.
+    pub fn name(&self) -> &str {
         match self {
+            DeviceKind::Fs { id, .. } => id.as_deref().unwrap_or("fs"),
             DeviceKind::Rng { .. } => "rng",
             DeviceKind::Balloon { .. } => "balloon",
             DeviceKind::Vsock { .. } => "vsock",
@@ -53,7 +66,7 @@ impl DeviceKind {
     }
 }
 
-/// A device: `rng[=false]|balloon[,deflate-on-oom]|vsock=SOCKET[,cid=N]|console=SOCKET[,ports=NAME:NAME...][,place=PLACE]`.
+/// A device: `rng[=false]|balloon[,deflate-on-oom]|vsock=SOCKET[,cid=N]|console=SOCKET[,ports=NAME:NAME...]|fs,socket=SOCKET,tag=TAG[,queues=N][,id=ID][,place=PLACE]`.
 ///
 /// [`crate::Config::finish`] fills in `place`, and adds `rng` where nothing is said of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +91,10 @@ impl Device {
 
 /// The context ids that guests can have: below are the host's, above is none.
 const CIDS: std::ops::RangeInclusive<u32> = 3..=0xffff_fffe;
+/// Bytes of a file system's name (virtio 1.2 section 5.11.4).
+const MOST_TAG: usize = 36;
+/// Queues of a file system: more than any backend has.
+const MOST_QUEUES: u16 = 64;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -91,6 +108,12 @@ pub(crate) struct Keys {
     cid: Option<u32>,
     console: Option<PathBuf>,
     ports: Option<String>,
+    #[serde(default)]
+    fs: bool,
+    socket: Option<PathBuf>,
+    tag: Option<String>,
+    queues: Option<u16>,
+    id: Option<String>,
     place: Option<Place>,
 }
 
@@ -113,11 +136,34 @@ fn port_names(text: &str) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
+impl Keys {
+    /// A file system, if it is one.
+    fn take_fs(&mut self) -> Result<Option<DeviceKind>, String> {
+        if !self.fs {
+            return Ok(None);
+        }
+        let socket = self.socket.take().filter(|socket| !socket.as_os_str().is_empty());
+        let socket = socket.ok_or("`fs` needs the backend's socket: fs,socket=SOCKET,tag=TAG")?;
+        let tag = self.tag.take().ok_or("`fs` needs a tag, by which the guest mounts it: fs,socket=SOCKET,tag=TAG")?;
+        if tag.is_empty() || tag.len() > MOST_TAG || tag.bytes().any(|byte| byte == 0) {
+            return Err(format!("`{tag}` is no tag: 1 to {MOST_TAG} bytes"));
+        }
+        let queues = self.queues.take().unwrap_or(1);
+        if !(1..=MOST_QUEUES).contains(&queues) {
+            return Err(format!("`queues` must be 1 to {MOST_QUEUES}"));
+        }
+        let id = self.id.take();
+        id.as_deref().map_or(Ok(()), check_id)?;
+        Ok(Some(DeviceKind::Fs { socket, tag, queues, id }))
+    }
+}
+
 impl Group for Device {
     type Keys = Keys;
     const LEADING: Option<&'static str> = None;
 
-    fn from_keys(keys: Keys) -> Result<Self, String> {
+    fn from_keys(mut keys: Keys) -> Result<Self, String> {
+        let fs = keys.take_fs()?;
         let beside = |key, given: bool, needs, there: bool| match given && !there {
             true => Err(format!("`{key}` goes with `{needs}` only")),
             false => Ok(()),
@@ -126,6 +172,14 @@ impl Group for Device {
         beside("cid", keys.cid.is_some(), "vsock", keys.vsock.is_some())?;
         beside("ports", keys.ports.is_some(), "console", keys.console.is_some())?;
         let ports = port_names(keys.ports.as_deref().unwrap_or_default())?;
+        for (key, given) in [
+            ("socket", keys.socket.is_some()),
+            ("tag", keys.tag.is_some()),
+            ("queues", keys.queues.is_some()),
+            ("id", keys.id.is_some()),
+        ] {
+            beside(key, given, "fs", false)?;
+        }
         let cid = keys.cid.unwrap_or(*CIDS.start());
         if !CIDS.contains(&cid) {
             return Err(format!("`cid` must be {} to {}", CIDS.start(), CIDS.end()));
@@ -135,10 +189,11 @@ impl Group for Device {
             keys.balloon.then_some(DeviceKind::Balloon { deflate_on_oom: keys.deflate_on_oom }),
             keys.vsock.map(|socket| DeviceKind::Vsock { socket, cid }),
             keys.console.map(|socket| DeviceKind::Console { socket, ports }),
+            fs,
         ];
         let mut kinds = kinds.into_iter().flatten();
         let (Some(kind), None) = (kinds.next(), kinds.next()) else {
-            return Err("exactly one of rng, balloon, vsock=SOCKET and console=SOCKET is needed".to_owned());
+            return Err("exactly one of rng, balloon, vsock=SOCKET, console=SOCKET and fs is needed".to_owned());
         };
         let device = Device { kind, place: keys.place };
         if !device.is_present() && device.place.is_some() {
@@ -148,7 +203,7 @@ impl Group for Device {
     }
 }
 
-group!(Device, "a text such as \"balloon\", or a table of one of rng, balloon, vsock and console, and of place");
+group!(Device, "a text such as \"balloon\", or a table of one of rng, balloon, vsock, console and fs, and of place");
 
 impl Serialize for Device {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -167,6 +222,15 @@ impl Serialize for Device {
                 map.serialize_entry("console", socket)?;
                 if !ports.is_empty() {
                     map.serialize_entry("ports", &ports.join(":"))?;
+                }
+            }
+            DeviceKind::Fs { socket, tag, queues, id } => {
+                map.serialize_entry("fs", &true)?;
+                map.serialize_entry("socket", socket)?;
+                map.serialize_entry("tag", tag)?;
+                map.serialize_entry("queues", queues)?;
+                if let Some(id) = id {
+                    map.serialize_entry("id", id)?;
                 }
             }
         }

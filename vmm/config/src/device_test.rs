@@ -20,9 +20,24 @@ fn a_device_is_one_of_the_kinds() {
         format!("console=c,ports={}", &many[..many.len() - 1]).parse::<Device>().unwrap_err().to_string(),
         "`ports` are 30 at most"
     );
+    let fs = |queues, id: Option<&str>| {
+        let (socket, tag) = ("s".into(), "host".to_owned());
+        Device { kind: DeviceKind::Fs { socket, tag, queues, id: id.map(str::to_owned) }, place: None }
+    };
+    assert_eq!("fs,socket=s,tag=host".parse(), Ok(fs(1, None)));
+    assert_eq!("fs,socket=s,tag=host,queues=4,id=home".parse(), Ok(fs(4, Some("home"))));
+    let long = format!("fs,socket=s,tag={}", "t".repeat(37));
     for (text, message) in [
-        ("place=root:1", "exactly one of rng, balloon, vsock=SOCKET and console=SOCKET is needed"),
-        ("rng,balloon", "exactly one of rng, balloon, vsock=SOCKET and console=SOCKET is needed"),
+        ("fs,tag=t", "`fs` needs the backend's socket: fs,socket=SOCKET,tag=TAG"),
+        ("fs,socket=s", "`fs` needs a tag, by which the guest mounts it: fs,socket=SOCKET,tag=TAG"),
+        ("fs,socket=s,tag=", "`` is no tag: 1 to 36 bytes"),
+        (&long, "`ttttttttttttttttttttttttttttttttttttt` is no tag: 1 to 36 bytes"),
+        ("fs,socket=s,tag=t,queues=0", "`queues` must be 1 to 64"),
+        ("fs,socket=s,tag=t,id=a b", "`a b` is no name: 1 to 20 letters, digits, `-`, `_` and `.`"),
+        ("balloon,tag=t", "`tag` goes with `fs` only"),
+        ("vsock=s,queues=2", "`queues` goes with `fs` only"),
+        ("place=root:1", "exactly one of rng, balloon, vsock=SOCKET, console=SOCKET and fs is needed"),
+        ("rng,balloon", "exactly one of rng, balloon, vsock=SOCKET, console=SOCKET and fs is needed"),
         ("rng,cid=5", "`cid` goes with `vsock` only"),
         ("rng,deflate-on-oom", "`deflate-on-oom` goes with `balloon` only"),
         ("vsock=s,cid=2", "`cid` must be 3 to 4294967294"),

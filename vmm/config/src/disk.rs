@@ -35,17 +35,50 @@ pub enum DiskDevice {
     VirtioBlk,
 }
 
-/// A disk: `FILE,format=raw|qcow2[,device=nvme|virtio-blk][,id=ID][,serial=TEXT][,readonly][,direct][,place=PLACE]...`.
+/// Where a disk's content is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum DiskSource {
+    /// In an image.
+    Image {
+        /// The image, or a block device of the host.
+        file: PathBuf,
+        /// How its content is stored.
+        format: Format,
+    },
+    /// With another program.
+    VhostUser {
+        /// The Unix socket at which a vhost-user backend listens.
+        #[serde(rename = "vhost-user")]
+        socket: PathBuf,
+    },
+}
+
+impl DiskSource {
+    /// The path that it names.
+    pub fn path_mut(&mut self) -> &mut PathBuf {
+        match self {
+            DiskSource::Image { file, .. } => file,
+            DiskSource::VhostUser { socket } => socket,
+        }
+    }
+
+    /// Whether it is with another program.
+    pub fn is_vhost_user(&self) -> bool {
+        matches!(self, DiskSource::VhostUser { .. })
+    }
+}
+
+/// A disk: `FILE,format=raw|qcow2[,device=nvme|virtio-blk][,id=ID][,serial=TEXT][,readonly][,direct][,place=PLACE]...`, or `vhost-user=SOCKET[,queues=N][,id=ID][,place=PLACE]`.
 ///
 /// [`crate::Config::finish`] fills in `id`, and, but for those that join another disk's controller, `serial`, `place`, `queues` and
 /// `poll`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Disk {
-    /// The image, or a block device of the host.
-    pub file: PathBuf,
-    /// How its content is stored.
-    pub format: Format,
+    /// Where its content is.
+    #[serde(flatten)]
+    pub source: DiskSource,
     /// What the guest sees.
     pub device: DiskDevice,
     /// The name in messages, in snapshots and for `skep ctl`.
@@ -91,8 +124,8 @@ const MOST_SERIAL: usize = 20;
 pub(crate) struct Keys {
     file: Option<PathBuf>,
     format: Option<Format>,
-    #[serde(default)]
-    device: DiskDevice,
+    vhost_user: Option<PathBuf>,
+    device: Option<DiskDevice>,
     id: Option<String>,
     serial: Option<String>,
     #[serde(default)]
@@ -108,20 +141,50 @@ pub(crate) struct Keys {
     place: Option<Place>,
 }
 
-impl Group for Disk {
-    type Keys = Keys;
-    const LEADING: Option<&'static str> = Some("file");
-
-    fn from_keys(keys: Keys) -> Result<Self, String> {
-        let file = keys.file.filter(|file| !file.as_os_str().is_empty());
-        let file = file.ok_or("a disk needs a file: FILE,format=raw")?;
+impl Keys {
+    /// Where the content is. What is in an image is described here, the rest by the backend.
+    fn take_source(&mut self) -> Result<DiskSource, String> {
+        let file = self.file.take().filter(|file| !file.as_os_str().is_empty());
+        if let Some(socket) = self.vhost_user.take() {
+            let own = [
+                ("a file", file.is_some()),
+                ("format", self.format.is_some()),
+                ("serial", self.serial.is_some()),
+                ("readonly", self.readonly),
+                ("direct", self.direct),
+                ("poll", self.poll.is_some()),
+                ("iops", self.iops.is_some()),
+                ("bandwidth", self.bandwidth.is_some()),
+                ("device=nvme", self.device == Some(DiskDevice::Nvme)),
+            ];
+            if let Some((key, _)) = own.into_iter().find(|(_, given)| *given) {
+                return Err(format!("`{key}` does not go with vhost-user=SOCKET: the backend has the disk"));
+            }
+            if socket.as_os_str().is_empty() {
+                return Err("`vhost-user` needs the backend's socket: vhost-user=SOCKET".to_owned());
+            }
+            self.device = Some(DiskDevice::VirtioBlk);
+            return Ok(DiskSource::VhostUser { socket });
+        }
+        let file = file.ok_or("a disk needs a file: FILE,format=raw; or a backend: vhost-user=SOCKET")?;
         let unnamed = || {
             let name = file.display();
             format!(
                 "`{name}`: the format is never guessed, since its guest writes what a guess looks at: add format=raw or format=qcow2"
             )
         };
-        let format = keys.format.ok_or_else(unnamed)?;
+        let format = self.format.ok_or_else(unnamed)?;
+        Ok(DiskSource::Image { file, format })
+    }
+}
+
+impl Group for Disk {
+    type Keys = Keys;
+    const LEADING: Option<&'static str> = Some("file");
+
+    fn from_keys(mut keys: Keys) -> Result<Self, String> {
+        let source = keys.take_source()?;
+        let device = keys.device.unwrap_or_default();
         for id in [&keys.id, &keys.controller].into_iter().flatten() {
             check_id(id)?;
         }
@@ -135,7 +198,7 @@ impl Group for Disk {
         if keys.queues.is_some_and(|queues| !(1..=MOST_QUEUES).contains(&queues)) {
             return Err(format!("`queues` must be 1 to {MOST_QUEUES}"));
         }
-        let nvme = keys.device == DiskDevice::Nvme;
+        let nvme = device == DiskDevice::Nvme;
         for (key, given) in [("block-size", keys.block_size.is_some()), ("controller", keys.controller.is_some())] {
             if given && !nvme {
                 return Err(format!("`{key}` goes with device=nvme only"));
@@ -145,9 +208,8 @@ impl Group for Disk {
             return Err("`block-size` must be 512 or 4096".to_owned());
         }
         Ok(Disk {
-            file,
-            format,
-            device: keys.device,
+            source,
+            device,
             id: keys.id,
             serial: keys.serial,
             readonly: keys.readonly,
@@ -163,4 +225,7 @@ impl Group for Disk {
     }
 }
 
-group!(Disk, "a text such as \"FILE,format=raw\", or a table of file, format, device, id and others");
+group!(
+    Disk,
+    "a text such as \"FILE,format=raw\", or a table of file and format, or vhost-user, of device, id and others"
+);

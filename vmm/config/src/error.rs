@@ -244,6 +244,12 @@ pub enum Conflict {
         /// The place.
         place: Place,
     },
+    /// A device with a vhost-user backend is to be plugged.
+    #[error(
+        "a device with a vhost-user backend can't come while the guest runs\n  \
+         try: give it when the machine starts, with place=port:NUMBER if it is to leave"
+    )]
+    PluggedBackend,
     /// Too many root ports.
     #[error("`pci-ports` is {ports}\n  try: {most} at most")]
     Ports {

@@ -70,10 +70,12 @@ impl Config {
 
     /// Every path in the config.
     fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
-        let disks = self.disk.iter_mut().map(|disk| &mut disk.file);
+        let disks = self.disk.iter_mut().map(|disk| disk.source.path_mut());
         let roms = self.net.iter_mut().filter_map(|net| net.romfile.as_mut());
         let sockets = self.device.iter_mut().filter_map(|device| match &mut device.kind {
-            DeviceKind::Vsock { socket, .. } | DeviceKind::Console { socket, .. } => Some(socket),
+            DeviceKind::Vsock { socket, .. } | DeviceKind::Console { socket, .. } | DeviceKind::Fs { socket, .. } => {
+                Some(socket)
+            }
             DeviceKind::Rng { .. } | DeviceKind::Balloon { .. } => None,
         });
         let boot = &mut self.boot;

@@ -78,12 +78,13 @@ pub struct BootFlags {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Devices")]
 pub struct DeviceFlags {
-    /// Disk: FILE,format=raw|qcow2[,device=nvme|virtio-blk][,readonly][,direct][,id=ID][,serial=TEXT]...
+    /// Disk: FILE,format=raw|qcow2[,device=nvme|virtio-blk][,readonly][,direct][,id=ID][,serial=TEXT]..., or vhost-user=SOCKET
     ///
     /// FILE is an image or a block device. The format is always named, and never guessed; so is that of a qcow2 image's backing file, in it. `device=nvme` is the default; such disks may share
     /// one controller (`controller=ID`), and have blocks of `block-size=512|4096` bytes. `direct` leaves out the host's page cache,
     /// `queues=N` limits the queues, `poll=TIME` how long a queue's thread looks for work before it sleeps (32us; 0: not at all).
-    /// `iops=N[/BURST]` and `bandwidth=SIZE[/BURST]` limit what it does in a second, and at once after a rest (a tenth of that). May be repeated.
+    /// `iops=N[/BURST]` and `bandwidth=SIZE[/BURST]` limit what it does in a second, and at once after a rest (a tenth of that).
+    /// `vhost-user` is a virtio disk of another program, which listens at SOCKET already. May be repeated.
     #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
     /// Network card: tap=NAME[,queues=N] or user, [,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE]...
@@ -94,11 +95,12 @@ pub struct DeviceFlags {
     /// by virtio-net in a second, `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` is as a disk's. May be repeated.
     #[arg(long, value_name = "tap=NAME|user[,...]")]
     pub net: Vec<Net>,
-    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N] or console=SOCKET[,ports=NAME:NAME...]
+    /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N], console=SOCKET[,ports=NAME:NAME...] or fs,socket=SOCKET,tag=TAG[,queues=N][,id=ID]
     ///
     /// `rng` is there without being asked for. With `vsock`, a program of the host connects to SOCKET and says CONNECT PORT; the guest's connections to
     /// the host's PORT go to SOCKET_PORT. With `console`, SOCKET leads to the guest's terminal (hvc0), and SOCKET_NAME to its /dev/virtio-ports/NAME.
-    /// `skep ctl` tells a balloon's guest how much to give. May be repeated.
+    /// `fs` is a directory of the host, which the guest mounts by TAG: a vhost-user backend such as `virtiofsd`
+    /// listens at SOCKET already, and guest memory is shared. `skep ctl` tells a balloon's guest how much to give. May be repeated.
     #[arg(long, value_name = "KIND[,...]")]
     pub device: Vec<Device>,
     /// PCI root ports: slots for devices that can come and go, 15 at most [default: 0]

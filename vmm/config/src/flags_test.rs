@@ -69,15 +69,16 @@ fn devices_are_a_list_which_flags_replace_whole() {
     fs::write(&file, "disk = ['a,format=raw', 'b,format=raw']\nnet = ['user']\n[[device]]\nvsock = \"s\"").unwrap();
     let file = file.to_str().unwrap();
     let from_file = config(&["--config", file]).unwrap();
+    let image = |file: &Path| crate::DiskSource::Image { file: file.to_owned(), format: crate::Format::Raw };
     assert_eq!(
-        from_file.disk.iter().map(|disk| disk.file.clone()).collect::<Vec<_>>(),
-        [folder.path().join("a"), folder.path().join("b")]
+        from_file.disk.iter().map(|disk| disk.source.clone()).collect::<Vec<_>>(),
+        ["a", "b"].map(|name| image(&folder.path().join(name)))
     );
     let socket = crate::DeviceKind::Vsock { socket: folder.path().join("s"), cid: 3 };
     assert_eq!((from_file.net.len(), &from_file.device[0].kind), (1, &socket));
     let flags =
         config(&["--config", file, "--disk", "c,format=raw", "--device", "rng=false", "--pci-ports", "2"]).unwrap();
-    assert_eq!((flags.disk.len(), flags.disk[0].file.as_path(), flags.net.len()), (1, Path::new("c"), 1));
+    assert_eq!((flags.disk.len(), &flags.disk[0].source, flags.net.len()), (1, &image(Path::new("c")), 1));
     assert_eq!((flags.device, flags.pci_ports), (vec![crate::Device::rng(false)], 2));
 }
 

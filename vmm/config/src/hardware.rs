@@ -26,10 +26,15 @@ impl Config {
         }
         self.fill_ids()?;
         self.check_controllers()?;
+        // What another process works on is in memory that it can map.
+        self.memory.shared |= self.of_a_backend().is_some();
         let queues = u16::try_from(self.cpus.max.min(DISK_QUEUES)).unwrap_or(1);
         let joined = self.joined();
         for (disk, joins) in self.disk.iter_mut().zip(&joined) {
-            if !joins {
+            if disk.source.is_vhost_user() {
+                // What a backend has where nobody says more.
+                disk.queues.get_or_insert(1);
+            } else if !joins {
                 let of_kind = if disk.device == DiskDevice::Nvme { NVME_QUEUES } else { queues };
                 disk.queues.get_or_insert(of_kind);
                 disk.poll.get_or_insert_default();
@@ -40,14 +45,30 @@ impl Config {
         self.give_places(&joined)
     }
 
+    /// The first device whose backend is another program, by vhost-user.
+    pub fn of_a_backend(&self) -> Option<&str> {
+        let disk = self.disk.iter().find(|disk| disk.source.is_vhost_user());
+        let disk = disk.map(|disk| disk.id.as_deref().unwrap_or_default());
+        let device = self.device.iter().find(|device| matches!(device.kind, DeviceKind::Fs { .. }));
+        disk.or(device.map(|device| device.kind.name()))
+    }
+
     fn fill_ids(&mut self) -> Result<(), Conflict> {
         let mut ids = Ids::default();
         let controllers: std::collections::BTreeSet<_> =
             self.disk.iter().filter_map(|disk| disk.controller.clone()).collect();
         let given = self.disk.iter().map(|disk| &disk.id).chain(self.net.iter().map(|net| &net.id));
-        let kinds = self.device.iter().map(|device| device.kind.name());
+        let kinds = self.device.iter().filter_map(|device| match &device.kind {
+            DeviceKind::Fs { id, .. } => id.as_deref(),
+            kind => Some(kind.name()),
+        });
         for id in given.flatten().chain(&controllers).map(String::as_str).chain(kinds) {
             ids.take(id)?;
+        }
+        for device in &mut self.device {
+            if let DeviceKind::Fs { id, .. } = &mut device.kind {
+                ids.fill("fs", id);
+            }
         }
         self.disk.iter_mut().for_each(|disk| ids.fill("disk", &mut disk.id));
         self.net.iter_mut().for_each(|net| ids.fill("net", &mut net.id));

@@ -81,3 +81,28 @@ fn virtio_disks_have_a_queue_for_each_cpu() {
     };
     assert_eq!((queues(1), queues(6), queues(100)), (Some(1), Some(6), Some(16)));
 }
+
+#[test]
+fn what_has_a_vhost_user_backend_makes_memory_shared() {
+    let text = "memory = '1G'\ndevice = ['fs,socket=a,tag=one', 'fs,socket=b,tag=two,id=fs0', 'rng=false']";
+    let config = finished(text).unwrap();
+    assert_eq!((config.memory.shared, config.of_a_backend()), (true, Some("fs1")));
+    assert_eq!(places(&config), ["fs1 root:1", "fs0 root:2", "rng none"]);
+    assert!(!finished("memory = '1G'\ndevice = ['balloon']").unwrap().memory.shared);
+    let again = Config::from_toml(&config.to_toml().unwrap(), Path::new("again.toml"), ArchKind::X86_64).unwrap();
+    let mut absolute = config.clone();
+    for device in &mut absolute.device {
+        if let crate::DeviceKind::Fs { socket, .. } = &mut device.kind {
+            *socket = std::path::absolute(&*socket).unwrap();
+        }
+    }
+    assert_eq!(again, absolute);
+    let disk = finished("cpus = 4\ndisk = ['vhost-user=s']").unwrap();
+    assert_eq!((disk.memory.shared, disk.disk[0].queues, &disk.disk[0].serial), (true, Some(1), &None));
+    let again = Config::from_toml(&disk.to_toml().unwrap(), Path::new("again.toml"), ArchKind::X86_64).unwrap();
+    assert!(again.disk[0].source.is_vhost_user());
+    let plugged = disk.with_disk("vhost-user=other".parse().unwrap()).unwrap_err();
+    assert_eq!(plugged, Conflict::PluggedBackend);
+    let said = finished("device = ['fs,socket=a,tag=t,id=x', 'fs,socket=b,tag=t,id=x']").unwrap_err().to_string();
+    assert!(said.starts_with("two devices are called `x`"), "{said}");
+}

@@ -47,7 +47,7 @@ pub use boot::{Boot, BootSource};
 pub use choice::{CpuFeatures, Irqchip, LogLevel};
 pub use cpus::Cpus;
 pub use device::{Device, DeviceKind};
-pub use disk::{Disk, DiskDevice, Format};
+pub use disk::{Disk, DiskDevice, DiskSource, Format};
 pub use error::{Conflict, Error, Problem};
 pub use firmware::FirmwareVars;
 pub use flags::{BootFlags, DeviceFlags, Flags, MachineFlags};

@@ -20,7 +20,7 @@ pub struct Memory {
     pub hugepages: Option<Size>,
     /// Take all of it before the guest starts, rather than page by page when it is first touched.
     pub prefault: bool,
-    /// Back it by a file descriptor that other processes can map (vhost-user, live update).
+    /// Back it by a file descriptor that other processes can map. It is so in any case where a device has a vhost-user backend.
     pub shared: bool,
 }
 

@@ -18,6 +18,9 @@ impl Config {
     /// # Errors
     /// [`Conflict`], as for a disk that is there from the start, and where there is no port for it.
     pub fn with_disk(&self, mut disk: Disk) -> Result<Self, Conflict> {
+        if disk.source.is_vhost_user() {
+            return Err(Conflict::PluggedBackend);
+        }
         let joins = disk.controller.is_some() && self.disk.iter().any(|other| other.controller == disk.controller);
         if !joins {
             disk.place = Some(self.port_for(disk.place)?);

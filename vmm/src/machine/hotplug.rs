@@ -43,6 +43,7 @@ impl<A: Platform> Machine<A> {
             devices: &self.devices,
             root: A::pci(&self.board),
             clock: &self.clock,
+            memory: &self.memory,
             running: true,
             numbers: &self.numbers,
         }

@@ -130,7 +130,14 @@ impl<A: Platform> Machine<A> {
         let theirs = devices.clone();
         let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(endpoint));
         let board = A::assemble(&config, &plan, &parts.vm, parts.interrupts, services, ram, ejected)?;
-        let site = Site { devices: &devices, root: A::pci(&board), clock: &clock, running: false, numbers: &numbers };
+        let site = Site {
+            devices: &devices,
+            root: A::pci(&board),
+            clock: &clock,
+            memory: &memory,
+            running: false,
+            numbers: &numbers,
+        };
         site.add(&config)?;
         if let Some(first) = parts.vcpus.first() {
             A::connect_kick(&board, first.kicker());

@@ -9,6 +9,15 @@ use skep_state::StateError;
 /// Why a snapshot can't be written or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
+    /// A device's state is with another program.
+    #[error(
+        "`{id}` has a vhost-user backend, whose state can't be saved\n  \
+         try: remove it first; or start the machine with a device of skep's own"
+    )]
+    Backend {
+        /// The device.
+        id: String,
+    },
     /// The host refuses.
     #[error("can't {what} `{}`: {source}{}", path.display(), mend(source))]
     Host {

@@ -9,7 +9,7 @@ use skep_chipset::{gpio, i8042, i8254, i8259, ioapic, pl011, pl031, pm, port92, 
 use skep_hypervisor::{aarch64, x86_64};
 use skep_pci::{ChipsetState, EndpointState, RootComplexState, RootPortState};
 use skep_state::{Record, State, StateError};
-use skep_virtio::{balloon, blk, console, net, rng, vsock};
+use skep_virtio::{balloon, blk, console, net, rng, vhost_user, vsock};
 
 use super::records::refused;
 use super::{DisksState, MachineState, Snapshot, SnapshotError};
@@ -31,7 +31,7 @@ const fn known<S: State>() -> (&'static str, Tell) {
 }
 
 /// The types that this skep writes.
-const KNOWN: [(&str, Tell); 32] = [
+const KNOWN: [(&str, Tell); 33] = [
     known::<MachineState>(),
     known::<DisksState>(),
     known::<X86CpusState>(),
@@ -63,6 +63,7 @@ const KNOWN: [(&str, Tell); 32] = [
     known::<rng::RngState>(),
     known::<balloon::BalloonState>(),
     known::<console::ConsoleState>(),
+    known::<vhost_user::VhostUserState>(),
     known::<vsock::VsockState>(),
 ];
 

@@ -32,7 +32,9 @@ impl Guest {
     pub(crate) fn new() -> Self {
         let map = MemoryMap::new();
         for gpa in [RAM, EDGE] {
-            let backing = Arc::new(Backing::new(RAM_SIZE / 2, &RamOptions::default()).unwrap());
+            // Another process may map it.
+            let options = RamOptions { shared: true, ..RamOptions::default() };
+            let backing = Arc::new(Backing::new(RAM_SIZE / 2, &options).unwrap());
             map.add(Region::new("ram", RegionKind::Ram, gpa, RAM_SIZE / 2, backing, 0).unwrap()).unwrap();
         }
         Self { map, master: BusMaster::always() }

@@ -121,7 +121,7 @@ impl Transport {
             waiting: Vec::new(),
         };
         Ok(Arc::new_cyclic(|this| Self {
-            features: device.features() | feature::TRANSPORT,
+            features: device.features() | device.transport_features(),
             device,
             queue_sizes,
             dma,

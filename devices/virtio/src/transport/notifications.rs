@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::Notifier;
 
 /// `VIRTIO_MSI_NO_VECTOR` (section 4.1.5.1.2).
@@ -20,6 +22,10 @@ pub trait Interrupt: Send + Sync {
     fn set_pin(&self, asserted: bool);
     /// Whether messages are on, so that there is no pin.
     fn messages_enabled(&self) -> bool;
+    /// An eventfd, each signal of which sends the message of a vector, where the backend has one left.
+    fn eventfd(&self, _vector: u16) -> Option<EventFd> {
+        None
+    }
 }
 
 /// What workers use without the lock of the registers.
@@ -142,6 +148,11 @@ impl Notifications {
 impl Notifier for Notifications {
     fn used(&self, queue: u16) {
         self.raise(ISR_QUEUE, self.queue_vector(queue));
+    }
+
+    fn used_eventfd(&self, queue: u16) -> Option<EventFd> {
+        // A driver that turns messages off while its queues run hears no more of them.
+        if self.interrupt.messages_enabled() { self.interrupt.eventfd(self.queue_vector(queue)) } else { None }
     }
 
     fn config_changed(&self) {

@@ -7,6 +7,7 @@ use skep_pci::{
     Bar, BarWindow, Capability, Endpoint, EndpointConfig, Function, FunctionDoorbell, Identity, Interrupts, Msix,
     OptionRom, Pin, Socket,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, Transport, layout, registers};
 use crate::{DeviceType, VirtioDevice};
@@ -42,6 +43,10 @@ impl Interrupt for Interrupts {
 
     fn messages_enabled(&self) -> bool {
         Self::messages_enabled(self)
+    }
+
+    fn eventfd(&self, vector: u16) -> Option<EventFd> {
+        Self::eventfd(self, vector).ok().flatten()
     }
 }
 

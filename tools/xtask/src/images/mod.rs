@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 const RECIPE: u32 = 3;
 
 /// Debian's cloud kernel has drivers for NVMe and ext4 built in, and these as modules.
-const VIRTIO: [&str; 7] = [
+const VIRTIO: [&str; 8] = [
     "virtio-pci",
     "virtio-blk",
     "virtio-net",
@@ -35,6 +35,7 @@ const VIRTIO: [&str; 7] = [
     "virtio-balloon",
     "virtio-console",
     "vmw-vsock-virtio-transport",
+    "virtiofs",
 ];
 
 /// Modules for a guest that was booted by firmware: its variables, and its system partition.

@@ -31,6 +31,14 @@ pub(crate) const TOOLS: Portable<'static> = Portable {
     files: &[],
 };
 
+/// Programs that are the other side of vhost-user devices.
+pub(crate) const BACKENDS: Portable<'static> = Portable {
+    name: "vhost-user",
+    packages: &["qemu-system-common"],
+    programs: &["usr/lib/qemu/virtiofsd", "usr/bin/qemu-storage-daemon"],
+    files: &[],
+};
+
 impl Portable<'_> {
     /// The directory, for `arch`; from Debian's archive if it is not in the cache.
     pub(crate) fn get(&self, arch: Arch) -> Result<PathBuf> {
@@ -87,6 +95,21 @@ impl Portable<'_> {
         fs::rename(&new, directory)?;
         Ok(())
     }
+}
+
+/// The files of all `sets`, with where a lab has them: what two of them have is carried once.
+pub(crate) fn together(sets: &[Portable<'_>], arch: Arch) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = BTreeMap::new();
+    for set in sets {
+        let directory = set.get(arch)?;
+        for sub in ["bin", "lib"] {
+            for entry in fs::read_dir(directory.join(sub))? {
+                let entry = entry?;
+                files.entry(format!("{sub}/{}", entry.file_name().to_string_lossy())).or_insert(entry.path());
+            }
+        }
+    }
+    Ok(files.into_iter().map(|(name, path)| (path, name)).collect())
 }
 
 /// The dynamic linker of glibc.

@@ -50,6 +50,8 @@ pub(super) struct TestProgram {
     pub(super) debian: bool,
     /// Whether its guests have firmware.
     pub(super) firmware: bool,
+    /// Whether its guests have devices with vhost-user backends.
+    pub(super) vhost_user: bool,
 }
 
 /// What was built for an architecture.
@@ -96,6 +98,7 @@ pub(super) fn build(arch: Arch, wanted: &[String]) -> Result<Built> {
                 without_hardware: need == Need::AnyKvm,
                 debian: need == Need::Debian,
                 firmware: program.target.name.contains("firmware"),
+                vhost_user: program.target.name == "vhost_user",
             });
         }
     }

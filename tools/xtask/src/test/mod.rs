@@ -126,9 +126,12 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         .carry(images.guest(), "images")
         .carry(&built.skep, "bin/skep")
         .limit(limit * u32::try_from(built.tests.len()).unwrap_or(u32::MAX));
-    if built.tests.iter().any(|test| test.debian) {
-        let tools = portable::TOOLS.get(board.arch())?;
-        lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
+    let debian = built.tests.iter().any(|test| test.debian);
+    let vhost_user = built.tests.iter().any(|test| test.vhost_user);
+    let tools = [(debian, portable::TOOLS), (vhost_user, portable::BACKENDS)];
+    let tools = tools.into_iter().filter(|(needed, _)| *needed).map(|(_, tools)| tools).collect::<Vec<_>>();
+    for (file, name) in portable::together(&tools, board.arch())? {
+        lab = lab.carry(file, name);
     }
     if built.tests.iter().any(|test| test.debian && !test.firmware) {
         lab = lab.carry(rootfs::disk(board.arch(), false)?, "debian.ext4");

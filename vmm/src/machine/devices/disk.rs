@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use skep_block::{BlockError, ClosingDisk, FileDisk, FileOptions, ImageDisk, LimitedDisk, Qcow2Disk};
-use skep_config::{Config, Disk, DiskDevice, Format};
+use skep_config::{Config, Disk, DiskDevice, DiskSource, Format};
 use skep_nvme::{Controller, ControllerConfig, NamespaceConfig};
-use skep_virtio::{Blk, BlkConfig};
+use skep_virtio::{Blk, BlkConfig, VhostUserKind};
 
-use super::{DeviceError, Devices, Image, Kind, Site, limiter, named};
+use super::{DeviceError, Devices, Image, Kind, Site, limiter, named, vhost_user};
 use crate::Error;
 
 /// Sectors are what virtio counts in, and NVMe's smallest blocks.
@@ -31,6 +32,9 @@ pub(super) fn add(site: Site<'_>, config: &Config) -> Result<(), Error> {
 /// Makes a disk, or a controller with all its disks, of which it is the first.
 fn add_one(site: Site<'_>, config: &Config, disk: &Disk) -> Result<(), Error> {
     let id = disk.id.as_deref().unwrap_or_default();
+    if let DiskSource::VhostUser { socket } = &disk.source {
+        return add_backend(site, id, disk, socket).map_err(named(id));
+    }
     match (disk.device, &disk.controller) {
         (DiskDevice::VirtioBlk, _) => add_virtio(site, id, disk).map_err(named(id)),
         (DiskDevice::Nvme, None) => add_controller(site, id, &[disk]),
@@ -130,42 +134,54 @@ pub(super) fn held(disk: &Disk, file: &Arc<dyn ImageDisk>) -> Arc<dyn skep_block
     }
 }
 
+fn add_backend(site: Site<'_>, id: &str, disk: &Disk, socket: &Path) -> Result<(), DeviceError> {
+    let place = site.socket(disk.place)?;
+    let device = vhost_user::connect(site, id, socket, VhostUserKind::Blk, disk.queues.unwrap_or(1))?;
+    site.push_virtio(id, &place, device, None, Vec::new())
+}
+
+/// The image of a disk that has one.
+fn image(disk: &Disk) -> (&Path, Format) {
+    match &disk.source {
+        DiskSource::Image { file, format } => (file, *format),
+        DiskSource::VhostUser { socket } => unreachable!("nobody opens a backend's socket {}", socket.display()),
+    }
+}
+
 /// Opens the image, which must be made of whole blocks.
 pub(super) fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
     let options = FileOptions { read_only: disk.readonly, direct: disk.direct, ..FileOptions::default() };
-    let opened: Result<Arc<dyn ImageDisk>, _> = match disk.format {
-        Format::Raw => FileDisk::open(&disk.file, &options).map(|disk| disk as _),
-        Format::Qcow2 => Qcow2Disk::open(&disk.file, &options).map(|disk| ClosingDisk::new(disk) as _),
+    let (file, format) = image(disk);
+    let opened: Result<Arc<dyn ImageDisk>, _> = match format {
+        Format::Raw => FileDisk::open(file, &options).map(|disk| disk as _),
+        Format::Qcow2 => Qcow2Disk::open(file, &options).map(|disk| ClosingDisk::new(disk) as _),
     };
     let opened = opened.map_err(|source| {
         let mend = mend(&source, disk);
         DeviceError::Disk { source, mend }
     })?;
-    let length = std::fs::metadata(&disk.file).ok().filter(|data| data.is_file() && disk.format == Format::Raw);
+    let length = std::fs::metadata(file).ok().filter(|data| data.is_file() && format == Format::Raw);
     let size = length.map_or(opened.info().size, |data| data.len());
     if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
         let reason = format!("it has {size} bytes, and a disk is made of blocks of {block_size}");
-        let mend = match disk.format {
+        let mend = match format {
             Format::Raw => "\n  try: another size, by `truncate -s SIZE FILE`",
             Format::Qcow2 => "\n  try: another size, by `qemu-img resize`",
         };
-        return Err(DeviceError::Disk { source: BlockError::Unusable { path: disk.file.clone(), reason }, mend });
+        return Err(DeviceError::Disk { source: BlockError::Unusable { path: file.to_owned(), reason }, mend });
     }
     Ok(opened)
 }
 
 fn mend(error: &BlockError, disk: &Disk) -> &'static str {
+    let (file, _) = image(disk);
     match error {
         BlockError::Host { source, path, .. } => match source.kind() {
-            io::ErrorKind::NotFound if *path != disk.file => {
-                "\n  try: put it where the image before it says that it is"
-            }
+            io::ErrorKind::NotFound if path != file => "\n  try: put it where the image before it says that it is",
             io::ErrorKind::NotFound => {
                 "\n  try: make an empty disk, by `skep image create FILE --format FORMAT --size 10G`"
             }
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-                if *path == disk.file && !disk.readonly =>
-            {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if path == file && !disk.readonly => {
                 "\n  try: let this user write the file, or add `readonly`"
             }
             io::ErrorKind::InvalidInput if disk.direct => "\n  try: leave `direct` out",

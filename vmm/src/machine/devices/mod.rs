@@ -5,6 +5,7 @@ mod net;
 mod other;
 mod port;
 mod unplug;
+mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,12 +15,14 @@ use serde::{Deserialize, Serialize};
 use skep_block::{BlockError, ImageDisk};
 use skep_clock::Clock;
 use skep_config::{Bytes, Config, Counted, FIRST_PORT, Net, Place, Rate, Requests};
+use skep_memory::{MemoryError, MemoryMap};
 use skep_ne2k::{Ne2k, Ne2kError};
 use skep_net::NetError;
 use skep_nvme::{Controller, NvmeError};
 use skep_pci::{Endpoint, OptionRom, PciError, PciPlace, RomError, RootComplex, SlotState, Socket};
 use skep_state::Component;
 use skep_virtio::net::NetDeviceError;
+use skep_virtio::vhost_user::VhostUserError;
 use skep_virtio::{Balloon, Console, PciDevice, Transport, VirtioDevice};
 use skep_worker::{Limit, Limiter, Limits};
 
@@ -69,6 +72,12 @@ pub enum DeviceError {
     /// Its place.
     #[error(transparent)]
     Pci(#[from] PciError),
+    /// A vhost-user backend.
+    #[error(transparent)]
+    VhostUser(#[from] VhostUserError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A disk can't join its controller.
     #[error("controller `{controller}` {why}")]
     Controller {
@@ -195,6 +204,7 @@ pub(super) struct Site<'a> {
     pub(super) devices: &'a Devices,
     pub(super) root: &'a RootComplex,
     pub(super) clock: &'a Clock,
+    pub(super) memory: &'a MemoryMap,
     /// The guest runs, and is told.
     pub(super) running: bool,
     /// What a snapshot says of namespaces.

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use skep_config::{Config, Device, DeviceKind};
-use skep_virtio::{Balloon, Console, PortConfig, Rng, VirtioDevice, Vsock};
+use skep_virtio::{Balloon, Console, PortConfig, Rng, VhostUserKind, VirtioDevice, Vsock};
 
-use super::{DeviceError, Site, named, port};
+use super::{DeviceError, Site, named, port, vhost_user};
 use crate::Error;
 
 /// Makes the other devices of `config`.
@@ -23,6 +23,9 @@ fn add_one(site: Site<'_>, device: &Device) -> Result<(), DeviceError> {
     let socket = site.socket(device.place)?;
     let thread = |source| DeviceError::Host { what: "start a device's thread".to_owned(), source };
     let made: Arc<dyn VirtioDevice> = match &device.kind {
+        DeviceKind::Fs { socket, tag, queues, .. } => {
+            vhost_user::connect(site, id, socket, VhostUserKind::Fs { tag: tag.clone() }, *queues)?
+        }
         DeviceKind::Rng { .. } => Rng::new(id).map_err(thread)?,
         DeviceKind::Balloon { deflate_on_oom } => {
             let balloon = Balloon::new(id, *deflate_on_oom).map_err(thread)?;

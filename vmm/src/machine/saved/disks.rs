@@ -3,25 +3,28 @@
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use skep_block::{Buffer, ImageDisk, Operation, Request};
-use skep_config::{Config, Disk, Format};
+use skep_config::{Config, Disk, DiskSource, Format};
 
 use crate::machine::devices::Devices;
 use crate::state::{DiskReference, DisksState, SnapshotError};
 
 /// The images of a machine.
-pub struct DiskImages(Vec<(Disk, Arc<dyn ImageDisk>)>);
+pub struct DiskImages(Vec<(Disk, PathBuf, Arc<dyn ImageDisk>)>);
 
 impl DiskImages {
     pub(super) fn new(config: &Config, devices: &Devices) -> Self {
         let files = devices.images();
         let find = |disk: &Disk| {
             let id = disk.id.as_deref().unwrap_or_default();
-            files.iter().find(|(name, _)| name == id).map(|(_, file)| (disk.clone(), file.clone()))
+            files
+                .iter()
+                .find(|(name, _)| name == id)
+                .and_then(|(_, file)| Some((disk.clone(), image(disk)?.0.to_owned(), file.clone())))
         };
         Self(config.disk.iter().filter_map(find).collect())
     }
@@ -31,26 +34,34 @@ impl DiskImages {
     /// # Errors
     /// [`SnapshotError::Host`].
     pub fn flush(&self) -> Result<DisksState, SnapshotError> {
-        let disks = self.0.iter().map(|(disk, file)| {
+        let disks = self.0.iter().map(|(disk, path, file)| {
             let what = "flush the disk's image";
-            let failed = |source| SnapshotError::Host { what, path: disk.file.clone(), source };
+            let failed = |source| SnapshotError::Host { what, path: path.clone(), source };
             if !disk.readonly {
                 flush(&**file).map_err(failed)?;
             }
             Ok::<_, SnapshotError>(DiskReference {
                 id: disk.id.clone().unwrap_or_default(),
-                path: disk.file.display().to_string(),
-                format: format(disk).to_owned(),
+                path: path.display().to_string(),
+                format: image(disk).map_or("", |(_, format)| name(format)).to_owned(),
                 size: file.info().size,
-                changed_nanos: changed(&disk.file).map_err(failed)?,
+                changed_nanos: changed(path).map_err(failed)?,
             })
         });
         Ok(DisksState { disks: disks.collect::<Result<_, _>>()? })
     }
 }
 
-fn format(disk: &Disk) -> &'static str {
-    match disk.format {
+/// The image of a disk that has one: not of another program's.
+fn image(disk: &Disk) -> Option<(&Path, Format)> {
+    match &disk.source {
+        DiskSource::Image { file, format } => Some((file, *format)),
+        DiskSource::VhostUser { .. } => None,
+    }
+}
+
+fn name(format: Format) -> &'static str {
+    match format {
         Format::Raw => "raw",
         Format::Qcow2 => "qcow2",
     }
@@ -97,6 +108,7 @@ pub fn check_disks(
     trusted: bool,
 ) -> Result<(), SnapshotError> {
     for disk in &config.disk {
+        let Some((file, format)) = image(disk) else { continue };
         let id = disk.id.as_deref().unwrap_or_default();
         let refuse = |reason: String, mend: String| Err(SnapshotError::Disk { id: id.to_owned(), reason, mend });
         let Some(reference) = saved.disks.iter().find(|reference| reference.id == id) else {
@@ -105,25 +117,25 @@ pub fn check_disks(
                 "another copy of the snapshot".to_owned(),
             );
         };
-        if reference.format != format(disk) {
-            let reason = format!("it was {}, and is {} now", reference.format, format(disk));
+        if reference.format != name(format) {
+            let reason = format!("it was {}, and is {} now", reference.format, name(format));
             return refuse(reason, format!("--disk {id}=FILE of that format"));
         }
-        let size = std::fs::metadata(&disk.file).ok().filter(|data| data.is_file() && disk.format == Format::Raw);
+        let size = std::fs::metadata(file).ok().filter(|data| data.is_file() && format == Format::Raw);
         if let Some(data) = &size
             && data.len() != reference.size
         {
-            let reason = format!("`{}` has {} bytes, and had {}", disk.file.display(), data.len(), reference.size);
+            let reason = format!("`{}` has {} bytes, and had {}", file.display(), data.len(), reference.size);
             return refuse(reason, format!("--disk {id}=FILE with what it held when the snapshot was saved"));
         }
         if trusted || replaced.iter().any(|name| name == id) {
             continue;
         }
-        let now = changed(&disk.file).ok().flatten();
+        let now = changed(file).ok().flatten();
         if let (Some(saved), Some(now)) = (reference.changed_nanos, now)
             && saved != now
         {
-            let reason = format!("`{}` has been written since the snapshot was saved", disk.file.display());
+            let reason = format!("`{}` has been written since the snapshot was saved", file.display());
             let mend = format!(
                 "--disk {id}=FILE with a copy made then; or --trust-disks if you know that it holds what it held then"
             );

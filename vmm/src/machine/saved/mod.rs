@@ -113,6 +113,9 @@ impl<A: Saved> Machine<A> {
                 "the guest has let `{id}` go, and what it had begun has not ended"
             )));
         }
+        if let Some(id) = self.config.of_a_backend() {
+            return Err(SnapshotError::Backend { id: id.to_owned() });
+        }
         // First: it writes into guest RAM, and what it writes there is saved with it.
         let interrupts = A::save_interrupts(&self.board)?;
         let mut records = vec![NamedRecord::new(MACHINE, Record::of(&self.own_state()?))];

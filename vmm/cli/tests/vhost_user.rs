@@ -1,0 +1,161 @@
+//! Stock Debian kernels with devices whose backends are other programs: Debian's own.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use support::{Builder, Finished, Machine, image};
+use tempfile::TempDir;
+
+/// A program of QEMU's, which is in the path in a lab, and elsewhere where Debian has it.
+fn of_qemu(name: &str) -> Command {
+    let installed = Path::new("/usr/lib/qemu").join(name);
+    let in_lab = std::env::var_os("SKEP_LAB").is_some();
+    let mut command = Command::new(if !in_lab && installed.exists() { installed } else { name.into() });
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A backend. Dropping it kills it.
+struct Backend(Child);
+
+impl Backend {
+    /// Starts it, and waits until its socket is there.
+    fn start(mut command: Command, socket: &Path) -> Self {
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut backend = Self(child);
+        while !socket.exists() {
+            assert_eq!(backend.0.try_wait().unwrap(), None, "{command:?} has ended");
+            std::thread::yield_now();
+        }
+        backend
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // It has ended already where its connection was closed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A machine, its control socket, its backends and their files.
+struct Rig {
+    machine: Machine,
+    folder: TempDir,
+}
+
+impl Rig {
+    fn path(folder: &TempDir, name: &str) -> PathBuf {
+        folder.path().join(name)
+    }
+
+    fn start(folder: TempDir, words: &[&str], script: &str) -> Self {
+        let socket = Self::path(&folder, "vm.sock");
+        let machine = Builder::debian_with_virtio()
+            .args(&["--cpus", "2", "--pci-ports", "2", "--control", socket.to_str().unwrap()])
+            .args(words)
+            .script(script);
+        Self { machine: machine.start(), folder }
+    }
+
+    fn ctl(&self, words: &[&str]) -> Finished {
+        let socket = Self::path(&self.folder, "vm.sock");
+        Builder::command(&[&["ctl", socket.to_str().unwrap()], words].concat()).finish()
+    }
+}
+
+/// A directory, and `virtiofsd` before it.
+fn virtiofsd(folder: &TempDir) -> (Backend, PathBuf) {
+    let (socket, source) = (Rig::path(folder, "fs.sock"), Rig::path(folder, "shared"));
+    fs::create_dir(&source).unwrap();
+    let mut command = of_qemu("virtiofsd");
+    command.arg(format!("--socket-path={}", socket.display()));
+    command.args(["-o", &format!("source={}", source.display()), "-o", "sandbox=chroot"]);
+    (Backend::start(command, &socket), socket)
+}
+
+/// A disk, and `qemu-storage-daemon` before it, which takes commands at its standard input.
+fn storage_daemon(folder: &TempDir, name: &str) -> (Backend, PathBuf) {
+    let (socket, disk) = (Rig::path(folder, &format!("{name}.sock")), Rig::path(folder, name));
+    fs::copy(image("disk.ext4"), &disk).unwrap();
+    let mut command = of_qemu("qemu-storage-daemon");
+    let node = format!("driver=file,node-name=disk,filename={}", disk.display());
+    let export = format!(
+        "type=vhost-user-blk,id=out,node-name=disk,writable=on,num-queues=2,addr.type=unix,addr.path={}",
+        socket.display()
+    );
+    command.args(["--blockdev", &node, "--export", &export, "--chardev", "stdio,id=m", "--monitor", "chardev=m"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    (Backend::start(command, &socket), socket)
+}
+
+/// A directory and a disk are read and written; the guest restarts while it writes; the disk grows; the guest lets both go while it writes; a
+/// backend dies.
+#[test]
+fn backends_serve_a_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_files, files_socket) = virtiofsd(&folder);
+    let (mut daemon, disk_socket) = storage_daemon(&folder, "disk");
+    let (mortal, mortal_socket) = storage_daemon(&folder, "mortal");
+    let shared = Rig::path(&folder, "shared");
+    fs::write(shared.join("greeting"), "a file of the host\n").unwrap();
+    let words = [
+        "--device",
+        &format!("fs,socket={},tag=host,id=files,place=port:0", files_socket.display()),
+        "--disk",
+        &format!("vhost-user={},id=data,queues=2,place=port:1", disk_socket.display()),
+        "--disk",
+        &format!("vhost-user={},id=mortal", mortal_socket.display()),
+    ];
+    // Bus 0 comes before what is behind its ports.
+    let write = "(while dd if=/dev/urandom of=/mnt/busy bs=64k count=64 2>/dev/null; do :; done; echo no more files) &
+            (while dd if=/dev/urandom of=/disk/busy bs=64k count=32 conv=fsync 2>/dev/null; do :; done; echo no more blocks) &
+            until [ -s /mnt/busy ] && [ -s /disk/busy ]; do sleep 0.1; done";
+    let script = format!(
+        "mkdir /mnt /disk; mount -t virtiofs host /mnt; mount -t ext4 /dev/vdb /disk
+        if ! [ -e /mnt/note ]; then
+            cat /mnt/greeting /disk/greeting
+            yes a line of the guest | head -c 1048576 >/mnt/large; head -c 524288 /mnt/large >/disk/large
+            echo kept by the guest | tee /mnt/note >/disk/note; sync
+            {write}
+            reboot -f
+        fi
+        yes a line of the guest | head -c 1048576 | cmp - /mnt/large
+        yes a line of the guest | head -c 524288 | cmp - /disk/large && cat /disk/note && echo the same
+        until [ $(cat /sys/block/vdb/size) = 32768 ]; do sleep 0.1; done
+        {write}
+        echo both are written to
+        while [ -e /sys/block/vdb ]; do sleep 0.1; done
+        while ls /sys/bus/virtio/drivers/virtiofs | grep -q ^virtio; do sleep 0.1; done
+        wait
+        echo and gone
+        read go"
+    );
+    let mut rig = Rig::start(folder, &words, &script);
+    rig.machine.wait_for("a file of the host");
+    rig.machine.wait_for("a file on a disk of the host");
+    rig.machine.wait_for("the same");
+    assert_eq!(fs::read_to_string(shared.join("note")).unwrap(), "kept by the guest\n");
+    let commands = "{\"execute\":\"qmp_capabilities\"}\n\
+        {\"execute\":\"block_resize\",\"arguments\":{\"node-name\":\"disk\",\"size\":16777216}}\n";
+    daemon.0.stdin.as_mut().unwrap().write_all(commands.as_bytes()).unwrap();
+    rig.machine.wait_for("both are written to");
+    for id in ["files", "data"] {
+        let removed = rig.ctl(&["device", "remove", id, "--timeout", "200"]);
+        removed.expect_code(0).expect_console(&format!("{id}: gone\n"));
+    }
+    rig.machine.wait_for("and gone");
+    drop(mortal);
+    let said = rig.machine.wait_for_log("is given up");
+    assert!(said.contains("`mortal`: the vhost-user backend at"), "it is the first to be: {said}");
+    // Neither the guest nor the control socket minds.
+    rig.ctl(&["device", "list"]).expect_code(0).expect_console("mortal");
+    rig.machine.send("go\n");
+    rig.machine.finish().expect_code(0).expect_console("skep: script 0");
+}
