@@ -302,6 +302,9 @@ fn a_controller_that_rests_takes_less_power_by_itself() {
     guest.faults.clear_rule();
     guest.faults.release();
     assert_eq!(guest.wait(&mut pair).status, Status::SUCCESS);
+    // A completion is seen before the time of it is noted; a pause comes after both.
+    guest.pause();
+    guest.controller.resume();
     minutes(&guest, 60);
     // The state that it is saved in is that, and its heir rests from then on.
     let state = guest.pause();
