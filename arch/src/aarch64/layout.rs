@@ -197,7 +197,7 @@ impl Layout {
         });
         rows.extend(self.redistributors.iter().map(|&part| row(part, RangeKind::Device, "GICv3 redistributors")));
         rows.extend(self.ram.iter().map(|&part| row(part, RangeKind::Ram, "RAM")));
-        rows.sort_by_key(|row| row.region);
+        rows.sort_unstable_by_key(|row| row.region);
         rows
     }
 }

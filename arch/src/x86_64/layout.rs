@@ -194,7 +194,7 @@ impl Layout {
         ];
         rows.extend(self.ram.iter().skip(1).map(|&part| row(part, RangeKind::Ram, "high RAM")));
         rows.push(row(self.pci_mmio64, RangeKind::PciWindow, "64-bit PCI window"));
-        rows.sort_by_key(|row| row.region);
+        rows.sort_unstable_by_key(|row| row.region);
         rows
     }
 }

@@ -18,7 +18,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 
 use minicbor::{Decode, Encode};
 
@@ -98,7 +98,13 @@ pub fn ensure(
     value: impl Debug,
     rule: &'static str,
 ) -> Result<(), StateError> {
-    if holds { Ok(()) } else { Err(StateError::Invalid { id, field, value: format!("{value:?}"), rule }) }
+    if holds { Ok(()) } else { Err(invalid(id, field, &value, rule)) }
+}
+
+#[cold]
+#[inline(never)]
+fn invalid(id: &'static str, field: &'static str, value: &dyn Debug, rule: &'static str) -> StateError {
+    StateError::Invalid { id, field, value: format!("{value:?}"), rule }
 }
 
 /// A component's whole state, as plain data.
@@ -145,25 +151,42 @@ impl Record {
     /// # Errors
     /// Those of [`StateError`]: another type, a version that can't be read, bytes that are not the type's, a value out of its range.
     pub fn open<S: State>(&self) -> Result<S, StateError> {
-        if self.id != S::ID {
-            return Err(StateError::WrongType { expected: S::ID, found: self.id.clone() });
-        }
-        if self.version > S::VERSION {
-            return Err(StateError::TooNew { id: self.id.clone(), found: self.version, newest: S::VERSION });
-        }
-        let state = if self.version < S::VERSION {
-            S::decode_older(self.version, &self.body)?
-        } else {
-            let malformed = |reason: String| StateError::Malformed { id: self.id.clone(), reason };
+        let state = if self.is_current(S::ID, S::VERSION)? {
             let mut decoder = minicbor::Decoder::new(&self.body);
-            let state: S = decoder.decode().map_err(|e| malformed(e.to_string()))?;
-            if decoder.position() != self.body.len() {
-                return Err(malformed(format!("{} bytes follow the end", self.body.len() - decoder.position())));
-            }
+            let state = decoder.decode().map_err(|error| self.malformed(&error))?;
+            self.ends(decoder.position())?;
             state
+        } else {
+            S::decode_older(self.version, &self.body)?
         };
         state.check()?;
         Ok(state)
+    }
+
+    // What follows is apart since `open` is made anew for every type.
+
+    /// Whether it is of the version that this program writes, and not of an older one.
+    fn is_current(&self, id: &'static str, newest: u16) -> Result<bool, StateError> {
+        if self.id != id {
+            return Err(StateError::WrongType { expected: id, found: self.id.clone() });
+        }
+        if self.version > newest {
+            return Err(StateError::TooNew { id: self.id.clone(), found: self.version, newest });
+        }
+        Ok(self.version == newest)
+    }
+
+    /// Whether the state takes the whole body.
+    fn ends(&self, position: usize) -> Result<(), StateError> {
+        match self.body.len() - position {
+            0 => Ok(()),
+            more => Err(self.malformed(&format_args!("{more} bytes follow the end"))),
+        }
+    }
+
+    #[cold]
+    fn malformed(&self, reason: &dyn Display) -> StateError {
+        StateError::Malformed { id: self.id.clone(), reason: reason.to_string() }
     }
 }
 

@@ -80,7 +80,7 @@ fn bars_of(bars: &Bars, pool: Pool) -> Vec<(u8, u64)> {
         .zip(bars)
         .filter_map(|(number, bar)| bar.filter(|bar| Pool::of(bar) == pool).map(|bar| (number, bar.size)))
         .collect();
-    found.sort_by_key(|(number, size)| (Reverse(*size), *number));
+    found.sort_unstable_by_key(|(number, size)| (Reverse(*size), *number));
     found
 }
 

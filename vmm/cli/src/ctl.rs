@@ -365,7 +365,7 @@ fn figures(stats: &Stats) -> String {
         stats.exits.values().sum::<u64>()
     );
     let mut rows: Vec<_> = stats.exits.iter().collect();
-    rows.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    rows.sort_unstable_by_key(|(kind, count)| (std::cmp::Reverse(**count), *kind));
     for (kind, count) in rows {
         // Writing to a string does not fail.
         let _ = writeln!(text, "  {kind:<18} {count:>12}");

@@ -19,7 +19,7 @@ pub(crate) fn text(outcome: &Outcome) -> String {
         outcome.exits.total()
     );
     let mut rows: Vec<_> = outcome.exits.rows().filter(|(_, count)| *count > 0).collect();
-    rows.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    rows.sort_unstable_by_key(|(kind, count)| (std::cmp::Reverse(*count), *kind));
     for (kind, count) in rows {
         // Writing to a string does not fail.
         let _ = writeln!(text, "skep:   {kind:<18} {count:>12}");

@@ -122,7 +122,7 @@ impl Value {
         };
         let mut entries: Vec<_> = table.into_iter().map(entry).collect();
         // In the file's order, so that the first mistake is the one reported.
-        entries.sort_by_key(|(key, _)| key.at);
+        entries.sort_unstable_by_key(|(key, _)| key.at);
         Value::Table(entries)
     }
 }

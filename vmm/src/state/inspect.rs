@@ -1,6 +1,6 @@
 //! A snapshot for people and programs: every record checked, and told.
 
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 
 use minicbor::Decoder;
 use minicbor::data::Type;
@@ -19,14 +19,14 @@ use crate::machine::{Aarch64CpusState, X86CpusState};
 #[path = "inspect_test.rs"]
 mod test;
 
-/// Decodes and checks a record, and tells it.
-type Tell = fn(&Record) -> Result<String, StateError>;
+/// Decodes and checks a record, for it to be told.
+type Tell = fn(&Record) -> Result<Box<dyn Debug>, StateError>;
 
-fn tell<S: State>(record: &Record) -> Result<String, StateError> {
-    Ok(format!("{:#?}", record.open::<S>()?))
+fn tell<S: State + 'static>(record: &Record) -> Result<Box<dyn Debug>, StateError> {
+    Ok(Box::new(record.open::<S>()?))
 }
 
-const fn known<S: State>() -> (&'static str, Tell) {
+const fn known<S: State + 'static>() -> (&'static str, Tell) {
     (S::ID, tell::<S>)
 }
 
@@ -72,7 +72,7 @@ fn describe(name: &str, record: &Record) -> Result<String, SnapshotError> {
     let Some((_, tell)) = known else {
         return Err(SnapshotError::Unknown { name: name.to_owned(), id: record.id.clone() });
     };
-    let mut text = tell(record).map_err(refused(name))?;
+    let mut text = format!("{:#?}", tell(record).map_err(refused(name))?);
     if record.id == RootComplexState::ID {
         let state: RootComplexState = record.open().map_err(refused(name))?;
         for function in &state.functions {

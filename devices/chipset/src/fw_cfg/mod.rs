@@ -109,7 +109,7 @@ impl FwCfg {
     #[must_use]
     pub fn new(config: FwCfgConfig) -> Self {
         let FwCfgConfig { dma, items, mut files } = config;
-        files.sort_by(|a, b| a.name.cmp(&b.name));
+        files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         assert!(files.windows(2).all(|pair| pair[0].name != pair[1].name), "each file has a name of its own");
         assert!(files.iter().all(|file| file.name.len() <= NAME_MAX), "a file's name has 55 bytes at most");
         let mut this = Self {
@@ -141,7 +141,7 @@ impl FwCfg {
             this.names.push(file.name);
         }
         this.items.push((key::FILE_DIRECTORY, Place::Bytes(directory.into())));
-        this.items.sort_by_key(|(number, _)| *number);
+        this.items.sort_unstable_by_key(|(number, _)| *number);
         this.reset();
         this
     }
