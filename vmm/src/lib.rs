@@ -20,6 +20,7 @@ mod leftover;
 mod listen;
 pub mod machine;
 pub mod monitor;
+mod program;
 pub mod run;
 pub mod state;
 

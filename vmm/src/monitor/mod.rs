@@ -18,6 +18,7 @@ use crate::console::Console;
 use crate::ctl::Server;
 use crate::ctl::{Call, Command};
 use crate::machine::{ClockPolicy, Machine, Platform, Saved, Services};
+use crate::program;
 use crate::run::{Control, Gate, Request, Requests, StopReason};
 use crate::state::Snapshot;
 use command::Running;
@@ -125,6 +126,7 @@ pub fn run<A: Saved>(
     control.hear_signals()?;
     let threads = |source| Error::Thread { what: "a vCPU", source };
     machine.vcpus_mut().start(&requests).map_err(threads)?;
+    program::let_go_of_code();
 
     let mut restarts = 0;
     // Devices that could not stop.
