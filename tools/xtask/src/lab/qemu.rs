@@ -125,6 +125,8 @@ fn kernel_command_line(lab: &Lab) -> String {
         "loglevel=1 panic=-1 oops=panic",
         // No time is spent on measures against attackers, or on testing ciphers.
         "mitigations=off nowatchdog cryptomgr.notests=1",
+        // A library that each process has at another address is translated anew for each.
+        "norandmaps",
     ];
     let clock = match lab.board.arch() {
         // On a machine that is busy with other work, a kernel that compares its clocks with each other takes one to be broken, and panics; and
