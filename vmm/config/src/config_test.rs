@@ -215,7 +215,7 @@ prop_compose! {
             device: if large.is_some() { DiskDevice::Nvme } else { DiskDevice::VirtioBlk },
             id, serial: None, readonly, direct,
             block_size: large.map(|large| if large { 4096 } else { 512 }),
-            queues, poll, iops, bandwidth, controller: None, place: None,
+            queues, poll, iops, bandwidth, controller: None, place: None, bootindex: None,
         }
     }
 }
@@ -227,7 +227,7 @@ prop_compose! {
         let queues = if tap.is_some() && !old { pairs } else { 1 };
         let net = Net {
             user: tap.is_none(), device, queues, tap, id, mac, poll: None, rx_packets: None, rx_bandwidth: None, tx_packets: None,
-            tx_bandwidth: None, romfile, place: None,
+            tx_bandwidth: None, romfile, place: None, bootindex: None,
         };
         if old { net } else { Net { poll, rx_packets, rx_bandwidth, tx_packets, tx_bandwidth, ..net } }
     }

@@ -112,6 +112,9 @@ pub struct Disk {
     /// Where it is on PCI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
+    /// Firmware tries devices that have one first, the least before the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bootindex: Option<u16>,
 }
 
 /// What one MSI-X table, one page of doorbells and a host's patience have room for.
@@ -139,6 +142,7 @@ pub(crate) struct Keys {
     bandwidth: Option<Rate<Bytes>>,
     controller: Option<String>,
     place: Option<Place>,
+    bootindex: Option<u16>,
 }
 
 impl Keys {
@@ -221,6 +225,7 @@ impl Group for Disk {
             bandwidth: keys.bandwidth,
             controller: keys.controller,
             place: keys.place,
+            bootindex: keys.bootindex,
         })
     }
 }

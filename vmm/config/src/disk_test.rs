@@ -21,11 +21,12 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         bandwidth: None,
         controller: None,
         place: None,
+        bootindex: None,
     };
     assert_eq!(disk, plain);
     let qcow2 = DiskSource::Image { file: "a.img".into(), format: Format::Qcow2 };
     assert_eq!("a.img,format=qcow2".parse::<Disk>().unwrap().source, qcow2);
-    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,poll=8us,iops=1000/2000,bandwidth=100M,place=port:1";
+    let text = "a,,b.img,format=raw,device=virtio-blk,id=root,serial=X1,readonly,direct,queues=4,poll=8us,iops=1000/2000,bandwidth=100M,place=port:1,bootindex=2";
     let expected = Disk {
         source: DiskSource::Image { file: "a,b.img".into(), format: Format::Raw },
         device: DiskDevice::VirtioBlk,
@@ -39,6 +40,7 @@ fn a_disk_is_its_file_and_what_is_said_of_it() {
         iops: "1000/2000".parse().ok(),
         bandwidth: "100M".parse().ok(),
         place: Some(Place::Port(1)),
+        bootindex: Some(2),
         ..plain
     };
     assert_eq!(text.parse::<Disk>(), Ok(expected));

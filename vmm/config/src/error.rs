@@ -250,6 +250,21 @@ pub enum Conflict {
          try: give it when the machine starts, with place=port:NUMBER if it is to leave"
     )]
     PluggedBackend,
+    /// Two devices of which firmware can't tell which is first.
+    #[error(
+        "`{first}` and `{second}` both have bootindex {index}\n  try: another `bootindex` for one of them, or none"
+    )]
+    SameBootIndex {
+        /// The index.
+        index: u16,
+        /// The device that the config names first.
+        first: String,
+        /// The other one.
+        second: String,
+    },
+    /// Where a device that is to be plugged stands among those that firmware boots.
+    #[error("`bootindex` is what firmware is told when the machine starts\n  try: without it")]
+    LateBootIndex,
     /// Too many root ports.
     #[error("`pci-ports` is {ports}\n  try: {most} at most")]
     Ports {

@@ -84,7 +84,8 @@ pub struct DeviceFlags {
     /// one controller (`controller=ID`), and have blocks of `block-size=512|4096` bytes. `direct` leaves out the host's page cache,
     /// `queues=N` limits the queues, `poll=TIME` how long a queue's thread looks for work before it sleeps (32us; 0: not at all).
     /// `iops=N[/BURST]` and `bandwidth=SIZE[/BURST]` limit what it does in a second, and at once after a rest (a tenth of that).
-    /// `vhost-user` is a virtio disk of another program, which listens at SOCKET already. May be repeated.
+    /// `vhost-user` is a virtio disk of another program, which listens at SOCKET already. Firmware boots what has
+    /// a `bootindex=N` first, the least before the others. May be repeated.
     #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
     /// Network card: tap=NAME[,queues=N] or user, [,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE]...
@@ -92,7 +93,7 @@ pub struct DeviceFlags {
     /// `tap` is an interface of the host, made for this user: ip tuntap add mode tap user NAME. `user` needs no rights: the program `passt` makes
     /// the guest's connections the user's own. `device=virtio-net` is the default; `ne2k_pci` is slow, and for guests that know no other card. `romfile` is an
     /// option ROM, by which firmware boots from a card that it has no driver for. `rx-packets=N[/BURST]` and `rx-bandwidth=SIZE[/BURST]` limit what the guest receives
-    /// by virtio-net in a second, `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` is as a disk's. May be repeated.
+    /// by virtio-net in a second, `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` and `bootindex=N` are as a disk's. May be repeated.
     #[arg(long, value_name = "tap=NAME|user[,...]")]
     pub net: Vec<Net>,
     /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N], console=SOCKET[,ports=NAME:NAME...] or fs,socket=SOCKET,tag=TAG[,queues=N][,id=ID]

@@ -28,6 +28,7 @@ impl Config {
         self.check_controllers()?;
         // What another process works on is in memory that it can map.
         self.memory.shared |= self.of_a_backend().is_some();
+        self.check_boot_order()?;
         let queues = u16::try_from(self.cpus.max.min(DISK_QUEUES)).unwrap_or(1);
         let joined = self.joined();
         for (disk, joins) in self.disk.iter_mut().zip(&joined) {
@@ -99,6 +100,22 @@ impl Config {
             if let Some((key, _)) = own.into_iter().find(|(_, given)| joins && *given) {
                 let id = disk.id.clone().unwrap_or_default();
                 return Err(Conflict::ControllersOwn { id, key, controller: controller.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_boot_order(&self) -> Result<(), Conflict> {
+        let mut indexes = BTreeMap::new();
+        let disks = self.disk.iter().map(|disk| (disk.bootindex, &disk.id));
+        for (index, id) in disks.chain(self.net.iter().map(|net| (net.bootindex, &net.id))) {
+            let Some(index) = index else { continue };
+            if self.boot.firmware.is_none() {
+                return Err(Conflict::Without { key: "bootindex", needs: "boot.firmware" });
+            }
+            let second = id.clone().unwrap_or_default();
+            if let Some(first) = indexes.insert(index, second.clone()) {
+                return Err(Conflict::SameBootIndex { index, first, second });
             }
         }
         Ok(())

@@ -106,3 +106,21 @@ fn what_has_a_vhost_user_backend_makes_memory_shared() {
     let said = finished("device = ['fs,socket=a,tag=t,id=x', 'fs,socket=b,tag=t,id=x']").unwrap_err().to_string();
     assert!(said.starts_with("two devices are called `x`"), "{said}");
 }
+
+#[test]
+fn what_firmware_boots_has_one_order() {
+    let refused = |text: &str| finished(text).unwrap_err().to_string();
+    let disks = "disk = ['a,format=raw,bootindex=1', 'b,format=raw,bootindex=0']\nnet = ['user,bootindex=1']";
+    assert_eq!(
+        refused(disks),
+        "`bootindex` is given without `boot.firmware`\n  try: give `boot.firmware` too, or leave `bootindex` out"
+    );
+    assert_eq!(
+        refused(&format!("{disks}\nboot = {{ firmware = 'f' }}")),
+        "`disk0` and `net0` both have bootindex 1\n  try: another `bootindex` for one of them, or none"
+    );
+    let config = finished("disk = ['a,format=raw,bootindex=1']\nboot = { firmware = 'f' }").unwrap();
+    assert_eq!(config.disk[0].bootindex, Some(1));
+    let late = config.with_net("user,bootindex=3".parse().unwrap());
+    assert_eq!(late.unwrap_err(), Conflict::LateBootIndex);
+}

@@ -122,6 +122,9 @@ pub struct Net {
     /// Where it is on PCI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
+    /// Firmware tries devices that have one first, the least before the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bootindex: Option<u16>,
 }
 
 /// What a tap interface has at most (Linux: `MAX_TAP_QUEUES`).
@@ -145,6 +148,7 @@ pub(crate) struct Keys {
     tx_bandwidth: Option<Rate<Bytes>>,
     romfile: Option<PathBuf>,
     place: Option<Place>,
+    bootindex: Option<u16>,
 }
 
 impl Net {
@@ -198,6 +202,7 @@ impl Group for Net {
             tx_bandwidth: keys.tx_bandwidth,
             romfile: keys.romfile,
             place: keys.place,
+            bootindex: keys.bootindex,
         })
     }
 }

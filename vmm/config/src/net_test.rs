@@ -21,6 +21,7 @@ fn a_card_is_what_it_is_connected_to() {
         tx_bandwidth: None,
         romfile: None,
         place: None,
+        bootindex: None,
     };
     assert_eq!(net, expected);
     let net: Net = "user,poll=0,rx-packets=10,rx-bandwidth=1M,tx-packets=20/30,tx-bandwidth=2M/3M".parse().unwrap();
@@ -38,6 +39,7 @@ fn a_card_is_what_it_is_connected_to() {
         tx_bandwidth: "2M/3M".parse().ok(),
         romfile: None,
         place: None,
+        bootindex: None,
     };
     assert_eq!(net, limited);
     let net = expected;

@@ -21,6 +21,7 @@ impl Config {
         if disk.source.is_vhost_user() {
             return Err(Conflict::PluggedBackend);
         }
+        no_bootindex(disk.bootindex)?;
         let joins = disk.controller.is_some() && self.disk.iter().any(|other| other.controller == disk.controller);
         if !joins {
             disk.place = Some(self.port_for(disk.place)?);
@@ -36,6 +37,7 @@ impl Config {
     /// # Errors
     /// As above.
     pub fn with_net(&self, mut net: Net) -> Result<Self, Conflict> {
+        no_bootindex(net.bootindex)?;
         net.place = Some(self.port_for(net.place)?);
         let mut next = self.clone();
         next.net.push(net);
@@ -96,4 +98,9 @@ impl Config {
         let devices = self.device.iter().map(|device| (Some(device.kind.name()), device.place));
         disks.chain(nets).chain(devices).filter_map(|(id, place)| Some((id.unwrap_or_default(), place?)))
     }
+}
+
+/// Firmware was told the order when the machine was made.
+fn no_bootindex(bootindex: Option<u16>) -> Result<(), Conflict> {
+    bootindex.map_or(Ok(()), |_| Err(Conflict::LateBootIndex))
 }

@@ -15,6 +15,7 @@ use skep_chipset::{Flash, FlashConfig, FwCfg, FwCfgConfig, flash};
 use skep_config::Config;
 use skep_memory::{Backing, BusMaster, MemoryMap, Region, RegionKind, RequesterId};
 
+use super::boot_order;
 use super::platform::rng_seed_of_host;
 use crate::Error;
 use crate::firmware::{FirmwareFiles, Variables};
@@ -108,6 +109,8 @@ pub(super) fn mapped(flash: &Flash) -> Option<Piece> {
 /// What an architecture adds to what every machine tells.
 pub(super) struct Told<'a> {
     pub(super) product: &'a str,
+    /// PCI's host bridge, as paths of Open Firmware have it.
+    pub(super) pci: &'a str,
     pub(super) family: u16,
     pub(super) ram: &'a [AddressRange],
     /// One more than the largest hardware id, as firmware counts on x86_64; the number of vCPUs on aarch64.
@@ -134,7 +137,7 @@ pub(super) fn fw_cfg(
     firmware: &mut FirmwareFiles,
     told: Told<'_>,
 ) -> Result<Arc<FwCfg>, Error> {
-    let Told { product, family, ram, max_cpus, mut items, mut files } = told;
+    let Told { product, pci, family, ram, max_cpus, mut items, mut files } = told;
     let cpus = &config.cpus;
     let short = |value: u32| u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes().to_vec();
     let total: u64 = ram.iter().map(|part| part.size).sum();
@@ -187,6 +190,7 @@ pub(super) fn fw_cfg(
         NamedItem::new(file::GENERATION, page),
         NamedItem::new(file::GENERATION_ADDRESS, Content::Written(8)),
     ]);
+    files.extend(boot_order::list(config, pci).map(|list| NamedItem::new("bootorder", list)));
     let dma = memory.dma(RequesterId(0), BusMaster::always());
     Ok(Arc::new(FwCfg::new(FwCfgConfig { dma, items, files })))
 }

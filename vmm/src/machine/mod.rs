@@ -1,5 +1,6 @@
 //! Puts a machine together from a configuration: memory map, buses, devices, tables, vCPUs.
 
+mod boot_order;
 mod devices;
 mod firmware;
 mod hotplug;

@@ -158,8 +158,10 @@ impl Platform for Aarch64 {
         components.push(("pci".to_owned(), pci.root.clone()));
         let firmware = match services.firmware {
             Some(mut files) => {
+                let pci = format!("pci@{:x}", ecam.base);
                 let told = Told {
                     product: "virt-1",
+                    pci: &pci,
                     family: smbios::ARMV8,
                     ram: &plan.ram,
                     max_cpus: u16::try_from(config.cpus.max).unwrap_or(u16::MAX),

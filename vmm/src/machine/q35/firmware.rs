@@ -67,6 +67,7 @@ impl FirmwareBoard {
         let largest_id = plan.possible.iter().max().copied().unwrap_or(0);
         let told = Told {
             product: "q35-1",
+            pci: "pci@i0cf8",
             family: smbios::OTHER_FAMILY,
             ram: &plan.ram,
             max_cpus: u16::try_from(largest_id.saturating_add(1)).unwrap_or(u16::MAX),
