@@ -23,8 +23,7 @@ use std::time::Duration;
 const RECIPE: u32 = 2;
 
 /// What the system has besides Debian's essential packages: what boots it to a login, and what the tests use in it.
-const PACKAGES: &str =
-    "systemd-sysv,udev,kmod,login,passwd,e2fsprogs,iproute2,iputils-ping,pciutils,nvme-cli,iperf3,socat,efibootmgr";
+const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,login,passwd,e2fsprogs,iproute2,iputils-ping,pciutils,nvme-cli,iperf3,socat,efibootmgr";
 
 /// Without its package, which brings a third as many packages again (Python, Ceph) for what no test uses.
 const FIO: Portable<'static> = Portable { name: "fio", packages: &["fio"], programs: &["usr/bin/fio"], files: &[] };
