@@ -5,7 +5,8 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::{Builder, Finished, firmware, image, is_x86_64, usual_kernel};
+use support::disk::{boot_disk, words};
+use support::{Builder, Finished, Machine, base64, firmware, image, is_x86_64, usual_kernel};
 use tempfile::TempDir;
 
 fn code() -> PathBuf {
@@ -66,6 +67,79 @@ fn uefi_starts_a_kernel_and_keeps_what_it_stores() {
     end.expect_code(0).expect_console("skep: script 0").expect_console("skep: cpus 2").expect_console("FACP");
     expect_no_fault(&end);
     assert_eq!(count(&folder, "BootOrder"), stored, "firmware finds what it has stored, and stores nothing anew");
+}
+
+/// What the guests' scripts begin with, on the disk `disk`: efibootmgr, and a variable of the test's own.
+fn tools(disk: &str) -> String {
+    format!(
+        "mkdir /m; mount -t ext4 -o ro /dev/{disk} /m
+        e() {{ sh /m/tools/efibootmgr \"$@\"; }}
+        n() {{ e -v | sed -n \"s/^Boot\\(....\\).*Pci($1,0x0).*/\\1/p\"; }}
+        v=/sys/firmware/efi/efivars/Skep-736b6570-0000-4000-8000-000000000000
+        "
+    )
+}
+
+/// Waits for the power button. What it says comes as 24 bytes.
+const BUTTON: &str = "for i in /sys/class/input/event*; do
+        if grep -q 'Power Button' $i/device/name; then b=/dev/input/${i##*/}; fi
+    done
+    exec 3<$b; echo the guest listens; head -c 24 <&3 | wc -c; echo pressed";
+
+fn press(socket: &Path) {
+    Builder::command(&["ctl", text(socket), "power-button"]).finish().expect_code(0);
+}
+
+/// A machine with two disks, the first NVMe; each has a script of its own.
+fn with_disks(builder: Builder, folder: &TempDir, more: [&str; 2]) -> Builder {
+    let flag = |name: &str, device: &str, more: &str| {
+        format!("{},format=raw,device={device}{more}", text(&folder.path().join(name)))
+    };
+    builder.args(&["--disk", &flag("nvme.img", "nvme", more[0]), "--disk", &flag("virtio.img", "virtio-blk", more[1])])
+}
+
+/// GRUB, booted by the firmware, boots Debian's kernel with a script in it.
+fn make_disk(folder: &TempDir, name: &str, more: &str, script: &str) {
+    let commands = words(&format!("loglevel=5 skep.script={}", base64(script)));
+    boot_disk(folder.path(), name, &format!("{commands}\n{more}"));
+}
+
+fn expect_grub(machine: &mut Machine, platform: &str) {
+    machine.wait_for(&format!("skep: GRUB on {platform}"));
+    machine.wait_for("skep: hello from Debian guest init");
+}
+
+/// By shim and GRUB to Debian's kernel: first from the disk that `bootindex` puts first, then by BootNext from the other one, which sets BootOrder and
+/// is powered off by the button; a second machine, to which no order is told, finds what the guest has set.
+#[test]
+fn uefi_boots_disks_in_the_order_that_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let from_nvme = "[ -z \"$(e | grep BootNext)\" ]
+        e -qo $(n 0x2),$(n 0x1); printf '\\7\\0\\0\\0skep' >$v; echo the order is set\n";
+    let from_virtio = "if [ -e $v ]; then tail -c 4 $v; echo ' is remembered'
+        else e -qn $(n 0x1); echo next is the other; reboot -f; fi";
+    make_disk(&folder, "nvme.img", "", &format!("{}{from_nvme}{BUTTON}", tools("nvme0n1p2")));
+    make_disk(&folder, "virtio.img", "", &format!("{}{from_virtio}", tools("vda2")));
+    let platform = if is_x86_64() { "x86_64-efi" } else { "arm64-efi" };
+
+    let socket = folder.path().join("vm.sock");
+    let told = with_disks(machine(&folder), &folder, [",bootindex=1", ",bootindex=0"]);
+    let mut machine_told = told.args(&["--control", text(&socket)]).start();
+    expect_grub(&mut machine_told, platform);
+    machine_told.wait_for("next is the other");
+    expect_grub(&mut machine_told, platform);
+    machine_told.wait_for("the order is set");
+    machine_told.wait_for("the guest listens");
+    press(&socket);
+    machine_told.wait_for("pressed");
+    let end = machine_told.finish();
+    end.expect_code(0).expect_console("skep: script 0");
+    expect_no_fault(&end);
+
+    let mut machine = with_disks(machine(&folder), &folder, ["", ""]).start();
+    expect_grub(&mut machine, platform);
+    machine.wait_for("skep is remembered");
+    machine.finish().expect_code(0).expect_console("skep: script 0");
 }
 
 #[test]

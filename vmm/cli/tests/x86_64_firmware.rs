@@ -1,0 +1,44 @@
+//! SeaBIOS as Debian ships it: what a PC of old boots.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
+mod support;
+
+use std::path::Path;
+
+use support::disk::{boot_disk, words};
+use support::{Builder, base64, firmware};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// GRUB for a PC from NVMe and from virtio-blk, in the order that SeaBIOS is told. It shows its menu on the serial port, and hears who answers there.
+#[test]
+fn seabios_boots_disks_in_the_order_that_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = |name: &str, device: &str, index: &str| {
+        let script = format!("echo from {name}");
+        let menu = format!("{}\nset timeout=-1", words(&format!("loglevel=5 skep.script={}", base64(&script))));
+        let path = folder.path().join(name);
+        if !path.exists() {
+            boot_disk(folder.path(), name, &menu);
+        }
+        format!("{},format=raw,device={device},bootindex={index}", text(&path))
+    };
+    let bios = firmware("bios-256k.bin");
+    for (order, first) in [(["1", "0"], "virtio"), (["0", "1"], "nvme")] {
+        let disks = [disk("nvme", "nvme", order[0]), disk("virtio", "virtio-blk", order[1])];
+        let words = ["run", "--firmware", text(&bios), "--disk", &disks[0], "--disk", &disks[1]];
+        let mut machine = Builder::command(&words).start();
+        machine.wait_for("SeaBIOS (version");
+        machine.wait_for("skep: GRUB on i386-pc");
+        machine.wait_for("A kernel and its init");
+        machine.send("\r");
+        machine.wait_for("skep: hello from Debian guest init");
+        let end = machine.finish();
+        end.expect_code(0).expect_console(&format!("from {first}")).expect_console("skep: script 0");
+        for complaint in ["ACPI Error", "ACPI Warning", "ACPI BIOS", "Firmware Bug", "BUG:", "nobody cared"] {
+            assert!(!end.console.contains(complaint), "{}", end.console);
+        }
+    }
+}
