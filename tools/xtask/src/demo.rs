@@ -1,8 +1,8 @@
-//! `cargo xtask demo`: stock Debian guests boot under skep on both architectures: a kernel to the greeting of its init, and a whole system to a
-//! login, from an NVMe disk and from a virtio one.
+//! `cargo xtask demo`: stock Debian guests boot under skep on both architectures: a kernel to the greeting of its init, a whole system to a
+//! login, from an NVMe disk and from a virtio one, and the same by Debian's UEFI firmware and GRUB.
 
 use crate::arch::Arch;
-use crate::images::{Images, portable, rootfs};
+use crate::images::{Images, firmware, portable, rootfs};
 use crate::lab::{Board, LAB, Lab, Program, Progress};
 use crate::paths::Scratch;
 use crate::process::show;
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Also Debian's whole system, from an NVMe disk and from a virtio one, to a login; it takes minutes to make the first time
     #[arg(long)]
     system: bool,
+    /// Also that system from an NVMe disk by Debian's UEFI firmware and GRUB, to a login, powered off by the power button
+    #[arg(long)]
+    firmware: bool,
 }
 
 /// What a guest is to show.
@@ -38,17 +41,25 @@ enum Show {
     Init,
     /// Debian's system, to a login, from a disk of that device.
     System(&'static str),
+    /// The same from an NVMe disk by UEFI and GRUB.
+    Firmware,
 }
 
 impl Show {
-    fn all(system: bool) -> &'static [Show] {
-        if system { &[Show::Init, Show::System("nvme"), Show::System("virtio-blk")] } else { &[Show::Init] }
+    fn all(args: &Args) -> Vec<Show> {
+        let mut shows = vec![Show::Init];
+        if args.system {
+            shows.extend([Show::System("nvme"), Show::System("virtio-blk")]);
+        }
+        shows.extend(args.firmware.then_some(Show::Firmware));
+        shows
     }
 
     fn name(self) -> String {
         match self {
             Show::Init => "a kernel and its init".to_owned(),
             Show::System(device) => format!("Debian on {device}, to a login"),
+            Show::Firmware => "Debian on nvme by UEFI and GRUB, to a login, and off by the power button".to_owned(),
         }
     }
 
@@ -57,7 +68,7 @@ impl Show {
         match self {
             Show::Init => "skep: hello from Debian guest init: ",
             // What is typed there is echoed.
-            Show::System(_) => "skep login: root",
+            Show::System(_) | Show::Firmware => "skep login: root",
         }
     }
 }
@@ -68,6 +79,10 @@ struct Paths {
     images: String,
     disk: String,
     login: String,
+    /// Debian's firmware, a disk that it boots, and its variables.
+    firmware: String,
+    whole: String,
+    vars: String,
 }
 
 /// How a guest did.
@@ -96,7 +111,7 @@ pub(crate) fn main(args: &Args) -> Result<i32> {
         eprintln!("demo: building skep for {arch}");
         let skep = test::skep(arch)?;
         let native = Kvm::here() == Kvm::Hardware && Arch::of_this_machine() == Some(arch);
-        let done = if native { on_hardware(arch, &skep, args.system) } else { in_lab(arch, &skep, args.system) };
+        let done = if native { on_hardware(arch, &skep, args) } else { in_lab(arch, &skep, args) };
         boots.extend(done.with_context(|| format!("no guest booted on {arch}"))?);
     }
 
@@ -121,13 +136,16 @@ pub(crate) fn main(args: &Args) -> Result<i32> {
 
 /// The command line that shows it.
 fn command(arch: Arch, show: Show, paths: &Paths) -> Vec<String> {
+    if show == Show::Firmware {
+        return firmware_command(arch, paths);
+    }
     let kernel = match arch {
         Arch::X86_64 => "vmlinuz",
         Arch::Aarch64 => "Image",
     };
     let images = &paths.images;
     let (more, initrd, memory) = match show {
-        Show::Init => ("", Some("initramfs.cpio.gz"), "256M"),
+        Show::Init | Show::Firmware => ("", Some("initramfs.cpio.gz"), "256M"),
         // The kernel has a driver for NVMe built in; the one for virtio disks is a module.
         Show::System("nvme") => (" root=/dev/nvme0n1 rw", None, "512M"),
         Show::System(_) => (" skep.root=/dev/vda", Some("initramfs-virtio.cpio.gz"), "512M"),
@@ -151,22 +169,45 @@ fn command(arch: Arch, show: Show, paths: &Paths) -> Vec<String> {
     words
 }
 
-fn in_lab(arch: Arch, skep: &Path, system: bool) -> Result<Vec<Boot>> {
+fn firmware_command(arch: Arch, paths: &Paths) -> Vec<String> {
+    let (code, template) = match arch {
+        Arch::X86_64 => ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+        Arch::Aarch64 => ("AAVMF_CODE.fd", "AAVMF_VARS.fd"),
+    };
+    let Paths { skep, login, firmware, whole, vars, .. } = paths;
+    let (code, vars) = (format!("{firmware}/{code}"), format!("{vars},template={firmware}/{template}"));
+    let disk = format!("{whole},format=raw");
+    let words = ["sh", login, "--button", skep, "run", "--firmware", &code, "--firmware-vars", &vars, "--disk", &disk];
+    words.into_iter().chain(["--memory", "512M", "--cpus", "1", "--serial", "stdio"]).map(str::to_owned).collect()
+}
+
+fn in_lab(arch: Arch, skep: &Path, args: &Args) -> Result<Vec<Boot>> {
     let board = Board::of(arch);
-    let shows = Show::all(system);
+    let shows = Show::all(args);
     let scratch = Scratch::new()?;
     let login = scratch.path().join("login.sh");
     fs::write(&login, LOGIN)?;
     let limit = Duration::from_secs(LIMIT * shows.len() as u64 + 60);
     let mut lab = Lab::new(board).carry(Images::get(arch)?.guest(), "images").carry(skep, "skep").limit(limit);
-    if system {
+    if args.system {
         let tools = portable::TOOLS.get(arch)?;
         lab = lab.carry(tools.join("bin"), "bin").carry(tools.join("lib"), "lib");
-        lab = lab.carry(rootfs::disk(arch, false)?, "debian.ext4").carry(login, "login.sh");
+        lab = lab.carry(rootfs::disk(arch, false)?, "debian.ext4");
     }
+    if args.firmware {
+        lab = lab.carry(firmware::directory(arch, false)?, "firmware").carry(rootfs::bootable(arch)?, "debian-gpt.img");
+    }
+    lab = lab.carry(login, "login.sh");
     let place = |name| format!("{LAB}/{name}");
-    let paths =
-        Paths { skep: place("skep"), images: place("images"), disk: place("debian.ext4"), login: place("login.sh") };
+    let paths = Paths {
+        skep: place("skep"),
+        images: place("images"),
+        disk: place("debian.ext4"),
+        login: place("login.sh"),
+        firmware: place("firmware"),
+        whole: place("debian-gpt.img"),
+        vars: place("vars.fd"),
+    };
     let commands: Vec<_> = shows.iter().map(|&show| command(arch, show, &paths)).collect();
     let programs: Vec<_> =
         commands.iter().map(|words| Program::new(words.clone()).limit(Duration::from_secs(LIMIT))).collect();
@@ -190,17 +231,31 @@ fn in_lab(arch: Arch, skep: &Path, system: bool) -> Result<Vec<Boot>> {
     Ok(boots)
 }
 
-fn on_hardware(arch: Arch, skep: &Path, system: bool) -> Result<Vec<Boot>> {
+fn on_hardware(arch: Arch, skep: &Path, args: &Args) -> Result<Vec<Boot>> {
     let scratch = Scratch::new()?;
-    let (login, disk) = (scratch.path().join("login.sh"), scratch.path().join("debian.ext4"));
+    let here = |name| scratch.path().join(name);
+    let (login, disk, whole) = (here("login.sh"), here("debian.ext4"), here("debian-gpt.img"));
     fs::write(&login, LOGIN)?;
-    if system {
+    if args.system {
         fs::copy(rootfs::disk(arch, false)?, &disk).context("cannot copy Debian's disk")?;
+    }
+    let mut firmware_files = scratch.path().to_owned();
+    if args.firmware {
+        fs::copy(rootfs::bootable(arch)?, &whole).context("cannot copy Debian's disk")?;
+        firmware_files = firmware::directory(arch, false)?;
     }
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let images = Images::get(arch)?;
-    let paths = Paths { skep: text(skep), images: text(images.guest()), disk: text(&disk), login: text(&login) };
-    Show::all(system).iter().map(|&show| boot(arch, show, &command(arch, show, &paths))).collect()
+    let paths = Paths {
+        skep: text(skep),
+        images: text(images.guest()),
+        disk: text(&disk),
+        login: text(&login),
+        firmware: text(&firmware_files),
+        whole: text(&whole),
+        vars: text(&here("vars.fd")),
+    };
+    Show::all(args).iter().map(|&show| boot(arch, show, &command(arch, show, &paths))).collect()
 }
 
 /// Boots a guest on this machine.

@@ -1,11 +1,17 @@
 #!/bin/sh
-# demo.sh SKEP ARGUMENTS...: runs a guest that boots to a login, logs in, looks at its disk, and powers it off. The guest's
-# console is standard output; the exit code is skep's, or 1 where something is not as it should be.
+# demo.sh [--button] SKEP ARGUMENTS...: runs a guest that boots to a login, logs in, looks at its disk, and powers it off, by the power button
+# if it is asked to. The guest's console is standard output; the exit code is skep's, or 1 where something is not as it should be.
+button=
+if [ "$1" = --button ]; then
+    button=yes
+    shift
+fi
+program=$1
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 mkfifo "$dir/in" "$dir/out"
 tee "$dir/console" <"$dir/out" &
-"$@" <"$dir/in" >"$dir/out" &
+"$@" --control "$dir/control" <"$dir/in" >"$dir/out" &
 skep=$!
 exec 3>"$dir/in"
 
@@ -26,9 +32,20 @@ wait_for() {
 wait_for 'skep login:'
 echo root >&3
 wait_for 'root@skep:~#'
-echo 'findmnt -no SOURCE,FSTYPE / && df -h / && lspci && echo all is w""ell; poweroff' >&3
+start=$seen
+look='findmnt -no SOURCE,FSTYPE / && df -h / && lspci && echo all is w""ell'
+if [ -z "$button" ]; then
+    echo "$look; poweroff" >&3
+else
+    echo "efibootmgr && $look" >&3
+    wait_for 'all is well'
+    # Whoever listens to the button may not be there yet.
+    echo 'until journalctl -u systemd-logind | grep "Watching system buttons"; do sleep 1; done; echo the button is h""eard' >&3
+    wait_for 'the button is heard'
+    "$program" ctl "$dir/control" power-button
+fi
 wait $skep
 code=$?
 wait
-tail -c +$((seen + 1)) "$dir/console" | grep -q 'all is well' || code=1
+tail -c +$((start + 1)) "$dir/console" | grep -q 'all is well' || code=1
 exit $code
