@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use skep_config::{Disk, Net, Size};
 use skep_vmm::ctl::protocol::{
     Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Pressed,
-    Removed, Resized, Save, Saved, Stats, Status,
+    Removed, Renewed, Resized, Save, Saved, Stats, Status,
 };
 use skep_vmm::ctl::{Client, ClientError};
 use skep_vmm::machine::{BalloonInfo, DeviceInfo, DeviceState, Plugged};
@@ -99,6 +99,8 @@ enum CtlCommand {
     },
     /// Press the power button: a guest that listens powers off in an orderly way
     PowerButton,
+    /// Give the guest a new generation id, by which it knows that it goes on as a copy of what it was
+    RenewGeneration,
     /// Reset the machine, as if its guest had asked for it: `--on-reset` says what happens then
     Reset,
     /// End the machine at once, as by pulling its plug
@@ -247,6 +249,14 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
                 false => "the guest does not listen to its power button\n".to_owned(),
             };
             it.ask("power-button", &Nothing {}, None, text)?;
+        }
+        CtlCommand::RenewGeneration => {
+            let text = |renewed: Renewed| match renewed.told {
+                true => String::new(),
+                false => "the guest has no generation id: it needs firmware, which has not put one into its place\n"
+                    .to_owned(),
+            };
+            it.ask("renew-generation", &Nothing {}, None, text)?;
         }
         CtlCommand::Reset => it.ask("reset", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Quit => it.ask("quit", &Nothing {}, None, |_: Nothing| String::new())?,

@@ -1,4 +1,4 @@
-//! SeaBIOS as Debian ships it: what a PC of old boots.
+//! SeaBIOS as Debian ships it: what boots as on a PC without UEFI.
 #![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
@@ -41,4 +41,32 @@ fn seabios_boots_disks_in_the_order_that_it_is_told() {
             assert!(!end.console.contains(complaint), "{}", end.console);
         }
     }
+}
+
+/// An old card's option ROM, whose file has no ids of the card.
+#[test]
+fn ipxe_starts_from_a_cards_option_rom() {
+    let (bios, rom) = (firmware("bios-256k.bin"), firmware("pxe-ne2k_pci.rom"));
+    let net = format!("tap=skep1,mac=02:00:00:00:00:07,device=ne2k_pci,bootindex=0,romfile={}", text(&rom));
+    let words = ["run", "--memory", "128M", "--firmware", text(&bios), "--net", &net];
+    let mut machine = Builder::command(&words).start();
+    machine.wait_for("SeaBIOS (version");
+    machine.wait_for("Booting from ROM");
+    machine.wait_for("Open Source Network Boot Firmware");
+    machine.wait_for("net0: 02:00:00:00:00:07 using rtl8029 on 0000:00:01.0");
+}
+
+/// It shows itself on the serial port, and hears the key that ends it: the machine is reset.
+#[test]
+fn memtest86_tests_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = boot_disk(folder.path(), "boot.img", "set default=memtest");
+    let (bios, disk) = (firmware("bios-256k.bin"), format!("{},format=raw", text(&disk)));
+    let words = ["run", "--memory", "128M", "--on-reset", "exit", "--firmware", text(&bios), "--disk", &disk];
+    let mut machine = Builder::command(&words).start();
+    machine.wait_for("skep: GRUB on i386-pc");
+    machine.wait_for("Memtest86+");
+    machine.wait_for("Testing");
+    machine.send("\x1b");
+    machine.finish().expect_code(10);
 }

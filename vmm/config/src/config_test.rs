@@ -119,6 +119,16 @@ fn the_control_socket_has_a_path_of_its_own() {
 }
 
 #[test]
+fn firmware_tells_the_uuid() {
+    let text = "uuid = '01234567-89ab-cdef-0123-456789abcdef'";
+    let refused = Conflict::Without { key: "uuid", needs: "boot.firmware" };
+    assert_eq!(read(text).unwrap().finish(), Err(refused));
+    let mut config = read(&format!("{text}\nboot = {{ firmware = '/f' }}")).unwrap();
+    config.finish().unwrap();
+    assert_eq!(read(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
 fn a_gicv2_has_eight_cpus() {
     let finish = |text: &str| read(&format!("machine = 'virt-1'\n{text}")).unwrap().finish();
     assert_eq!(finish("cpus = 8\nirqchip = 'gicv2'"), Ok(()));
@@ -269,6 +279,7 @@ prop_compose! {
             irqchip: if cpus.max > 8 { Irqchip::Auto } else { irqchip },
             log, stats, serial, cpus, memory, boot, disk, net, device, pci_ports, control,
             rng_seed: seed.map(RngSeed),
+            uuid: None,
             cpu_features: CpuFeatures { pauth, sve },
             on: Policy { power_off, reset, panic, triple_fault },
         }

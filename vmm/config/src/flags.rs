@@ -20,6 +20,7 @@ use crate::net::Net;
 use crate::policy::Action;
 use crate::seed::RngSeed;
 use crate::serial::Serial;
+use crate::uuid::Uuid;
 
 #[cfg(test)]
 #[path = "flags_test.rs"]
@@ -134,6 +135,9 @@ pub struct MachineFlags {
     /// Seed for the guest's random numbers at boot: 64 hexadecimal digits [default: from the host]
     #[arg(long, value_name = "HEX")]
     pub rng_seed: Option<RngSeed>,
+    /// The machine's UUID, which firmware tells: 01234567-89ab-cdef-0123-456789abcdef [default: none]
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<Uuid>,
     /// First serial port: stdio, file=FILE, pty[,link=PATH], socket=PATH or none [default: stdio]
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<Serial>,
@@ -226,6 +230,7 @@ impl MachineFlags {
         replace(&mut config.memory, self.memory);
         replace(&mut config.irqchip, self.irqchip);
         replace_some(&mut config.rng_seed, self.rng_seed);
+        replace_some(&mut config.uuid, self.uuid);
         replace(&mut config.serial, self.serial);
         replace_some(&mut config.control, self.control);
         replace(&mut config.on.power_off, self.on_power_off);

@@ -38,6 +38,7 @@ mod regular;
 mod seed;
 mod serial;
 mod size;
+mod uuid;
 
 use std::path::PathBuf;
 
@@ -63,6 +64,7 @@ pub use seed::RngSeed;
 pub use serial::Serial;
 pub use size::{Size, SizeError};
 pub use skep_hypervisor::ArchKind;
+pub use uuid::Uuid;
 
 #[cfg(test)]
 #[path = "config_test.rs"]
@@ -91,6 +93,9 @@ pub struct Config {
     /// The seed handed to the guest's random number generator at boot, for runs that repeat; from the host's generator if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng_seed: Option<RngSeed>,
+    /// The machine's UUID, which firmware tells (SMBIOS); none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
     /// Root ports on PCI, each with a slot for a device that can come and go; each costs the guest's boot some time.
     #[serde(default)]
     pub pci_ports: u8,
@@ -135,6 +140,7 @@ impl Config {
             log: LogLevel::default(),
             stats: false,
             rng_seed: None,
+            uuid: None,
             pci_ports: 0,
             control: None,
             serial: Serial::default(),
@@ -162,6 +168,9 @@ impl Config {
     pub fn finish(&mut self) -> Result<(), Conflict> {
         let arch = self.arch();
         self.boot.check(self.machine)?;
+        if self.uuid.is_some() && self.boot.firmware.is_none() {
+            return Err(Conflict::Without { key: "uuid", needs: "boot.firmware" });
+        }
         if self.control.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             return Err(Conflict::EmptyPath { key: "control" });
         }

@@ -62,6 +62,8 @@ pub enum Command {
     Save(Save),
     /// `power-button`: a [`Pressed`].
     PowerButton,
+    /// `renew-generation`: a [`Renewed`].
+    RenewGeneration,
     /// `reset`: [`Nothing`]. As if the guest had asked for it.
     Reset,
     /// `quit`: [`Nothing`]. The machine ends at once.
@@ -69,7 +71,7 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "device-list",
     "disk-add",
     "net-add",
@@ -79,6 +81,7 @@ const COMMANDS: [&str; 15] = [
     "console-resize",
     "stats",
     "power-button",
+    "renew-generation",
     "status",
     "pause",
     "resume",
@@ -229,6 +232,13 @@ pub struct Pressed {
     pub heard: bool,
 }
 
+/// What became of a new generation id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// The guest has one: its firmware has put it into its place.
+    pub told: bool,
+}
+
 /// What has happened so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -265,6 +275,8 @@ pub enum Answer {
     Saved(Saved),
     /// The power button was pressed.
     Pressed(Pressed),
+    /// The generation id is a new one.
+    Renewed(Renewed),
     /// It is done.
     Nothing(Nothing),
 }
@@ -441,6 +453,7 @@ impl Command {
             "resume" => Self::Resume,
             "save" => Self::Save(read(name, text)?),
             "power-button" => Self::PowerButton,
+            "renew-generation" => Self::RenewGeneration,
             "reset" => Self::Reset,
             "quit" => Self::Quit,
             _ => {

@@ -13,6 +13,7 @@ use skep_arch::topology::Topology;
 use skep_chipset::fw_cfg::{Content, NamedItem, key};
 use skep_chipset::{Flash, FlashConfig, FwCfg, FwCfgConfig, flash};
 use skep_config::Config;
+use skep_memory::vm_memory::{Bytes, GuestAddress};
 use skep_memory::{Backing, BusMaster, MemoryMap, Region, RegionKind, RequesterId};
 
 use super::boot_order;
@@ -141,7 +142,7 @@ pub(super) fn fw_cfg(
     let cpus = &config.cpus;
     let short = |value: u32| u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes().to_vec();
     let total: u64 = ram.iter().map(|part| part.size).sum();
-    let uuid = [0; 16];
+    let uuid = config.uuid.map_or([0; 16], |uuid| uuid.0);
     items.extend([
         (key::UUID, uuid.to_vec().into()),
         (key::RAM_SIZE, total.to_le_bytes().to_vec().into()),
@@ -193,6 +194,16 @@ pub(super) fn fw_cfg(
     files.extend(boot_order::list(config, pci).map(|list| NamedItem::new("bootorder", list)));
     let dma = memory.dma(RequesterId(0), BusMaster::always());
     Ok(Arc::new(FwCfg::new(FwCfgConfig { dma, items, files })))
+}
+
+/// Gives the guest a new generation id, where firmware has said that it has its place. The guest is to be told.
+pub(super) fn renew_generation(fw_cfg: &FwCfg, memory: &MemoryMap) -> Result<bool, Error> {
+    let place = fw_cfg.written(file::GENERATION_ADDRESS).and_then(|bytes| bytes.try_into().ok());
+    let Some(page) = place.map(u64::from_le_bytes).filter(|page| *page != 0) else { return Ok(false) };
+    let seed = rng_seed_of_host()?;
+    // A guest may say anything, and then has no id.
+    let Some(gpa) = page.checked_add(GENERATION_OFFSET as u64) else { return Ok(false) };
+    Ok(memory.ram().write_slice(seed.first_chunk::<16>().unwrap_or(&[0; 16]), GuestAddress(gpa)).is_ok())
 }
 
 /// What fw_cfg's late items hold: RSDP, tables and script, in the order of their names.

@@ -261,6 +261,14 @@ impl<A: Platform> Machine<A> {
         A::press_power_button(&self.board)
     }
 
+    /// Gives the guest a new generation id, by which it knows that it is a copy, and says whether it has one.
+    ///
+    /// # Errors
+    /// The host has no entropy.
+    pub fn renew_generation(&self) -> Result<bool, Error> {
+        A::renew_generation(&self.board, &self.memory)
+    }
+
     /// The first serial port.
     pub fn serial(&self) -> Arc<dyn SerialPort> {
         A::serial(&self.board)

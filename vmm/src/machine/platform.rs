@@ -140,6 +140,12 @@ pub trait Platform: Arch {
     /// Presses the power button, and says whether the guest listens to it.
     fn press_power_button(board: &Self::Board) -> bool;
 
+    /// Gives the guest a new generation id, and says whether it has one.
+    ///
+    /// # Errors
+    /// The host has no entropy.
+    fn renew_generation(board: &Self::Board, memory: &MemoryMap) -> Result<bool, Error>;
+
     /// The devices' state, in the order in which it is saved.
     fn components(board: &Self::Board) -> &[Named];
 

@@ -27,7 +27,7 @@ use skep_memory::{Backing, MemoryMap};
 use skep_pci::{ECAM_REGION, IoSpace, LpcBridge, Mapping, Mch, PORTS_REGION, RootComplex, Space, Windows};
 use skep_state::Component;
 
-use super::firmware::{Firmware, late};
+use super::firmware::{Firmware, late, renew_generation};
 use super::pci::{Pci, window};
 use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
@@ -339,6 +339,15 @@ impl Platform for X86_64 {
 
     fn press_power_button(board: &Board) -> bool {
         board.pm.press_power_button()
+    }
+
+    fn renew_generation(board: &Board, memory: &MemoryMap) -> Result<bool, Error> {
+        let Some(firmware) = &board.firmware else { return Ok(false) };
+        let renewed = renew_generation(&firmware.fw_cfg, memory)?;
+        if renewed {
+            board.pm.raise_gpe(layout::GENERATION_EVENT);
+        }
+        Ok(renewed)
     }
 
     fn components(board: &Board) -> &[Named] {

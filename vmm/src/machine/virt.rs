@@ -32,7 +32,7 @@ use skep_memory::{Backing, MemoryMap};
 use skep_pci::{ECAM_REGION, GenericHostBridge, IoSpace, NoMessages, RootComplex, Window, Windows};
 use skep_state::Component;
 
-use super::firmware::{Overlay, Piece, Told, fw_cfg, late, mapped, vars_bank};
+use super::firmware::{Overlay, Piece, Told, fw_cfg, late, mapped, renew_generation, vars_bank};
 use super::pci::{Pci, window};
 use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
@@ -61,6 +61,7 @@ struct FirmwareBoard {
     overlay: Overlay,
     /// Edges that a generic event device tells of.
     power_button: IrqLine,
+    generation: IrqLine,
 }
 
 /// Lines that PCI's interrupt pins share.
@@ -181,8 +182,9 @@ impl Platform for Aarch64 {
                     components.push(("flash".to_owned(), flash.clone()));
                 }
                 let overlay = Overlay::new(memory.clone());
-                let power_button = lines.line(spi::FIRST + spi::GED_POWER, Trigger::Edge, Polarity::High)?;
-                Some(FirmwareBoard { fw_cfg, flash, code: files.code, overlay, power_button })
+                let edge = |number| lines.line(spi::FIRST + number, Trigger::Edge, Polarity::High);
+                let (power_button, generation) = (edge(spi::GED_POWER)?, edge(spi::GED_GENERATION)?);
+                Some(FirmwareBoard { fw_cfg, flash, code: files.code, overlay, power_button, generation })
             }
             None => None,
         };
@@ -292,6 +294,16 @@ impl Platform for Aarch64 {
         firmware.power_button.assert();
         firmware.power_button.deassert();
         true
+    }
+
+    fn renew_generation(board: &Board, memory: &MemoryMap) -> Result<bool, Error> {
+        let Some(firmware) = &board.firmware else { return Ok(false) };
+        let renewed = renew_generation(&firmware.fw_cfg, memory)?;
+        if renewed {
+            firmware.generation.assert();
+            firmware.generation.deassert();
+        }
+        Ok(renewed)
     }
 
     fn components(board: &Board) -> &[Named] {

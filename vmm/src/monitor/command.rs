@@ -8,7 +8,7 @@ use skep_config::Size;
 
 use crate::ctl::protocol::{
     Answer, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, ErrorKind, Failure, Nothing, Pressed, Removed,
-    Resized, Stats,
+    Renewed, Resized, Stats,
 };
 use crate::ctl::{Call, Command, Reply};
 use crate::machine::{HotplugError, Machine, Removal, Saved};
@@ -60,6 +60,10 @@ impl<A: Saved> Running<'_, A> {
             // The loop itself does these.
             Command::Pause | Command::Save(_) => return,
             Command::PowerButton => Ok(Answer::Pressed(Pressed { heard: self.machine.press_power_button() })),
+            Command::RenewGeneration => {
+                let renewed = self.machine.renew_generation().map(|told| Answer::Renewed(Renewed { told }));
+                renewed.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))
+            }
             Command::Reset => {
                 self.requests.send(Request::Reset);
                 Ok(Answer::Nothing(Nothing {}))

@@ -46,8 +46,8 @@ const SYSTEM_START: u64 = BOOT_START + BOOT_SIZE / SECTOR;
 const MBR_CODE: usize = 440;
 
 /// What the disk is made of.
-pub(super) const INPUTS: (&str, &str, usize, [u64; 3]) =
-    (BIOS_MODULES, GRUB_CONFIG, ROOM, [ESP_SIZE, BOOT_START, SYSTEM_START]);
+pub(super) const INPUTS: ([&str; 4], usize, [u64; 4]) =
+    ([BIOS_MODULES, GRUB_CONFIG, SHELL_SCRIPT, GREETING], ROOM, [ESP_SIZE, BOOT_START, SYSTEM_START, SHELL_SIZE]);
 
 /// The tools that it needs from Debian's archive; each locks the cache for itself.
 pub(super) struct Tools {
@@ -121,6 +121,24 @@ pub(super) fn make(
         bios(&packages.join("usr/lib/grub/i386-pc"), tools, scratch, disk)?;
     }
     Ok(stamp)
+}
+
+/// Bytes of the disk with a script for the UEFI shell.
+const SHELL_SIZE: u64 = 4 * MIB;
+const GREETING: &str = "a file for the UEFI shell\r\n";
+/// The shell runs it by itself. It finds the disk as its first file system.
+const SHELL_SCRIPT: &str = "@echo -off\r\npci\r\ndevices\r\ntype fs0:\\greeting\r\nreset -s\r\n";
+
+/// Makes the disk `disk` in the directory `scratch`: FAT without partitions, with a script for the UEFI shell, and a file for that to show.
+pub(super) fn shell(scratch: &Path, disk: &Path) -> Result<()> {
+    fs::File::create(disk)?.set_len(SHELL_SIZE)?;
+    mtools("mformat", disk, &["-T", &(SHELL_SIZE / SECTOR).to_string(), "-N", "534b4551", "-v", "SKEP-SHELL", "::"])?;
+    for (name, text) in [("startup.nsh", SHELL_SCRIPT), ("greeting", GREETING)] {
+        let file = scratch.join(name);
+        fs::write(&file, text)?;
+        mtools("mcopy", disk, &[file.to_str().context("the cache's path is not UTF-8")?, &format!("::/{name}")])?;
+    }
+    Ok(())
 }
 
 /// Makes the disk `whole` of the disk `boot` and a file system `system`, as its third partition, which GRUB then boots.

@@ -74,12 +74,15 @@ fn newer_packages(arch: Arch) -> &'static [Package] {
     }
 }
 
+/// The disk with a script for the UEFI shell.
+const SHELL_DISK: &str = "shell.img";
+
 /// The disk that firmware boots.
 pub(crate) const BOOT_DISK: &str = "boot.img";
 
 /// The directory of `arch`, which tests know as `SKEP_FIRMWARE`; from Debian's archive if it is not in the cache, or in any case to `refresh` it.
 /// Its files are named as in their packages; those of a newer release are in the directory `newer` below it. [`BOOT_DISK`] is a disk for the
-/// firmware to boot.
+/// firmware to boot, [`SHELL_DISK`] one for the UEFI shell.
 pub(crate) fn directory(arch: Arch, refresh: bool) -> Result<PathBuf> {
     make(arch, refresh).with_context(|| format!("cannot get Debian's firmware for {arch}"))
 }
@@ -117,6 +120,7 @@ fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
             stamp.push_str(&bootdisk::make(&images, &archive, &tools, &new, scratch.path(), &new.join(BOOT_DISK))?);
         }
     }
+    bootdisk::shell(scratch.path(), &new.join(SHELL_DISK))?;
     fs::write(new.join(super::STAMP), format!("{stamp}{recipe}\n"))?;
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(cache.join("images"))?;
