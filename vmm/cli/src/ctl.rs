@@ -96,6 +96,12 @@ enum CtlCommand {
         /// End the machine when it is saved, without letting the guest go on
         #[arg(long)]
         quit: bool,
+        /// Follow what the guest changes from here on, so that `--diff` can save that alone
+        #[arg(long)]
+        track: bool,
+        /// Save of memory only what differs from the last snapshot by --track or --diff, which is needed to restore this one
+        #[arg(long)]
+        diff: bool,
     },
     /// Press the power button: a guest that listens powers off in an orderly way
     PowerButton,
@@ -232,14 +238,14 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         CtlCommand::Status => it.ask("status", &Nothing {}, None, |status: Status| activity(&status))?,
         CtlCommand::Pause => it.ask("pause", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Resume => it.ask("resume", &Nothing {}, None, |_: Nothing| String::new())?,
-        CtlCommand::Save { folder, quit } => {
+        CtlCommand::Save { folder, quit, track, diff } => {
             let folder = full(&folder);
             let text = |saved: Saved| {
                 let (data, memory) = (Size(saved.data), Size(saved.memory));
                 format!("saved {data} of {memory}; the guest stood still for {}\n", milliseconds(saved.standstill_us))
             };
             let watch = Watch::start(socket);
-            let done = it.ask("save", &Save { folder, quit }, None, text);
+            let done = it.ask("save", &Save { folder, quit, track, diff }, None, text);
             watch.end();
             done?;
         }

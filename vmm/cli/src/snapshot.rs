@@ -9,7 +9,7 @@ use skep_config::{Config, LogLevel, Serial};
 use skep_vmm::console::refuse_inputs;
 use skep_vmm::machine::{ClockPolicy, check_disks};
 use skep_vmm::monitor::Start;
-use skep_vmm::state::{DisksState, HEADER, MEMORY, RECORDS, Snapshot, SnapshotError};
+use skep_vmm::state::{CHANGED, DisksState, HEADER, MEMORY, RECORDS, Snapshot, SnapshotError};
 use skep_vmm::{Error, state};
 
 use crate::exit::{Exit, Failure};
@@ -24,6 +24,8 @@ Examples:
   skep ctl vm.sock save evening --quit && skep restore evening --control vm.sock
           put a machine away, and let it go on
   skep ctl vm.sock pause && skep ctl vm.sock save DIR && cp disk.img DIR/ && skep ctl vm.sock resume
+  skep ctl vm.sock save one --track && skep ctl vm.sock save two --diff && skep restore two
+          a whole snapshot, and one of what the guest has changed since
   skep restore DIR --disk disk0=DIR/disk.img --clock jump
           a snapshot with a copy of the disk, which can be restored while the first machine runs on";
 
@@ -76,6 +78,9 @@ pub(crate) struct RestoreArgs {
     /// Don't let the guest go on before `skep ctl SOCKET resume`
     #[arg(long, requires = "control")]
     paused: bool,
+    /// Follow what the guest changes from here on, so that `skep ctl SOCKET save --diff` can save that alone
+    #[arg(long, requires = "control")]
+    track: bool,
     /// How much is logged
     #[arg(long)]
     log: Option<LogLevel>,
@@ -120,7 +125,7 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     let replaced = replace(&mut config, &args.disk).map_err(failed())?;
     config.finish()?;
     log::start(config.log, started);
-    let files = [HEADER, RECORDS, MEMORY].map(|name| args.folder.join(name));
+    let files = [HEADER, RECORDS, MEMORY, CHANGED].map(|name| args.folder.join(name));
     let inputs = files.iter().map(|file| ("a file of the snapshot", file.as_path()));
     refuse_inputs(&config.serial, inputs).map_err(Error::Console)?;
     let disks: DisksState = snapshot.records.open("disks").map_err(failed())?;
@@ -130,7 +135,11 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
         Clock::Jump => ClockPolicy::Jump,
     };
     run::host()?;
-    run::begin(&config, Start::Snapshot { snapshot: Box::new(snapshot), clock, paused: args.paused }, started)
+    run::begin(
+        &config,
+        Start::Snapshot { snapshot: Box::new(snapshot), clock, paused: args.paused, track: args.track },
+        started,
+    )
 }
 
 /// Lets disks have other images, and says whose have changed.

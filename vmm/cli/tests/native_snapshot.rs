@@ -185,6 +185,34 @@ fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
     clone.finish().expect_code(10);
 }
 
+/// A whole snapshot, what two processes change after it, and the guest goes on as if nothing had been.
+#[test]
+fn a_guest_goes_on_from_a_chain_of_differences() {
+    let rig = Rig::new();
+    let mut machine = rig.start(&load("nvme"));
+    machine.wait_for("op=write");
+    let refused = rig.ctl(&["save", &rig.text("early"), "--diff"]);
+    refused.expect_code(1).expect_log("there is no snapshot of this machine that a difference could be to");
+    rig.ctl(&["save", &rig.text("whole"), "--track"]).expect_code(0);
+    rig.ctl(&["save", &rig.text("first"), "--diff", "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let mut machine = rig.restore("first", &["--track"]);
+    machine.wait_for_log("restored from");
+    // What is saved while nothing runs differs by nothing that the guest has.
+    rig.ctl(&["pause"]).expect_code(0);
+    rig.ctl(&["save", &rig.text("second"), "--diff"]).expect_code(0);
+    rig.ctl(&["save", &rig.text("third"), "--diff", "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let data = |name: &str| Snapshot::open(&rig.path(name)).unwrap().header.memory.data;
+    assert!(data("third") < data("whole"), "{} of {}", data("third"), data("whole"));
+    let verify = |name: &str| Builder::command(&["snapshot", "verify", &rig.text(name)]).finish();
+    verify("third").expect_code(0);
+    let end = rig.restore("third", &[]).finish();
+    end.expect_code(0).expect_console("problems: 0\r\n");
+    fs::remove_dir_all(rig.path("first")).unwrap();
+    verify("second").expect_code(1).expect_log("it is the difference to");
+}
+
 /// A host's limit stands for a full disk, which takes root to make.
 #[test]
 fn a_save_that_fails_leaves_the_guest_running_and_no_folder() {
@@ -293,7 +321,8 @@ fn ends_well<A: Saved>(hypervisor: &dyn Hypervisor<A>, snapshot: &Path, log: &Pa
     config.control = None;
     config.serial = skep_config::Serial::File(log.to_owned());
     config.finish().unwrap();
-    let start = Start::Snapshot { snapshot: Box::new(snapshot), clock: ClockPolicy::Continue, paused: false };
+    let start =
+        Start::Snapshot { snapshot: Box::new(snapshot), clock: ClockPolicy::Continue, paused: false, track: false };
     let without = Without(hypervisor, Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE);
     let outcome = monitor::run(&config, &without, start, Instant::now()).unwrap();
     assert!(matches!(outcome.ending, Ending::PowerOff), "{:?}", outcome.ending);

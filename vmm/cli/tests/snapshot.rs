@@ -52,10 +52,11 @@ impl Guest {
         text.parse().unwrap_or_else(|_| panic!("`{text}` is no time in {line}"))
     }
 
-    /// Puts the machine away, and lets it go on in another process.
-    fn again(self, name: &str, words: &[&str]) -> Self {
+    /// Puts the machine away, whole or as the difference to what it was before, and lets it go on in another process.
+    fn again(self, name: &str, save: &[&str], words: &[&str]) -> Self {
         let (snapshot, socket) = (self.path(name), self.path("vm.sock"));
-        self.ctl(&["save", snapshot.to_str().unwrap(), "--quit"]).expect_code(0).expect_console("saved ");
+        let all = [&["save", snapshot.to_str().unwrap(), "--quit"], save].concat();
+        self.ctl(&all).expect_code(0).expect_console("saved ");
         let Self { machine, folder } = self;
         machine.finish().expect_code(14);
         let restore = ["restore", snapshot.to_str().unwrap(), "--control", socket.to_str().unwrap(), "--log", "info"];
@@ -82,22 +83,24 @@ fn a_guest_goes_on_with_its_disks_in_use() {
     a_save_that_fails_harms_nobody(&guest);
     // It goes on by itself.
     let kept = guest.path("kept");
-    guest.ctl(&["save", kept.to_str().unwrap()]).expect_code(0);
+    guest.ctl(&["save", kept.to_str().unwrap(), "--track"]).expect_code(0);
     Builder::command(&["snapshot", "verify", kept.to_str().unwrap()]).finish().expect_code(0);
     let first = guest.uptime(1);
     Builder::command(&["restore", kept.to_str().unwrap()])
         .finish()
         .expect_code(1)
         .expect_log("has been written since the snapshot was saved");
-    fs::remove_dir_all(&kept).unwrap();
 
-    let mut guest = guest.again("one", &[]);
+    // A chain of differences.
+    let mut guest = guest.again("one", &["--diff"], &["--track"]);
     let second = guest.uptime(2);
+    let guest = guest.again("two", &["--diff"], &["--clock", "jump"]);
+    Builder::command(&["snapshot", "verify", guest.path("two").to_str().unwrap()]).finish().expect_code(0);
     // What a machine maps may lose its name.
-    fs::remove_dir_all(guest.path("one")).unwrap();
-    let guest = guest.again("two", &["--clock", "jump"]);
-    fs::remove_dir_all(guest.path("two")).unwrap();
-    let mut guest = guest.again("three", &[]);
+    for name in ["kept", "one", "two"] {
+        fs::remove_dir_all(guest.path(name)).unwrap();
+    }
+    let mut guest = guest.again("three", &[], &[]);
     let third = guest.uptime(3);
     assert!(first < second && second < third, "{first} {second} {third}");
     guest.machine.finish().expect_code(0).expect_console("skep: script 0");

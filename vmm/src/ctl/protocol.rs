@@ -141,6 +141,12 @@ pub struct Save {
     /// End the machine when it is saved, without letting the guest go on.
     #[serde(default)]
     pub quit: bool,
+    /// Follow what the guest changes from here on, so that differences can be saved.
+    #[serde(default)]
+    pub track: bool,
+    /// Save only what differs from the last snapshot that was tracked from, and track from here on.
+    #[serde(default)]
+    pub diff: bool,
 }
 
 /// What was saved.

@@ -24,8 +24,9 @@ use crate::Error;
 use crate::boot::KernelFiles;
 use crate::run::{Gate, Slot, Vcpus};
 use crate::state::SnapshotError;
+use crate::state::changes::Tracker;
 use devices::{Devices, Site};
-use saved::{Numbers, Origin};
+use saved::{Inherited, Numbers};
 
 pub use devices::{DeviceError, DeviceInfo, DeviceState, HotplugError, Removal};
 pub use hotplug::{BalloonInfo, Plugged};
@@ -51,6 +52,8 @@ pub struct Machine<A: Platform> {
     clock: Clock,
     vm: Arc<dyn Vm<A>>,
     numbers: Numbers,
+    /// What follows changes of RAM, once somebody wants to save differences.
+    tracker: Option<Tracker>,
     loaded_once: bool,
     has_firmware: bool,
 }
@@ -105,7 +108,7 @@ impl<A: Platform> Machine<A> {
         gate: Arc<Gate>,
         services: Services,
     ) -> Result<Self, Error> {
-        Self::make(config, hypervisor, gate, services, Origin::default(), |_, _| Ok(()))
+        Self::make(config, hypervisor, gate, services, Inherited::default(), |_, _| Ok(()))
     }
 
     /// Makes the machine, of `origin` where it is not new; `adopt` lets the plan have its CPUs.
@@ -114,13 +117,13 @@ impl<A: Platform> Machine<A> {
         hypervisor: &dyn Hypervisor<A>,
         gate: Arc<Gate>,
         services: Services,
-        origin: Origin,
+        inherited: Inherited,
         adopt: impl FnOnce(&mut Plan<A>, &Capabilities<A>) -> Result<(), SnapshotError>,
     ) -> Result<Self, Error> {
         let mut config = config.clone();
         config.finish()?;
         let (mut plan, builder) = Self::plan(&config, hypervisor)?;
-        let Origin { memory: from, numbers } = origin;
+        let Inherited { memory: from, numbers } = inherited;
         adopt(&mut plan, builder.capabilities())?;
         let parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
@@ -155,6 +158,7 @@ impl<A: Platform> Machine<A> {
             clock,
             vm: parts.vm,
             numbers,
+            tracker: None,
             loaded_once: false,
             has_firmware,
         })

@@ -71,6 +71,8 @@ pub enum Start {
         clock: ClockPolicy,
         /// The guest waits to be resumed.
         paused: bool,
+        /// What it changes is followed, so that differences can be saved.
+        track: bool,
     },
 }
 
@@ -108,8 +110,8 @@ pub fn run<A: Saved>(
             machine.load(kernel.as_deref_mut())?;
             (machine, Some(kernel))
         }
-        Start::Snapshot { snapshot, clock, paused } => {
-            let machine = Machine::of_snapshot(config, hypervisor, gate.clone(), services, &snapshot, clock)?;
+        Start::Snapshot { snapshot, clock, paused, track } => {
+            let machine = Machine::of_snapshot(config, hypervisor, gate.clone(), services, &snapshot, clock, track)?;
             if paused {
                 standing = Standing::paused();
             } else {

@@ -15,10 +15,11 @@ use crate::ctl::Reply;
 use crate::ctl::protocol::{Activity, Answer, Failure, Nothing, Save, Saved, Status};
 use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
 use crate::run::{Control, Gate, Request, Requests, StopReason};
+use crate::state::changes::Changes;
 use crate::state::records::DISKS;
 use crate::state::{
-    CONTAINER, Draft, Header, MAGIC, MEMORY, NamedRecord, Progress, RECORDS, Records, RecordsFile, SnapshotError,
-    memory,
+    CONTAINER, Draft, Header, MAGIC, MEMORY, NamedRecord, Progress, RECORDS, REQUIRES_BASE, Records, RecordsFile,
+    SnapshotError, memory,
 };
 
 /// A save that is being written.
@@ -164,9 +165,12 @@ impl Standing {
             return Ok(Some(reason));
         }
         let begun = parts.machine.save().and_then(|records| {
+            let changes = changes(parts.machine, &save)?;
             let writer = Writer {
                 draft,
                 records,
+                changes,
+                diff: save.diff,
                 images: parts.machine.disk_images(),
                 ram: parts.machine.ram(),
                 config: parts.machine.config().clone(),
@@ -208,6 +212,21 @@ impl Standing {
     }
 }
 
+/// What goes with a save of those that are tracked. Of one that is whole, too, the next is the difference to it.
+fn changes<A: SavedMachine>(machine: &mut Machine<A>, save: &Save) -> Result<Option<Changes>, SnapshotError> {
+    let tracker = match machine.tracker() {
+        Some(tracker) if save.track || save.diff => tracker,
+        None if save.track && !save.diff => machine.track(None)?,
+        None if save.diff => return Err(SnapshotError::NotTracked),
+        _ => return Ok(None),
+    };
+    let changes = tracker.take()?;
+    if save.diff && changes.origin.is_none() {
+        return Err(SnapshotError::NotTracked);
+    }
+    Ok(Some(changes))
+}
+
 fn being_saved() -> Failure {
     SnapshotError::Busy("the machine is being saved".to_owned()).into()
 }
@@ -216,6 +235,9 @@ fn being_saved() -> Failure {
 struct Writer {
     draft: Draft,
     records: Records,
+    /// Where the next difference is to this one.
+    changes: Option<Changes>,
+    diff: bool,
     images: DiskImages,
     ram: Vec<Arc<Region>>,
     config: Config,
@@ -256,7 +278,7 @@ impl Writer {
     }
 
     fn write(self, told: &mut Told) -> Result<Saved, SnapshotError> {
-        let Self { draft, mut records, images, ram, config, progress, unwanted, begin, quit, .. } = self;
+        let Self { draft, mut records, changes, diff, images, ram, config, progress, unwanted, begin, quit, .. } = self;
         let disks = images.flush()?;
         records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
         let bytes = records.bytes();
@@ -267,13 +289,17 @@ impl Writer {
             _ => SnapshotError::Host { what: "write", path: draft.path(MEMORY), source },
         };
         let wanted = || !unwanted.load(Ordering::Relaxed);
-        let memory = memory::write(&ram, &file, &progress, wanted).map_err(failed)?;
+        let differs =
+            changes.as_ref().filter(|_| diff).and_then(|changes| changes.origin.clone().zip(Some(changes.runs(&ram))));
+        let runs = differs.as_ref().map(|(_, runs)| runs.as_slice());
+        let memory = memory::write(&ram, runs, &file, &progress, wanted).map_err(failed)?;
         let standstill = begin.elapsed();
         // Those of the host that a guest is to go on with are let go of.
         drop((ram, images));
         if !quit {
             told.tell();
         }
+        let base = differs.map(|(origin, runs)| draft.base(&origin, &runs)).transpose()?;
         let header = Header {
             magic: MAGIC.to_owned(),
             container: CONTAINER,
@@ -281,11 +307,15 @@ impl Writer {
             machine: config.machine.to_string(),
             architecture: config.arch().to_string(),
             saved: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-            requires: Vec::new(),
+            requires: base.iter().map(|_| REQUIRES_BASE.to_owned()).collect(),
+            base,
             records: RecordsFile::of(&bytes),
             memory,
         };
-        draft.finish(&header)?;
+        let finished = draft.finish(&header)?;
+        if let Some(changes) = changes {
+            changes.saved(finished);
+        }
         let (memory, data) = (header.memory.size, header.memory.data);
         tracing::info!("saved: {data} bytes of {memory}, with the guest at a standstill for {standstill:?}");
         Ok(Saved { memory, data, standstill_us: u64::try_from(standstill.as_micros()).unwrap_or(u64::MAX) })

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use skep_hypervisor::{HypervisorError, VcpuError};
+use skep_memory::MemoryError;
 use skep_state::StateError;
 
 /// Why a snapshot can't be written or taken.
@@ -18,6 +19,25 @@ pub enum SnapshotError {
         /// The device.
         id: String,
     },
+    /// The chain of differences.
+    #[error("it is the difference to `{}`: {reason}", path.display())]
+    Base {
+        /// The snapshot that it is the difference to.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Nobody has followed what changes.
+    #[error(
+        "there is no snapshot of this machine that a difference could be to\n  try: first a whole one, by `save DIR --track`, or `skep restore DIR --track`"
+    )]
+    NotTracked,
+    /// The backend has no dirty log.
+    #[error("this host's KVM does not say what a guest has changed of its memory\n  try: whole snapshots")]
+    NoDirtyLog,
+    /// The dirty log.
+    #[error("what the guest has changed of its memory is not known: {0}")]
+    DirtyLog(MemoryError),
     /// The host refuses.
     #[error("can't {what} `{}`: {source}{}", path.display(), mend(source))]
     Host {

@@ -10,8 +10,9 @@ use serde::Deserialize;
 use skep_config::{ArchKind, Config};
 use skep_memory::PAGE_SIZE;
 
+use super::changes::{self, Origin, Runs};
 use super::hash::xxh64;
-use super::header::{self, CONTAINER, Header, MAGIC};
+use super::header::{self, Base, CONTAINER, Checksum, Header, MAGIC, MemoryFile, REQUIRES_BASE, RecordsFile};
 use super::records::{MACHINE, MachineState, Records};
 use super::{SnapshotError, memory};
 
@@ -26,6 +27,11 @@ pub const RECORDS: &str = "records.cbor";
 /// Guest memory.
 pub const MEMORY: &str = "memory";
 
+/// The pages that a difference has.
+pub const CHANGED: &str = "changed";
+
+/// Differences in a chain at most. Each costs a look at its pages when a machine is restored.
+const MOST_LAYERS: usize = 1024;
 /// Bytes of the records at most.
 const MOST_RECORDS: u64 = 256 << 20;
 
@@ -91,13 +97,31 @@ impl Draft {
         File::open(&path).and_then(|file| file.sync_all()).map_err(host("write", &path))
     }
 
-    /// Makes what was written last, then writes the header and gives the folder its name.
+    /// What the header of a difference to `origin` says of it, whose changed pages are written here.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`].
+    pub(crate) fn base(&self, origin: &Origin, runs: &Runs) -> Result<Base, SnapshotError> {
+        let bytes = changes::encode(runs);
+        self.write(CHANGED, &bytes)?;
+        // Snapshots that lie side by side may be moved together.
+        let target = full(&self.target);
+        let beside = origin.folder.parent() == target.parent();
+        let name = origin.folder.file_name().filter(|_| beside);
+        let folder = name.map_or_else(|| origin.folder.clone(), |name| Path::new("..").join(name));
+        Ok(Base { folder, header: origin.header, changed: RecordsFile::of(&bytes) })
+    }
+
+    /// Makes what was written last, then writes the header and gives the folder its name. Answers what it is known by.
     ///
     /// # Errors
     /// [`SnapshotError::Host`], and [`SnapshotError::Exists`] where something has come to the place meanwhile.
-    pub fn finish(mut self, header: &Header) -> Result<(), SnapshotError> {
+    pub(crate) fn finish(mut self, header: &Header) -> Result<Origin, SnapshotError> {
         self.sync(MEMORY)?;
         self.sync(RECORDS)?;
+        if header.base.is_some() {
+            self.sync(CHANGED)?;
+        }
         let mut text = serde_json::to_vec_pretty(header).expect("a header is made of texts and numbers");
         text.push(b'\n');
         self.write(HEADER, &text)?;
@@ -109,7 +133,8 @@ impl Draft {
         })?;
         self.finished = true;
         let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync_folder(parent.unwrap_or(Path::new(".")))
+        sync_folder(parent.unwrap_or(Path::new(".")))?;
+        Ok(Origin { folder: full(&self.target), header: Checksum(xxh64(&text, 0)) })
     }
 }
 
@@ -136,15 +161,82 @@ struct Front {
     skep: String,
 }
 
-/// A snapshot whose header and records hold together. Its memory is not looked at before it is used.
+/// Guest memory, or what of it differs from the layer below.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// The snapshot that it is of.
+    folder: PathBuf,
+    expected: MemoryFile,
+    /// The memory file.
+    pub(crate) file: File,
+    /// Of a difference, the pages that the file has.
+    pub(crate) changed: Option<Runs>,
+}
+
+impl Layer {
+    fn open(folder: &Path, header: &Header) -> Result<Self, SnapshotError> {
+        let (expected, path) = (&header.memory, folder.join(MEMORY));
+        let file = open(&path)?;
+        let size = length(&file, &path)?;
+        let mut ends = expected.ram.iter().map(|ram| (ram.address | ram.size, ram.address.checked_add(ram.size)));
+        let whole = ends.all(|(bits, end)| bits.is_multiple_of(PAGE_SIZE) && end.is_some());
+        let sum = expected.ram.iter().try_fold(0_u64, |sum, ram| sum.checked_add(ram.size));
+        if size != expected.size || sum != Some(size) || !whole || size == 0 {
+            return Err(damaged(MEMORY, format!("it has {size} bytes, and the header says {}", expected.size)));
+        }
+        let pages = size / PAGE_SIZE;
+        let changed = header.base.as_ref().map(|base| {
+            let bytes = read_checked(folder, CHANGED, &base.changed, pages.saturating_mul(16))?;
+            changes::decode(&bytes, pages).map_err(|reason| damaged(CHANGED, reason))
+        });
+        Ok(Self { folder: folder.to_owned(), expected: expected.clone(), file, changed: changed.transpose()? })
+    }
+}
+
+fn full(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn damaged(file: &'static str, reason: String) -> SnapshotError {
+    SnapshotError::Damaged { file, reason }
+}
+
+fn length(file: &File, path: &Path) -> Result<u64, SnapshotError> {
+    file.metadata().map(|data| data.len()).map_err(host("read", path))
+}
+
+/// All of a file that a header speaks of.
+fn read_checked(
+    folder: &Path,
+    name: &'static str,
+    expected: &RecordsFile,
+    most: u64,
+) -> Result<Vec<u8>, SnapshotError> {
+    let path = folder.join(name);
+    let file = open(&path)?;
+    let size = length(&file, &path)?;
+    if size != expected.size || size > most {
+        return Err(damaged(name, format!("it has {size} bytes, and the header says {}", expected.size)));
+    }
+    let mut bytes = Vec::new();
+    file.take(size).read_to_end(&mut bytes).map_err(host("read", &path))?;
+    if xxh64(&bytes, 0) != expected.xxh64.0 {
+        return Err(damaged(name, "its checksum is not the header's".to_owned()));
+    }
+    Ok(bytes)
+}
+
+/// A snapshot whose header and records hold together, with those that it is the difference to. Memory is not looked at before it is used.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The header.
     pub header: Header,
     /// The records.
     pub records: Records,
-    /// Guest memory.
-    pub memory: File,
+    /// Guest memory: whole, and what differs, one after the other.
+    pub(crate) layers: Vec<Layer>,
+    /// XXH64 of the header.
+    pub(crate) known_by: Checksum,
     /// Where it is.
     pub path: PathBuf,
 }
@@ -155,33 +247,30 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError`], for what is none, is damaged, or is of a later version.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
-        let header = read_header(path)?;
-        let records_path = path.join(RECORDS);
-        let file = open(&records_path)?;
-        let damaged = |file, reason: String| SnapshotError::Damaged { file, reason };
-        let length = |file: &File, path: &Path| file.metadata().map(|data| data.len()).map_err(host("read", path));
-        let size = length(&file, &records_path)?;
-        if size != header.records.size || size > MOST_RECORDS {
-            let reason = format!("it has {size} bytes, and the header says {}", header.records.size);
-            return Err(damaged(RECORDS, reason));
-        }
-        let mut bytes = Vec::new();
-        file.take(size).read_to_end(&mut bytes).map_err(host("read", &records_path))?;
-        if xxh64(&bytes, 0) != header.records.xxh64.0 {
-            return Err(damaged(RECORDS, "its checksum is not the header's".to_owned()));
-        }
+        let (header, known_by) = read_header(path)?;
+        let bytes = read_checked(path, RECORDS, &header.records, MOST_RECORDS)?;
         let records = Records::read(&bytes)?;
-        let memory_path = path.join(MEMORY);
-        let memory = open(&memory_path)?;
-        let size = length(&memory, &memory_path)?;
-        let mut ends = header.memory.ram.iter().map(|ram| (ram.address | ram.size, ram.address.checked_add(ram.size)));
-        let whole = ends.all(|(bits, end)| bits.is_multiple_of(PAGE_SIZE) && end.is_some());
-        let sum = header.memory.ram.iter().try_fold(0_u64, |sum, ram| sum.checked_add(ram.size));
-        if size != header.memory.size || sum != Some(size) || !whole || size == 0 {
-            let reason = format!("it has {size} bytes, and the header says {}", header.memory.size);
-            return Err(damaged(MEMORY, reason));
+        let mut layers = vec![Layer::open(path, &header)?];
+        let mut next = header.base.clone();
+        let mut above = path.to_owned();
+        while let Some(base) = next {
+            let folder = above.join(&base.folder);
+            let refused = |reason: String| SnapshotError::Base { path: folder.clone(), reason };
+            if layers.len() > MOST_LAYERS {
+                return Err(refused(format!("there are more than {MOST_LAYERS} in the chain")));
+            }
+            let (below, known_by) = read_header(&folder).map_err(|error| refused(error.to_string()))?;
+            if known_by != base.header {
+                return Err(refused("that is another snapshot now".to_owned()));
+            }
+            if (below.memory.size, &below.memory.ram) != (header.memory.size, &header.memory.ram) {
+                return Err(refused("that has other memory".to_owned()));
+            }
+            layers.push(Layer::open(&folder, &below).map_err(|error| refused(error.to_string()))?);
+            (next, above) = (below.base, folder);
         }
-        Ok(Self { header, records, memory, path: path.to_owned() })
+        layers.reverse();
+        Ok(Self { header, records, layers, known_by, path: path.to_owned() })
     }
 
     /// What the machine as a whole is.
@@ -210,18 +299,27 @@ impl Snapshot {
         Ok(config)
     }
 
-    /// Reads all of the memory, and compares it with the header.
+    /// What later differences are to.
+    pub(crate) fn origin(&self) -> Origin {
+        Origin { folder: full(&self.path), header: self.known_by }
+    }
+
+    /// Reads all of the memory, and compares it with the headers.
     ///
     /// # Errors
-    /// [`SnapshotError::Damaged`] and [`SnapshotError::Host`].
+    /// [`SnapshotError::Damaged`] and [`SnapshotError::Host`]; [`SnapshotError::Base`] around those of one that this is the difference to.
     pub fn verify_memory(&self) -> Result<(), SnapshotError> {
-        let (data, xxh64) = memory::sum(&self.memory).map_err(host("read", &self.path.join(MEMORY)))?;
-        let expected = &self.header.memory;
-        if data == expected.data && xxh64 == expected.xxh64.0 {
-            return Ok(());
+        for layer in &self.layers {
+            let (data, xxh64) = memory::sum(&layer.file).map_err(host("read", &layer.folder.join(MEMORY)))?;
+            if (data, xxh64) != (layer.expected.data, layer.expected.xxh64.0) {
+                let error = damaged(MEMORY, "its checksum is not the header's".to_owned());
+                if layer.folder == self.path {
+                    return Err(error);
+                }
+                return Err(SnapshotError::Base { path: layer.folder.clone(), reason: error.to_string() });
+            }
         }
-        let reason = "its checksum is not the header's".to_owned();
-        Err(SnapshotError::Damaged { file: MEMORY, reason })
+        Ok(())
     }
 }
 
@@ -230,7 +328,8 @@ fn open(path: &Path) -> Result<File, SnapshotError> {
     skep_config::open_regular(path).map_err(host("read", path))
 }
 
-fn read_header(path: &Path) -> Result<Header, SnapshotError> {
+/// A header, and what it is known by.
+fn read_header(path: &Path) -> Result<(Header, Checksum), SnapshotError> {
     let not_one = |reason: String| SnapshotError::NotOne { path: path.to_owned(), reason };
     let header = path.join(HEADER);
     let file = skep_config::open_regular(&header).map_err(|error| match error.kind() {
@@ -254,8 +353,8 @@ fn read_header(path: &Path) -> Result<Header, SnapshotError> {
         return Err(SnapshotError::Container { found: front.container, newest: CONTAINER, skep: front.skep });
     }
     let header: Header = serde_json::from_slice(&text).map_err(|e| not_one(format!("its {HEADER}: {e}")))?;
-    match header.requires.first() {
-        Some(name) => Err(SnapshotError::Requires { name: name.clone(), skep: front.skep }),
-        None => Ok(header),
+    if let Some(name) = header.requires.iter().find(|name| *name != REQUIRES_BASE) {
+        return Err(SnapshotError::Requires { name: name.clone(), skep: front.skep });
     }
+    Ok((header, Checksum(xxh64(&text, 0))))
 }

@@ -13,6 +13,7 @@ fn header(records: &[u8]) -> Header {
         architecture: "x86_64".to_owned(),
         saved: 1,
         requires: Vec::new(),
+        base: None,
         records: RecordsFile::of(records),
         memory: MemoryFile { size: PAGE_SIZE, data: 0, xxh64: Checksum(0), ram },
     }

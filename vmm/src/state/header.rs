@@ -1,6 +1,7 @@
 //! A snapshot's header: what can be read of it without decoding the rest.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,20 @@ pub struct MemoryFile {
     pub ram: Vec<RamRange>,
 }
 
+/// The snapshot that one is the difference to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Its folder: beside this one where it begins with `..`.
+    pub folder: PathBuf,
+    /// XXH64 of its header.
+    pub header: Checksum,
+    /// The file that names the pages that differ, each run by its first page and their number, 8 bytes each.
+    pub changed: RecordsFile,
+}
+
+/// [`Header::requires`] of a difference.
+pub const REQUIRES_BASE: &str = "base";
+
 /// What is in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,9 +115,12 @@ pub struct Header {
     pub architecture: String,
     /// When it was saved: seconds since the Unix epoch, by the host's clock.
     pub saved: u64,
-    /// What a reader must know of beyond this version of the container, by name. There is nothing yet.
+    /// What a reader must know of beyond this version of the container, by name: [`REQUIRES_BASE`].
     #[serde(default)]
     pub requires: Vec<String>,
+    /// Of a difference: to what. Its memory file has the pages that differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
     /// The records.
     pub records: RecordsFile,
     /// Guest memory.

@@ -112,6 +112,10 @@ pub fn text(snapshot: &Snapshot) -> String {
         header.memory.data,
         header.records.size
     );
+    if let Some(base) = &header.base {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "the difference to {} (its header has XXH64 {})", base.folder.display(), base.header);
+    }
     for named in &snapshot.records.records {
         let (record, told) = (&named.record, describe(&named.name, &named.record));
         let told = told.unwrap_or_else(|error| error.to_string());

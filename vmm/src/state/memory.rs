@@ -39,24 +39,49 @@ pub(crate) fn ram(memory: &MemoryMap) -> Vec<Arc<Region>> {
     memory.regions().into_iter().filter(|region| region.kind() == RegionKind::Ram).collect()
 }
 
-/// Writes all RAM into `file`, which is new. Nobody writes to it meanwhile. It goes on while `wanted` says so.
+/// A region, where it begins in the file, and a part of it.
+type Piece<'a> = (&'a Region, u64, Range<u64>);
+
+/// The parts of RAM that `which` names, by a region and its place in the file, in pieces for threads.
+fn pieces(
+    ram: &[Arc<Region>],
+    which: impl Fn(&Region, u64) -> io::Result<Vec<Range<u64>>>,
+) -> io::Result<Vec<Piece<'_>>> {
+    let mut pieces = Vec::new();
+    let mut before = 0;
+    for region in ram {
+        for part in which(region, before)? {
+            let starts = (part.start..part.end).step_by(PIECE as usize);
+            pieces.extend(starts.map(|start| (&**region, before, start..part.end.min(start + PIECE))));
+        }
+        before += region.size();
+    }
+    Ok(pieces)
+}
+
+/// The bytes of a region that begins at `before` in the file which are in these pages of the file.
+fn within(runs: &[Range<u64>], region: &Region, before: u64) -> Vec<Range<u64>> {
+    let bytes = |run: &Range<u64>| {
+        let (start, end) = (run.start * PAGE_SIZE, run.end * PAGE_SIZE);
+        start.max(before) - before..end.min(before + region.size()).max(before) - before
+    };
+    runs.iter().map(bytes).filter(|range| !range.is_empty()).collect()
+}
+
+/// Writes RAM into `file`, which is new: all of it, or these pages. Nobody writes to it meanwhile. It goes on while `wanted` says so.
 pub(crate) fn write(
     ram: &[Arc<Region>],
+    changed: Option<&[Range<u64>]>,
     file: &File,
     progress: &Progress,
     wanted: impl Fn() -> bool + Sync,
 ) -> io::Result<MemoryFile> {
     let size = ram.iter().map(|region| region.size()).sum();
     file.set_len(size)?;
-    let mut pieces: Vec<(&Region, u64, Range<u64>)> = Vec::new();
-    let mut before = 0;
-    for region in ram {
-        for used in region.used()? {
-            let starts = (used.start..used.end).step_by(PIECE as usize);
-            pieces.extend(starts.map(|start| (&**region, before, start..used.end.min(start + PIECE))));
-        }
-        before += region.size();
-    }
+    let pieces = pieces(ram, |region, before| match changed {
+        Some(runs) => Ok(within(runs, region, before)),
+        None => region.used(),
+    })?;
     progress.of.store(pieces.iter().map(|(_, _, range)| range.end - range.start).sum(), Ordering::Relaxed);
     let sum = Sum::default();
     in_parallel(&pieces, |(region, before, range), buffer| {
@@ -103,19 +128,21 @@ pub(super) fn sum(file: &File) -> io::Result<(u64, u64)> {
     Ok(sum.get())
 }
 
-/// Reads a memory file into RAM that can't be mapped from it: that is shared, or on huge pages.
-pub(crate) fn read(file: &File, ram: &[Arc<Region>]) -> io::Result<()> {
-    let mut before = 0;
-    let mut pieces = Vec::new();
-    for region in ram {
-        let starts = (0..region.size()).step_by(PIECE as usize);
-        pieces.extend(starts.map(|start| (&**region, before, start..region.size().min(start + PIECE))));
-        before += region.size();
-    }
+/// Reads a memory file into RAM: these pages, zeroes as well; or all of it into new RAM that can't be mapped from it, since it is shared, or on huge
+/// pages.
+pub(crate) fn read(file: &File, changed: Option<&[Range<u64>]>, ram: &[Arc<Region>]) -> io::Result<()> {
+    let pieces = pieces(ram, |region, before| match changed {
+        Some(runs) => Ok(within(runs, region, before)),
+        None => Ok(vec![Range { start: 0, end: region.size() }]),
+    })?;
     in_parallel(&pieces, |(region, before, range), buffer| {
         let bytes = &mut buffer[..(range.end - range.start) as usize];
         file.read_exact_at(bytes, before + range.start)?;
-        for run in (Sum::default()).add(bytes, 0) {
+        let runs = match changed {
+            Some(_) => vec![Range { start: 0, end: bytes.len() }],
+            None => Sum::default().add(bytes, 0),
+        };
+        for run in runs {
             let place = MemoryRegionAddress(range.start + run.start as u64);
             region.write_slice(&bytes[run], place).map_err(io::Error::other)?;
         }

@@ -2,13 +2,14 @@
 //!
 //! # The container
 //!
-//! A snapshot is a folder of three files, which its owner alone can read:
+//! A snapshot is a folder of three files, or four, which its owner alone can read:
 //!
 //! * `header.json` is read without decoding the rest ([`Header`]): versions, machine, architecture, sizes, checksums.
 //! * `records.cbor` holds the machine's records ([`Records`]), each of a type of `skep-state`'s rules, by its name: `machine` (config, clocks),
 //!   `disks` (where the images are), `cpus` (what the guest was shown of them), `vcpu/N`, `interrupts` (the GIC), `board/NAME`, `device/NAME`. A record
 //!   that this machine does not know is refused by its name, unless it is marked as optional.
 //! * `memory` is RAM, sparse: the pieces of the header one after the other, so that it can be mapped.
+//! * `changed`, of a difference alone, names the pages that `memory` has. The others are those of the snapshot in the header's `base`.
 //!
 //! It is written under another name (`.NAME.PID.part`); its files reach the medium before the header is written, and it gets its name last. So what has
 //! the name is whole, and what has no header is nothing.
@@ -19,8 +20,9 @@
 //! state of its controllers; components and vCPUs give theirs; images are flushed; memory comes last. Then the guest goes on, while the host makes the
 //! files last. Restoring goes the other way round: memory, vCPUs, the backend's controllers, clocks, components, and the queues go on last.
 //!
-//! What it does not do yet: differences to another snapshot, migration; it does not hold the content of disks.
+//! What it does not do yet: migration; it does not hold the content of disks.
 
+pub(crate) mod changes;
 mod error;
 mod folder;
 mod hash;
@@ -30,7 +32,8 @@ pub(crate) mod memory;
 pub(crate) mod records;
 
 pub use error::SnapshotError;
-pub use folder::{Draft, HEADER, MEMORY, RECORDS, Snapshot};
-pub use header::{CONTAINER, Checksum, Header, MAGIC, MemoryFile, RamRange, RecordsFile};
+pub(crate) use folder::Layer;
+pub use folder::{CHANGED, Draft, HEADER, MEMORY, RECORDS, Snapshot};
+pub use header::{Base, CONTAINER, Checksum, Header, MAGIC, MemoryFile, REQUIRES_BASE, RamRange, RecordsFile};
 pub use memory::Progress;
 pub use records::{DiskReference, DisksState, MachineState, NamedNumber, NamedRecord, Records};

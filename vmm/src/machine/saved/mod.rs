@@ -17,8 +17,9 @@ use skep_state::Record;
 use super::{Machine, Named, Plan, Platform, Services};
 use crate::Error;
 use crate::run::Gate;
+use crate::state::changes::{Origin, Tracker};
 use crate::state::records::{self, CPUS, INTERRUPTS, MACHINE, refused, vcpu};
-use crate::state::{MachineState, NamedNumber, NamedRecord, Records, Snapshot, SnapshotError};
+use crate::state::{Layer, MachineState, NamedNumber, NamedRecord, Records, Snapshot, SnapshotError};
 pub(crate) use aarch64::Aarch64CpusState;
 pub use disks::{DiskImages, check_disks};
 
@@ -83,7 +84,7 @@ impl From<&MachineState> for Numbers {
 
 /// Where a machine's RAM and its disks' numbers come from, where they are not new.
 #[derive(Default)]
-pub(super) struct Origin {
+pub(super) struct Inherited {
     pub(super) memory: Option<Backing>,
     pub(super) numbers: Numbers,
 }
@@ -151,7 +152,22 @@ impl<A: Saved> Machine<A> {
         board.chain(devices).collect()
     }
 
-    /// Makes the machine that a snapshot is of. Nothing runs, the queues stand, and the clock stands.
+    /// Follows what is changed from now on, for differences to be saved; to `origin`, if that is what memory holds.
+    ///
+    /// # Errors
+    /// Where the backend has no dirty log, or refuses.
+    pub(crate) fn track(&mut self, origin: Option<Origin>) -> Result<Tracker, SnapshotError> {
+        let tracker = Tracker::begin(&self.memory, self.vm.dirty_source(), origin)?;
+        self.tracker = Some(tracker.clone());
+        Ok(tracker)
+    }
+
+    /// What follows its changes, if anything does.
+    pub(crate) fn tracker(&self) -> Option<Tracker> {
+        self.tracker.clone()
+    }
+
+    /// Makes the machine that a snapshot is of, which is `track`ed from there on if asked. Nothing runs, the queues stand, and the clock stands.
     ///
     /// # Errors
     /// What the host lacks, and what of the snapshot does not hold, by name.
@@ -162,23 +178,30 @@ impl<A: Saved> Machine<A> {
         services: Services,
         snapshot: &Snapshot,
         policy: ClockPolicy,
+        track: bool,
     ) -> Result<Self, Error> {
         let own = snapshot.machine()?;
         let mapped = config.memory.hugepages.is_none() && !config.memory.shared;
-        let file = snapshot.memory.try_clone().map_err(|source| in_memory(snapshot, source))?;
+        let [whole, differences @ ..] = snapshot.layers.as_slice() else {
+            return Err(SnapshotError::Missing { name: crate::state::MEMORY.to_owned() }.into());
+        };
+        let file = whole.file.try_clone().map_err(|source| in_memory(snapshot, source))?;
         let memory = if mapped { Some(Backing::of_file(file)?) } else { None };
-        let origin = Origin { memory, numbers: Numbers::from(&own) };
+        let inherited = Inherited { memory, numbers: Numbers::from(&own) };
         let cpus = snapshot.records.get(CPUS)?;
         let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus);
-        let mut machine = Self::make(config, hypervisor, gate, services, origin, adopt)?;
+        let mut machine = Self::make(config, hypervisor, gate, services, inherited, adopt)?;
         let ram = crate::state::memory::ram(&machine.memory);
         let here = ram.iter().map(|region| (region.gpa(), region.size()));
         if !here.eq(snapshot.header.memory.ram.iter().map(|ram| (ram.address, ram.size))) {
             let reason = "its pieces of RAM are not those of its config on this host".to_owned();
             return Err(SnapshotError::Records { reason }.into());
         }
-        if !mapped {
-            crate::state::memory::read(&snapshot.memory, &ram).map_err(|source| in_memory(snapshot, source))?;
+        let read = |layer: &Layer| crate::state::memory::read(&layer.file, layer.changed.as_deref(), &ram);
+        let layers = if mapped { differences } else { &snapshot.layers };
+        layers.iter().try_for_each(read).map_err(|source| in_memory(snapshot, source))?;
+        if track {
+            machine.track(Some(snapshot.origin()))?;
         }
         machine.restore(&snapshot.records, &own, policy)?;
         Ok(machine)

@@ -5,13 +5,16 @@ use skep_clock::Clock;
 use skep_config::{Config, Size};
 use skep_hypervisor::fake::Fake;
 use skep_hypervisor::{Aarch64, X86_64};
-use skep_memory::MemoryMap;
 use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_memory::{MemoryMap, PAGE_SIZE};
 use skep_state::testing::spoilt;
 
 use super::*;
+use crate::state::changes::Changes;
 use crate::state::records::DISKS;
-use crate::state::{CONTAINER, DisksState, Draft, Header, MAGIC, MEMORY, Progress, RECORDS, RecordsFile, inspect};
+use crate::state::{
+    CONTAINER, DisksState, Draft, Header, MAGIC, MEMORY, Progress, RECORDS, REQUIRES_BASE, RecordsFile, inspect,
+};
 
 fn services() -> Services {
     Services {
@@ -65,14 +68,26 @@ where
 }
 
 /// Writes a snapshot of these records, with the memory of `machine`.
-fn write<A: Saved>(machine: &Machine<A>, mut records: Records, target: &Path) -> Snapshot {
+fn write<A: Saved>(machine: &Machine<A>, records: Records, target: &Path) -> Snapshot {
+    write_changes(machine, records, None, target)
+}
+
+/// The same, of what has changed where that is the difference to another.
+fn write_changes<A: Saved>(
+    machine: &Machine<A>,
+    mut records: Records,
+    changes: Option<Changes>,
+    target: &Path,
+) -> Snapshot {
     let draft = Draft::begin(target).unwrap();
     let disks = machine.disk_images().flush().unwrap();
     records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
     let bytes = records.bytes();
     draft.write(RECORDS, &bytes).unwrap();
     let file = draft.create(MEMORY).unwrap();
-    let memory = crate::state::memory::write(&machine.ram(), &file, &Progress::default(), || true).unwrap();
+    let differs = changes.as_ref().and_then(|changes| Some((changes.origin.clone()?, changes.runs(&machine.ram()))));
+    let runs = differs.as_ref().map(|(_, runs)| runs.as_slice());
+    let memory = crate::state::memory::write(&machine.ram(), runs, &file, &Progress::default(), || true).unwrap();
     let header = Header {
         magic: MAGIC.to_owned(),
         container: CONTAINER,
@@ -80,11 +95,15 @@ fn write<A: Saved>(machine: &Machine<A>, mut records: Records, target: &Path) ->
         machine: machine.config().machine.to_string(),
         architecture: machine.config().arch().to_string(),
         saved: 0,
-        requires: Vec::new(),
+        requires: differs.iter().map(|_| REQUIRES_BASE.to_owned()).collect(),
+        base: differs.map(|(origin, runs)| draft.base(&origin, &runs).unwrap()),
         records: RecordsFile::of(&bytes),
         memory,
     };
-    draft.finish(&header).unwrap();
+    let origin = draft.finish(&header).unwrap();
+    if let Some(changes) = changes {
+        changes.saved(origin);
+    }
     Snapshot::open(target).unwrap()
 }
 
@@ -93,7 +112,8 @@ where
     Fake<A>: Hypervisor<A> + Default,
 {
     let config = snapshot.config()?;
-    Machine::of_snapshot(&config, &Fake::<A>::default(), Arc::default(), services(), snapshot, ClockPolicy::Continue)
+    let policy = ClockPolicy::Continue;
+    Machine::of_snapshot(&config, &Fake::<A>::default(), Arc::default(), services(), snapshot, policy, true)
 }
 
 /// The records but for the host's own time.
@@ -142,6 +162,89 @@ where
 fn what_is_restored_is_what_was_saved_on_both_machines() {
     what_is_restored_is_what_was_saved::<X86_64>();
     what_is_restored_is_what_was_saved::<Aarch64>();
+}
+
+/// Memory of a chain of differences is what it was at its end, in this process and the next.
+fn differences_add_up<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut machine = fresh::<A>(folder.path());
+    let base = machine.ram()[0].gpa();
+    let put = |machine: &Machine<A>, page: u64, text: &[u8]| {
+        machine.memory().ram().write_slice(text, GuestAddress(base + page * PAGE_SIZE)).unwrap();
+    };
+    let tracker = machine.track(None).unwrap();
+    for page in 100..110 {
+        put(&machine, page, b"whole");
+    }
+    let (records, changes) = (machine.save().unwrap(), tracker.take().unwrap());
+    let whole = write_changes(&machine, records, Some(changes), &path("whole"));
+    assert_eq!(whole.header.base, None);
+    put(&machine, 100, b"first");
+    put(&machine, 101, &[0; 8]);
+    put(&machine, 102, b"first");
+    let (records, changes) = (machine.save().unwrap(), tracker.take().unwrap());
+    let first = write_changes(&machine, records, Some(changes), &path("first"));
+    assert_eq!(first.header.memory.data, 2 * PAGE_SIZE, "one of three is zeroes");
+    drop(machine);
+
+    // It goes on elsewhere, and is followed from there.
+    let mut machine = restore::<A>(&first).unwrap();
+    put(&machine, 102, b"second");
+    let tracker = machine.tracker().unwrap();
+    let (records, changes) = (machine.save().unwrap(), tracker.take().unwrap());
+    let second = write_changes(&machine, records, Some(changes), &path("second"));
+    let expected =
+        crate::state::memory::write(&machine.ram(), None, &tempfile::tempfile().unwrap(), &Progress::default(), || {
+            true
+        });
+    assert!(second.header.memory.data < whole.header.memory.data);
+    second.verify_memory().unwrap();
+    drop((machine, whole, first, second));
+    // All of them may move, together.
+    let moved = tempfile::tempdir().unwrap();
+    for name in ["whole", "first", "second"] {
+        std::fs::rename(path(name), moved.path().join(name)).unwrap();
+    }
+    let path = |name: &str| moved.path().join(name);
+    let machine = restore::<A>(&Snapshot::open(&path("second")).unwrap()).unwrap();
+    let page = |number: u64| {
+        let mut text = [0; 6];
+        machine.memory().ram().read_slice(&mut text, GuestAddress(base + number * PAGE_SIZE)).unwrap();
+        text
+    };
+    assert_eq!([100, 101, 102, 103].map(page), [*b"first\0", [0; 6], *b"second", *b"whole\0"]);
+    let again = tempfile::tempfile().unwrap();
+    let found = crate::state::memory::write(&machine.ram(), None, &again, &Progress::default(), || true);
+    assert_eq!(found.unwrap(), expected.unwrap());
+    drop(machine);
+
+    // What one of them is the difference to is that, whole, and there.
+    let refusal = || Snapshot::open(&path("second")).unwrap_err().to_string();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(path("first").join(name), bytes).unwrap();
+    let header = std::fs::read(path("first").join("header.json")).unwrap();
+    write("header.json", &[&header[..], b" "].concat());
+    assert!(refusal().ends_with("first`: that is another snapshot now"), "{}", refusal());
+    write("header.json", &header);
+    let changed = std::fs::read(path("first").join("changed")).unwrap();
+    write("changed", &changed[..changed.len() - 1]);
+    assert!(refusal().contains("its file `changed` is damaged"), "{}", refusal());
+    write("changed", &changed);
+    let memory = std::fs::File::options().write(true).open(path("first").join("memory")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&memory, b"F", 100 * PAGE_SIZE).unwrap();
+    let damaged = Snapshot::open(&path("second")).unwrap().verify_memory().unwrap_err().to_string();
+    assert!(damaged.contains("first`: its file `memory` is damaged"), "{damaged}");
+    std::fs::remove_dir_all(path("whole")).unwrap();
+    assert!(refusal().contains("whole/header.json`: No such file"), "{}", refusal());
+}
+
+#[test]
+fn differences_add_up_on_both_machines() {
+    differences_add_up::<X86_64>();
+    differences_add_up::<Aarch64>();
 }
 
 fn records_that_dont_fit_are_named<A: Saved>()
@@ -259,8 +362,15 @@ fn clocks_continue_or_jump() {
     snapshot.records.records[at].record = Record::of(&earlier);
     let make = |policy| {
         let config = snapshot.config().unwrap();
-        let machine =
-            Machine::of_snapshot(&config, &Fake::<Aarch64>::default(), Arc::default(), services(), &snapshot, policy);
+        let machine = Machine::of_snapshot(
+            &config,
+            &Fake::<Aarch64>::default(),
+            Arc::default(),
+            services(),
+            &snapshot,
+            policy,
+            false,
+        );
         let machine = machine.unwrap();
         (machine.clock().now(), machine.clock().wall(), machine.vm().clock().get().unwrap())
     };
