@@ -5,13 +5,13 @@
 //!
 //! | device | module | host side |
 //! |---|---|---|
-//! | network | [`net`] | a `skep_net::Link`: tap, passt |
+//! | network | [`net`] | a `skep_net::Link`: tap, passt; or a backend in another program |
 //! | block | [`blk`] | a `skep_block::Disk` |
 //! | console | [`console`] | byte streams ([`PortIo`]) |
 //! | entropy | [`rng`] | the host's kernel |
 //! | memory balloon | [`balloon`] | guest memory itself |
 //! | socket | [`vsock`] | Unix sockets |
-//! | file system, and block | [`vhost_user`] | a backend in another program |
+//! | file system, block, and frames of network cards | [`vhost_user`] | a backend in another program |
 //!
 //! * [`Transport`] has the registers, negotiates features, and decides which queues run; [`PciDevice`] puts it on the bus. Its saved state is
 //!   its own, apart from the device's.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use skep_net::{Link, LinkInfo, Offloads};
+use skep_net::{LinkInfo, NetError, Offloads};
 
 use super::NetState;
 use crate::Notifier;
@@ -91,9 +91,12 @@ struct Settings {
     features: u64,
 }
 
+/// Lets the network be what a driver has set: what may be left to do in the frames that it receives, and how many pairs receive.
+pub(super) type Apply = Box<dyn Fn(Offloads, u16) -> Result<(), NetError> + Send + Sync>;
+
 /// The card as its driver has set it.
 pub(super) struct Card {
-    link: Arc<dyn Link>,
+    network: Apply,
     /// What the network offered when the card was made.
     info: LinkInfo,
     mac: [u8; 6],
@@ -103,11 +106,10 @@ pub(super) struct Card {
 }
 
 impl Card {
-    pub(super) fn new(link: Arc<dyn Link>, mac: [u8; 6]) -> Self {
-        let info = link.info();
+    pub(super) fn new(info: LinkInfo, network: Apply, mac: [u8; 6]) -> Self {
         let max_pairs = info.queues.max(1);
         let settings = Settings { mac, pairs: 1, offloads: None, announce: false, link_up: true, features: 0 };
-        let card = Self { link, info, mac, max_pairs, settings: Mutex::new(settings), notifier: OnceLock::new() };
+        let card = Self { network, info, mac, max_pairs, settings: Mutex::new(settings), notifier: OnceLock::new() };
         card.apply(&card.lock());
         card
     }
@@ -138,7 +140,7 @@ impl Card {
     /// Lets the network be what the settings say. What it refuses now, it has offered before: the guest's frames are then lost as frames may be.
     fn apply(&self, settings: &Settings) -> bool {
         let offloads = received(settings.offloads.unwrap_or(settings.features & OFFLOADS));
-        let result = self.link.set_offloads(offloads).and_then(|()| self.link.set_active_queues(settings.pairs));
+        let result = (self.network)(offloads, settings.pairs);
         if let Err(error) = &result {
             tracing::warn!("a network card's settings: {error}");
         }

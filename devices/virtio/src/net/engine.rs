@@ -8,7 +8,8 @@ use skep_memory::vm_memory::Permissions;
 use skep_net::{GuestSlice, HEADER, LinkQueue, MAX_FRAME};
 use skep_worker::{EventSet, Sources};
 
-use super::card::{Card, LONGEST, feature};
+use super::card::{Card, feature};
+use super::control::control;
 use super::gate::Gate;
 use crate::engine::{Engine, Queues};
 use crate::{ActiveQueue, Chain, QueueError};
@@ -215,25 +216,6 @@ impl NetEngine {
         }
         true
     }
-
-    fn control(&self, queue: &mut ActiveQueue) -> bool {
-        let Some(chain) = queue.pop() else { return false };
-        let Some(memory) = queue.memory() else {
-            queue.complete(chain, 0);
-            return true;
-        };
-        let mut bytes = [0; LONGEST + 1];
-        let read = chain.readable().read(&memory, 0, &mut bytes);
-        let done = read.and_then(|len| {
-            let ack = u8::from(!self.card.control(bytes.get(..len).unwrap_or_default()));
-            chain.writable().write(&memory, 0, &[ack])
-        });
-        queue.complete(chain, done.as_ref().map_or(0, |written| *written as u32));
-        if let Err(error) = done {
-            queue.fail(&error);
-        }
-        true
-    }
 }
 
 impl Engine for NetEngine {
@@ -267,7 +249,7 @@ impl Engine for NetEngine {
         }
         let received = queues.get(self.receive_queue()).is_some_and(|queue| self.receive(queue));
         let sent = queues.get(self.transmit_queue()).is_some_and(|queue| self.transmit(queue));
-        let controlled = self.pair == 0 && queues.get(self.control).is_some_and(|queue| self.control(queue));
+        let controlled = self.pair == 0 && queues.get(self.control).is_some_and(|queue| control(&self.card, queue));
         received || sent || controlled
     }
 

@@ -1,4 +1,4 @@
-//! The network device (section 5.1), before a [`skep_net::Link`].
+//! The network device (section 5.1), before a [`skep_net::Link`]; or, as [`VhostUserNet`], before a vhost-user backend.
 //!
 //! Each queue pair has a thread and a way to the network of its own. Frames go between guest memory and the network without a copy where
 //! the network allows, checksums and segmentation are left to whoever can do them last, and a received frame may be spread over buffers.
@@ -10,7 +10,11 @@
 //! (virtio 1.3), `MRG_RXBUF`, `STATUS`, `CTRL_VQ`, `GUEST_ANNOUNCE`, `MQ`, `CTRL_MAC_ADDR`. Not offered: filters (`CTRL_RX`, `CTRL_VLAN`:
 //! the guest receives all that the network delivers), UFO, RSS and hash reports, notification coalescing.
 
+mod backend;
+#[cfg(test)]
+mod backend_test;
 mod card;
+mod control;
 mod engine;
 mod gate;
 mod state;
@@ -29,6 +33,7 @@ use skep_worker::Limiter;
 
 use crate::engine::QueueWorker;
 use crate::{DeviceType, Notifier, QueueStart, Stopped, VirtioDevice};
+pub use backend::VhostUserNet;
 use card::{Card, feature, offload_features};
 use engine::{Command, NetEngine};
 use gate::Gate;
@@ -77,7 +82,9 @@ impl Net {
     /// # Errors
     /// [`NetDeviceError`].
     pub fn new(config: &NetConfig) -> Result<Arc<Self>, NetDeviceError> {
-        let card = Arc::new(Card::new(config.link.clone(), config.mac));
+        let link = config.link.clone();
+        let apply = move |offloads, pairs| link.set_offloads(offloads).and_then(|()| link.set_active_queues(pairs));
+        let card = Arc::new(Card::new(config.link.info(), Box::new(apply), config.mac));
         let worker = |pair| {
             let gates = (Gate::new(config.receive.as_ref())?, Gate::new(config.send.as_ref())?);
             let engine = NetEngine::new(pair, config.link.open_queue(pair)?, card.clone(), gates);

@@ -59,8 +59,10 @@ pub(super) struct Backend {
 pub(super) struct Needs {
     /// The configuration space is the backend's.
     pub(super) config: bool,
-    /// Queues without one that is not for the backend.
+    /// Queues, as it counts them.
     pub(super) queues: u16,
+    /// How many one has that does not say how many.
+    pub(super) silent: u16,
 }
 
 impl Backend {
@@ -106,7 +108,7 @@ impl Backend {
         if backend.has(protocol::MQ) {
             backend.queues = backend.number(Request::GetQueueNum).map_err(refused)?;
         } else {
-            backend.queues = u64::from(needs.queues);
+            backend.queues = u64::from(needs.silent);
         }
         if backend.queues < u64::from(needs.queues) {
             return Err(VhostUserError::Queues { path: path.to_owned(), has: backend.queues, wanted: needs.queues });
@@ -138,7 +140,7 @@ impl Backend {
 
     /// The driver has taken these features.
     pub(super) fn set_features(&mut self, features: u64) -> Result<(), Failure> {
-        self.tell_number(Request::SetFeatures, features & self.features | PROTOCOL_FEATURES)
+        self.tell_number(Request::SetFeatures, features | PROTOCOL_FEATURES)
     }
 
     /// Where guest memory is. A backend is told guest addresses alone: none of ours mean anything to it.
@@ -162,7 +164,7 @@ impl Backend {
         self.tell(request, &of_words(&[index.into(), value]), &[])
     }
 
-    /// Starts a queue at `next`.
+    /// Starts a queue at `next`, which is to be enabled afterwards.
     pub(super) fn start_queue(
         &mut self,
         index: u16,
@@ -181,7 +183,7 @@ impl Backend {
         for (request, event) in [(Request::SetVringCall, call), (Request::SetVringKick, kick)] {
             self.tell(request, &u64::from(index).to_le_bytes(), &[borrow(event)])?;
         }
-        self.enable_queue(index, true)
+        Ok(())
     }
 
     /// Lets a queue be worked, or rest.

@@ -1,5 +1,6 @@
 //! What differs between the types of devices.
 
+use super::backend::Needs;
 use crate::DeviceType;
 use crate::config::ConfigSpace;
 
@@ -19,6 +20,14 @@ pub(super) const WRITEBACK_FEATURE: u64 = 1 << 11;
 pub(super) const WRITEBACK: usize = 32;
 const BLK_QUEUES: usize = 34;
 
+/// Entries of a queue of a network card.
+const NET_QUEUE: u16 = 256;
+/// Of a network card's features (section 5.1.3) those that are about frames, which the backend moves: checksums, TSO and its ECN, UFO and USO both
+/// ways, `MRG_RXBUF`, and `MQ`, which it may want to know of. The others are about the card, which is the front end's.
+const NET_FEATURES: u64 = 1 << 0 | 1 << 1 | 0xf << 7 | 0xf << 11 | 1 << 15 | MULTIQUEUE | 7 << 54;
+/// `VIRTIO_NET_F_MQ`.
+const MULTIQUEUE: u64 = 1 << 22;
+
 /// What a backend is to the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VhostUserKind {
@@ -29,6 +38,8 @@ pub enum VhostUserKind {
     },
     /// A disk.
     Blk,
+    /// The queues of a network card in which there are frames, in pairs.
+    Net,
 }
 
 impl VhostUserKind {
@@ -36,6 +47,7 @@ impl VhostUserKind {
         match self {
             Self::Fs { .. } => DeviceType::FS,
             Self::Blk => DeviceType::BLOCK,
+            Self::Net => DeviceType::NET,
         }
     }
 
@@ -44,14 +56,18 @@ impl VhostUserKind {
         match self {
             Self::Fs { .. } => 0,
             Self::Blk => BLK_FEATURES,
+            Self::Net => NET_FEATURES,
         }
     }
 
-    /// Whether the backend has the configuration space.
-    pub(super) fn config_is_backends(&self) -> bool {
+    /// What a backend must have, where the config asks for `queues`.
+    pub(super) fn needs(&self, queues: u16) -> Needs {
+        let all = self.queue_sizes(queues).len() as u16;
         match self {
-            Self::Fs { .. } => false,
-            Self::Blk => true,
+            Self::Fs { .. } => Needs { config: false, queues: all, silent: all },
+            Self::Blk => Needs { config: true, queues: all, silent: all },
+            // Some backends count queues, and others pairs. One that does not count has a pair.
+            Self::Net => Needs { config: false, queues: queues.max(1), silent: 1 },
         }
     }
 
@@ -61,6 +77,7 @@ impl VhostUserKind {
             // The first one is for what can't wait.
             Self::Fs { .. } => vec![FS_QUEUE; 1 + usize::from(queues.max(1))],
             Self::Blk => vec![BLK_QUEUE; usize::from(queues.max(1))],
+            Self::Net => vec![NET_QUEUE; 2 * usize::from(queues.max(1))],
         }
     }
 
@@ -81,6 +98,8 @@ impl VhostUserKind {
                 // It may have more than are used.
                 space.put(BLK_QUEUES, queues.max(1));
             }
+            // The card's.
+            Self::Net => {}
         }
         space.bytes().to_vec()
     }

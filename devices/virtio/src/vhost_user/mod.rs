@@ -4,13 +4,16 @@
 //! kicks and what interrupts it goes past this process, where the interrupt controller takes eventfds, and else by the device's thread.
 //!
 //! Used: `MQ`, `REPLY_ACK`, `CONFIG` and `BACKEND_REQ` (configuration changes), `RESET_DEVICE`. Not used: logs of dirty pages, in-flight buffers,
-//! memory slots, in-band notifications, post-copy, shared memory, host notifiers.
+//! memory slots, in-band notifications, post-copy, shared memory, host notifiers, and of network cards `NET_MTU`, `RARP` and segmentation that is set
+//! anew while the card runs (`CTRL_GUEST_OFFLOADS`).
 //!
 //! * **Nobody waits for a backend** but the device's own thread, and it for a bounded time. A backend that hangs, goes away or talks nonsense is given
 //!   up: the log says so, and the device asks to be reset (`DEVICE_NEEDS_RESET`). When the driver resets it, a new backend is looked for at the
 //!   same socket.
 //! * A queue is stopped by `GET_VRING_BASE`, and has stopped when the used ring stands where the available ring does. What a backend that was given
 //!   up still does with guest memory is its own: it has it mapped.
+//! * A network card's pairs of queues are all started, and those enabled for which its driver has asked; the card itself is
+//!   [`crate::net::VhostUserNet`]'s.
 //! * Bus mastering is looked at when a queue starts. What the backend writes is not marked dirty.
 
 mod backend;
@@ -19,12 +22,12 @@ mod channel;
 mod connection;
 mod error;
 mod kind;
-mod message;
+pub(crate) mod message;
 mod session;
 mod state;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod vhost_user_test;
 
@@ -39,7 +42,7 @@ use skep_state::{Persist, State, StateError, ensure};
 use skep_worker::Worker;
 
 use crate::{DeviceType, Notifier, QueueStart, Stopped, VirtioDevice, feature};
-use backend::{Backend, Needs};
+use backend::Backend;
 pub use error::{TalkError, VhostUserError};
 pub use kind::{MOST_TAG, VhostUserKind};
 use kind::{WRITEBACK, WRITEBACK_FEATURE};
@@ -58,7 +61,7 @@ pub struct VhostUserConfig {
     pub socket: PathBuf,
     /// What it is to the guest.
     pub kind: VhostUserKind,
-    /// Queues for requests.
+    /// Queues for requests; of a network card, pairs of queues.
     pub queues: u16,
     /// How long the backend may take for an answer: [`PATIENCE`], but for tests.
     pub patience: Duration,
@@ -82,7 +85,7 @@ impl VhostUser {
     /// [`VhostUserError`].
     pub fn new(config: &VhostUserConfig) -> Result<Arc<Self>, VhostUserError> {
         let queue_sizes = config.kind.queue_sizes(config.queues);
-        let needs = Needs { config: config.kind.config_is_backends(), queues: queue_sizes.len() as u16 };
+        let needs = config.kind.needs(config.queues);
         let mut backend = Backend::connect(&config.socket, needs, config.patience)?;
         let space = match needs.config {
             true => backend.config().map_err(|failure| VhostUserError::Request {
@@ -106,6 +109,7 @@ impl VhostUser {
             notifier: OnceLock::new(),
             line: Mutex::default(),
             closing: AtomicBool::new(false),
+            watch: OnceLock::new(),
         });
         shared.set_config(&space);
         shared.hold(&backend);
@@ -121,6 +125,17 @@ impl VhostUser {
             *byte = value;
         }
         self.worker.send(Command::Config(WRITEBACK as u32, vec![value]));
+    }
+
+    /// Lets the backend work so many queues, from the first on: all, until it is told otherwise.
+    pub(crate) fn enable_queues(&self, count: u16) {
+        self.worker.send(Command::Enable(count));
+    }
+
+    /// Lets somebody be told, on the device's thread, whether there is a backend, when that changes.
+    pub(crate) fn watch(&self, watch: impl Fn(bool) + Send + Sync + 'static) {
+        // A device has one owner.
+        let _ = self.shared.watch.set(Box::new(watch));
     }
 
     /// What has to follow guest memory, before a queue starts.

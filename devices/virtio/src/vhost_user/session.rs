@@ -32,8 +32,13 @@ pub(super) enum Command {
     /// Guest memory is another one.
     Memory,
     Config(u32, Vec<u8>),
+    /// So many queues, from the first on, are worked; the others rest.
+    Enable(u16),
     Reset,
 }
+
+/// Who wants to know whether there is a backend.
+pub(super) type Watch = Box<dyn Fn(bool) + Send + Sync>;
 
 /// What the thread shares with the device.
 pub(super) struct Shared {
@@ -53,6 +58,8 @@ pub(super) struct Shared {
     pub(super) line: Mutex<Option<Arc<UnixStream>>>,
     /// The device goes: it was us who hung up.
     pub(super) closing: AtomicBool,
+    /// Told on the thread whether there is a backend, when that changes.
+    pub(super) watch: OnceLock<Watch>,
 }
 
 impl Shared {
@@ -63,6 +70,13 @@ impl Shared {
     /// Takes on what the backend's configuration space is.
     pub(super) fn set_config(&self, config: &[u8]) {
         *Self::lock(&self.config) = self.kind.config(self.queues, config);
+    }
+
+    /// Tells whether there is a backend.
+    fn tell_watch(&self, there: bool) {
+        if let Some(watch) = self.watch.get() {
+            watch(there);
+        }
     }
 
     /// Remembers the connection of a backend.
@@ -100,12 +114,21 @@ pub(super) struct Session {
     /// The driver's features, once it is ready.
     features: Option<u64>,
     queues: BTreeMap<u16, Running>,
+    /// How many of them, by their numbers, are to be worked.
+    enabled: u16,
     sources: Option<Sources>,
 }
 
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, backend: Backend) -> Self {
-        Self { shared, backend: Some(backend), features: None, queues: BTreeMap::new(), sources: None }
+        Self {
+            shared,
+            backend: Some(backend),
+            features: None,
+            queues: BTreeMap::new(),
+            enabled: u16::MAX,
+            sources: None,
+        }
     }
 
     /// Watches what the backend says of its own accord.
@@ -139,6 +162,7 @@ impl Session {
         let _ = backend.connection.socket().shutdown(std::net::Shutdown::Both);
         *Shared::lock(&self.shared.line) = None;
         self.queues.values_mut().for_each(|queue| queue.alive = false);
+        self.shared.tell_watch(false);
         self.need_reset();
     }
 
@@ -185,6 +209,7 @@ impl Session {
         tracing::info!("`{}`: connected to another vhost-user backend", shared.name);
         shared.hold(&backend);
         self.backend = Some(backend);
+        shared.tell_watch(true);
         if let Err(error) = self.watch() {
             self.fail(&error);
         }
@@ -197,7 +222,7 @@ impl Session {
             return self.need_reset();
         }
         self.with(|backend, shared| {
-            backend.set_features(features)?;
+            backend.set_features(features & shared.features)?;
             backend.set_memory(&Shared::lock(&shared.memory).clone())
         });
     }
@@ -216,8 +241,11 @@ impl Session {
                 Ok((event, ours)) => {
                     queue.call = ours.then(|| event.clone());
                     let QueueStart { config, state, doorbell, .. } = &queue.start;
-                    let started =
-                        self.with(|backend, _| backend.start_queue(index, config, state.next, &event, doorbell));
+                    let enabled = index < self.enabled;
+                    let started = self.with(|backend, _| {
+                        backend.start_queue(index, config, state.next, &event, doorbell)?;
+                        backend.enable_queue(index, enabled)
+                    });
                     queue.alive = started.is_some();
                     // What has been made available while nobody looked.
                     let _ = doorbell.write(1);
@@ -226,6 +254,16 @@ impl Session {
             }
         }
         self.queues.insert(index, queue);
+    }
+
+    /// Lets so many queues be worked.
+    fn enable(&mut self, count: u16) {
+        let before = std::mem::replace(&mut self.enabled, count);
+        let changed = before.min(count)..before.max(count);
+        let running = self.queues.range(changed).filter(|(_, queue)| queue.alive).map(|(index, _)| *index);
+        for index in running.collect::<Vec<_>>() {
+            self.with(|backend, _| backend.enable_queue(index, index < count));
+        }
     }
 
     /// What a backend interrupts by, and whether it is for the thread to pass on.
@@ -326,6 +364,7 @@ impl Job for Session {
             Command::Config(offset, data) => {
                 self.with(|backend, _| backend.set_config(offset, &data));
             }
+            Command::Enable(count) => self.enable(count),
             Command::Reset => {
                 self.features = None;
                 self.with(|backend, _| backend.reset());

@@ -23,7 +23,7 @@ use crate::feature;
 
 /// What goes wrong at one request.
 #[derive(Debug, Clone)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// The connection is closed instead of an answer.
     Close,
     /// No answer comes.
@@ -34,25 +34,27 @@ pub(super) enum Fault {
 
 /// When buffers are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(crate) enum Pace {
     AtOnce,
     /// When the queue stops.
     AtStop,
     /// A while after the backend has said that it has stopped.
     AfterStop,
+    /// A card's queues: what is sent by the second of a pair comes by the first, if that has a buffer.
+    Loop,
     Never,
 }
 
 /// What a backend can do, and does.
 #[derive(Debug, Clone)]
-pub(super) struct Behaviour {
-    pub(super) features: u64,
-    pub(super) protocol: u64,
-    pub(super) queues: u64,
-    pub(super) config: Vec<u8>,
-    pub(super) pace: Pace,
+pub(crate) struct Behaviour {
+    pub(crate) features: u64,
+    pub(crate) protocol: u64,
+    pub(crate) queues: u64,
+    pub(crate) config: Vec<u8>,
+    pub(crate) pace: Pace,
     /// At which request, and what; it happens once.
-    pub(super) fault: Option<(Request, Fault)>,
+    pub(crate) fault: Option<(Request, Fault)>,
 }
 
 impl Default for Behaviour {
@@ -75,20 +77,22 @@ impl Default for Behaviour {
 #[derive(Default)]
 struct Inner {
     log: Vec<u32>,
+    /// The virtio features that were set last.
+    features: u64,
     /// The connection made last, and its channel.
     connection: Option<UnixStream>,
     channel: Option<UnixStream>,
 }
 
 /// A backend that accepts connections, until it is dropped.
-pub(super) struct TestBackend {
+pub(crate) struct TestBackend {
     folder: TempDir,
     inner: Arc<Mutex<Inner>>,
     behaviour: Arc<Mutex<Behaviour>>,
 }
 
 impl TestBackend {
-    pub(super) fn start(behaviour: Behaviour) -> Self {
+    pub(crate) fn start(behaviour: Behaviour) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let inner = Arc::<Mutex<Inner>>::default();
@@ -105,35 +109,40 @@ impl TestBackend {
         Self { folder, inner, behaviour }
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
     }
 
     /// Lets it behave in another way from now on.
-    pub(super) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+    pub(crate) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.behaviour.lock().unwrap());
     }
 
     /// The requests so far.
-    pub(super) fn log(&self) -> Vec<u32> {
+    pub(crate) fn log(&self) -> Vec<u32> {
         self.inner.lock().unwrap().log.clone()
     }
 
+    /// The virtio features that the driver has taken.
+    pub(crate) fn features(&self) -> u64 {
+        self.inner.lock().unwrap().features
+    }
+
     /// Closes the connection made last.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let inner = self.inner.lock().unwrap();
         inner.connection.as_ref().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
     }
 
     /// Says something of its own accord, on the connection or the channel.
-    pub(super) fn say(&self, on_channel: bool, bytes: &[u8]) {
+    pub(crate) fn say(&self, on_channel: bool, bytes: &[u8]) {
         let inner = self.inner.lock().unwrap();
         let stream = if on_channel { &inner.channel } else { &inner.connection };
         stream.as_ref().unwrap().write_all(bytes).unwrap();
     }
 
     /// Has another configuration, and says so; what is answered to that, where an answer is asked for.
-    pub(super) fn change_config(&self, config: Vec<u8>) -> u64 {
+    pub(crate) fn change_config(&self, config: Vec<u8>) -> u64 {
         self.behave(|behaviour| behaviour.config = config);
         self.say(true, &Header { request: CONFIG_CHANGED, flags: VERSION | NEED_REPLY, size: 0 }.bytes());
         let mut channel = self.inner.lock().unwrap().channel.as_ref().unwrap().try_clone().unwrap();
@@ -149,6 +158,8 @@ struct Ring {
     next: u16,
     /// Taken and not used.
     held: Vec<u16>,
+    /// What the first of them is given.
+    said: Vec<u8>,
     /// Descriptors, used and available ring.
     places: [u64; 3],
     call: Option<File>,
@@ -275,6 +286,8 @@ impl Served {
         let is = |other: Request| request == other as u32;
         if is(Request::GetFeatures) {
             return number(behaviour.features);
+        } else if is(Request::SetFeatures) {
+            self.inner.lock().unwrap().features = u64::from_le_bytes(body.try_into().unwrap());
         } else if is(Request::GetProtocolFeatures) {
             return number(behaviour.protocol);
         } else if is(Request::GetQueueNum) {
@@ -311,6 +324,10 @@ impl Served {
                 18 => ring.enabled = word[1] == 1,
                 _ => {}
             }
+            // What has been made available meanwhile; at first there is no kick yet.
+            if request == 18 && ring.enabled && ring.kick.is_some() {
+                self.take(*index);
+            }
         }
         None
     }
@@ -332,36 +349,55 @@ impl Served {
         file.write_all_at(bytes, offset).unwrap();
     }
 
+    /// Takes the next chain, if there is one.
+    fn pop(&mut self, index: u32) -> bool {
+        let Some(ring) = self.rings.get(&index).filter(|ring| ring.enabled) else { return false };
+        let (available, size, next) = (ring.places[2], ring.size as u16, ring.next);
+        let more = next != u16::from_le_bytes(self.read(available + 2));
+        if more {
+            let head = u16::from_le_bytes(self.read(available + 4 + u64::from(next % size) * 2));
+            let ring = self.rings.get_mut(&index).unwrap();
+            ring.next = next.wrapping_add(1);
+            ring.held.push(head);
+        }
+        more
+    }
+
     /// Takes what is available.
     fn take(&mut self, index: u32) {
-        let ring = &self.rings[&index];
-        let (available, size) = (ring.places[2], ring.size as u16);
-        let end = u16::from_le_bytes(self.read(available + 2));
-        let mut next = ring.next;
-        let mut heads = Vec::new();
-        while ring.enabled && next != end {
-            heads.push(u16::from_le_bytes(self.read(available + 4 + u64::from(next % size) * 2)));
-            next = next.wrapping_add(1);
+        let pace = self.pace();
+        if pace == Pace::Loop && index.is_multiple_of(2) {
+            // It is taken for a frame.
+            return;
         }
-        let ring = self.rings.get_mut(&index).unwrap();
-        ring.next = next;
-        ring.held.extend(heads);
-        if self.pace() == Pace::AtOnce {
-            self.finish(index);
+        while self.pop(index) {}
+        match pace {
+            Pace::AtOnce => drop(self.finish(index)),
+            Pace::Loop => {
+                for frame in self.finish(index) {
+                    if self.pop(index - 1) {
+                        self.rings.get_mut(&(index - 1)).unwrap().said = frame;
+                        self.finish(index - 1);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
-    /// Uses what was taken: what a chain says is written into what it has room for.
-    fn finish(&mut self, index: u32) {
-        let held = std::mem::take(&mut self.rings.get_mut(&index).unwrap().held);
+    /// Uses what was taken: what a chain says is written into what it has room for. Answers what there was no room for.
+    fn finish(&mut self, index: u32) -> Vec<Vec<u8>> {
+        let ring = self.rings.get_mut(&index).unwrap();
+        let (held, mut said) = (std::mem::take(&mut ring.held), std::mem::take(&mut ring.said));
+        let mut rest = Vec::new();
         if held.is_empty() {
-            return;
+            return rest;
         }
         let ring = &self.rings[&index];
         let ([table, used, _], size) = (ring.places, ring.size as u16);
         let mut at = u16::from_le_bytes(self.read(used + 2));
         for head in held {
-            let (mut said, mut len, mut next) = (Vec::new(), 0u32, Some(head));
+            let (mut len, mut next) = (0u32, Some(head));
             while let Some(number) = next {
                 let descriptor: [u8; 16] = self.read(table + u64::from(number) * 16);
                 let gpa = u64::from_le_bytes(descriptor[..8].try_into().unwrap());
@@ -375,6 +411,7 @@ impl Served {
                 }
                 next = (descriptor[12] & 1 != 0).then(|| u16::from_le_bytes([descriptor[14], descriptor[15]]));
             }
+            rest.push(std::mem::take(&mut said));
             self.write(used + 4 + u64::from(at % size) * 8, &of_words(&[head.into(), len]));
             at = at.wrapping_add(1);
             self.write(used + 2, &at.to_le_bytes());
@@ -382,5 +419,6 @@ impl Served {
         if let Some(call) = &ring.call {
             let _ = rustix::io::write(call.as_fd(), &1u64.to_ne_bytes());
         }
+        rest
     }
 }
