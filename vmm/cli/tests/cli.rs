@@ -144,7 +144,7 @@ fn absurd_numbers_are_usage_errors() {
     refused("--disk", "a.img", "the format is never guessed");
     refused("--disk", "a.img,format=raw,read-only", "did you mean `readonly`?");
     refused("--net", "tap", "`tap`: found `true`, expected a text");
-    refused("--net", "id=x", "exactly one of tap=NAME and user");
+    refused("--net", "id=x", "exactly one of tap=NAME, user and vhost-user=SOCKET");
     refused("--device", "baloon", "did you mean `balloon`?");
 }
 

@@ -231,15 +231,19 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn net()(tap in option::of("[a-z0-9]{1,15}"), pairs in 1_u16..256, old: bool, romfile in option::of(path()), id in id(), mac in option::of(any::<[u8; 6]>()), poll in poll(), (rx_packets, rx_bandwidth, tx_packets, tx_bandwidth) in (rate(""), rate("K"), rate(""), rate("G"))) -> Net {
+    fn net()((tap, socket) in (option::of("[a-z0-9]{1,15}"), option::of(path())), pairs in 1_u16..256, old: bool, romfile in option::of(path()), id in id(), mac in option::of(any::<[u8; 6]>()), poll in poll(), (rx_packets, rx_bandwidth, tx_packets, tx_bandwidth) in (rate(""), rate("K"), rate(""), rate("G"))) -> Net {
         let mac = mac.map(|bytes| Mac([2, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]));
         let device = if old { NetDevice::Ne2kPci } else { NetDevice::VirtioNet };
         let queues = if tap.is_some() && !old { pairs } else { 1 };
         let net = Net {
-            user: tap.is_none(), device, queues, tap, id, mac, poll: None, rx_packets: None, rx_bandwidth: None, tx_packets: None,
+            user: tap.is_none(), vhost_user: None, device, queues, tap, id, mac, poll: None, rx_packets: None, rx_bandwidth: None, tx_packets: None,
             tx_bandwidth: None, romfile, place: None, bootindex: None,
         };
-        if old { net } else { Net { poll, rx_packets, rx_bandwidth, tx_packets, tx_bandwidth, ..net } }
+        match socket {
+            Some(_) => Net { user: false, tap: None, vhost_user: socket, device: NetDevice::VirtioNet, queues: pairs, ..net },
+            None if old => net,
+            None => Net { poll, rx_packets, rx_bandwidth, tx_packets, tx_bandwidth, ..net },
+        }
     }
 }
 

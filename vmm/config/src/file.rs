@@ -71,7 +71,7 @@ impl Config {
     /// Every path in the config.
     fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
         let disks = self.disk.iter_mut().map(|disk| disk.source.path_mut());
-        let roms = self.net.iter_mut().filter_map(|net| net.romfile.as_mut());
+        let of_nets = self.net.iter_mut().flat_map(|net| [&mut net.romfile, &mut net.vhost_user]).flatten();
         let sockets = self.device.iter_mut().filter_map(|device| match &mut device.kind {
             DeviceKind::Vsock { socket, .. } | DeviceKind::Console { socket, .. } | DeviceKind::Fs { socket, .. } => {
                 Some(socket)
@@ -91,7 +91,7 @@ impl Config {
             .chain(serial)
             .chain(&mut self.control)
             .chain(disks)
-            .chain(roms)
+            .chain(of_nets)
             .chain(sockets)
             .for_each(change);
     }

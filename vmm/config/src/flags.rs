@@ -89,13 +89,13 @@ pub struct DeviceFlags {
     /// a `bootindex=N` first, the least before the others. May be repeated.
     #[arg(long, value_name = "FILE,format=raw|qcow2[,...]")]
     pub disk: Vec<Disk>,
-    /// Network card: tap=NAME[,queues=N] or user, [,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE]...
+    /// Network card: tap=NAME[,queues=N], user or vhost-user=SOCKET[,queues=N], [,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE]...
     ///
     /// `tap` is an interface of the host, made for this user: ip tuntap add mode tap user NAME. `user` needs no rights: the program `passt` makes
-    /// the guest's connections the user's own. `device=virtio-net` is the default; `ne2k_pci` is slow, and for guests that know no other card. `romfile` is an
+    /// the guest's connections the user's own. With `vhost-user`, a backend that listens at SOCKET already moves the frames. `device=virtio-net` is the default; `ne2k_pci` is slow, and for guests that know no other card. `romfile` is an
     /// option ROM, by which firmware boots from a card that it has no driver for. `rx-packets=N[/BURST]` and `rx-bandwidth=SIZE[/BURST]` limit what the guest receives
     /// by virtio-net in a second, `tx-packets` and `tx-bandwidth` what it sends; `poll=TIME` and `bootindex=N` are as a disk's. May be repeated.
-    #[arg(long, value_name = "tap=NAME|user[,...]")]
+    #[arg(long, value_name = "tap=NAME|user|vhost-user=SOCKET[,...]")]
     pub net: Vec<Net>,
     /// Other device (virtio): rng[=false], balloon[,deflate-on-oom], vsock=SOCKET[,cid=N], console=SOCKET[,ports=NAME:NAME...] or fs,socket=SOCKET,tag=TAG[,queues=N][,id=ID]
     ///

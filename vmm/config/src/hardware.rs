@@ -50,8 +50,10 @@ impl Config {
     pub fn of_a_backend(&self) -> Option<&str> {
         let disk = self.disk.iter().find(|disk| disk.source.is_vhost_user());
         let disk = disk.map(|disk| disk.id.as_deref().unwrap_or_default());
+        let net = self.net.iter().find(|net| net.vhost_user.is_some());
+        let net = net.map(|net| net.id.as_deref().unwrap_or_default());
         let device = self.device.iter().find(|device| matches!(device.kind, DeviceKind::Fs { .. }));
-        disk.or(device.map(|device| device.kind.name()))
+        disk.or(net).or(device.map(|device| device.kind.name()))
     }
 
     fn fill_ids(&mut self) -> Result<(), Conflict> {

@@ -103,6 +103,13 @@ fn what_has_a_vhost_user_backend_makes_memory_shared() {
     assert!(again.disk[0].source.is_vhost_user());
     let plugged = disk.with_disk("vhost-user=other".parse().unwrap()).unwrap_err();
     assert_eq!(plugged, Conflict::PluggedBackend);
+    let net = finished("cpus = 4\nnet = ['vhost-user=s,queues=2']").unwrap();
+    assert_eq!((net.memory.shared, net.of_a_backend()), (true, Some("net0")));
+    let again = Config::from_toml(&net.to_toml().unwrap(), Path::new("again.toml"), ArchKind::X86_64).unwrap();
+    assert_eq!(again.net[0].vhost_user, std::path::absolute("s").ok());
+    assert_eq!(again.net[0].mac, net.net[0].mac);
+    let plugged = net.with_net("vhost-user=other".parse().unwrap()).unwrap_err();
+    assert_eq!(plugged, Conflict::PluggedBackend);
     let said = finished("device = ['fs,socket=a,tag=t,id=x', 'fs,socket=b,tag=t,id=x']").unwrap_err().to_string();
     assert!(said.starts_with("two devices are called `x`"), "{said}");
 }

@@ -80,7 +80,7 @@ pub enum NetDevice {
     Ne2kPci,
 }
 
-/// A network card: `tap=NAME[,queues=N]|user[,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE][,place=PLACE]...`.
+/// A network card: `tap=NAME[,queues=N]|user|vhost-user=SOCKET[,queues=N][,device=virtio-net|ne2k_pci][,id=ID][,mac=MAC][,romfile=FILE][,place=PLACE]...`.
 ///
 /// [`crate::Config::finish`] fills in `id`, `mac`, `poll` and `place`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -91,9 +91,12 @@ pub struct Net {
     pub tap: Option<String>,
     /// To the user's own connections, by the program `passt`, where there is no tap interface.
     pub user: bool,
+    /// The Unix socket at which a vhost-user backend listens, which moves the frames.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhost_user: Option<PathBuf>,
     /// What the guest sees.
     pub device: NetDevice,
-    /// Pairs of queues, of a tap interface made with `multi_queue`.
+    /// Pairs of queues, of a tap interface made with `multi_queue`, or of a backend.
     pub queues: u16,
     /// The name in messages, in snapshots and for `skep ctl`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,6 +139,7 @@ pub(crate) struct Keys {
     tap: Option<String>,
     #[serde(default)]
     user: bool,
+    vhost_user: Option<PathBuf>,
     #[serde(default)]
     device: NetDevice,
     queues: Option<u16>,
@@ -154,10 +158,14 @@ pub(crate) struct Keys {
 impl Net {
     /// Fills in the address and how long it polls.
     pub(crate) fn fill(&mut self) {
-        if self.device == NetDevice::VirtioNet {
+        if self.device == NetDevice::VirtioNet && self.vhost_user.is_none() {
             self.poll.get_or_insert_default();
         }
-        let network = self.tap.as_deref().or(self.id.as_deref()).unwrap_or_default();
+        let socket = self.vhost_user.as_ref().map(|socket| {
+            let whole = std::path::absolute(socket).unwrap_or_else(|_| socket.clone());
+            whole.display().to_string()
+        });
+        let network = self.tap.as_deref().or(socket.as_deref()).or(self.id.as_deref()).unwrap_or_default();
         self.mac.get_or_insert_with(|| Mac::of(network));
     }
 }
@@ -167,15 +175,21 @@ impl Group for Net {
     const LEADING: Option<&'static str> = None;
 
     fn from_keys(keys: Keys) -> Result<Self, String> {
-        if keys.tap.is_some() == keys.user {
-            return Err("exactly one of tap=NAME and user is needed".to_owned());
+        if [keys.tap.is_some(), keys.user, keys.vhost_user.is_some()].into_iter().filter(|given| *given).count() != 1 {
+            return Err("exactly one of tap=NAME, user and vhost-user=SOCKET is needed".to_owned());
+        }
+        if keys.vhost_user.as_ref().is_some_and(|socket| socket.as_os_str().is_empty()) {
+            return Err("`vhost-user` needs the backend's socket: vhost-user=SOCKET".to_owned());
         }
         let queues = keys.queues.unwrap_or(1);
         if !(1..=MOST_QUEUES).contains(&queues) {
             return Err(format!("`queues` must be 1 to {MOST_QUEUES}"));
         }
         if queues > 1 && keys.user {
-            return Err("`queues` goes with `tap` only".to_owned());
+            return Err("`queues` goes with `tap` and `vhost-user` only".to_owned());
+        }
+        if keys.vhost_user.is_some() && keys.device != NetDevice::VirtioNet {
+            return Err("`vhost-user` goes with device=virtio-net only".to_owned());
         }
         if queues > 1 && keys.device != NetDevice::VirtioNet {
             return Err("`queues` goes with device=virtio-net only".to_owned());
@@ -185,12 +199,16 @@ impl Group for Net {
         if (limits || keys.poll.is_some()) && keys.device != NetDevice::VirtioNet {
             return Err("rates and `poll` go with device=virtio-net only".to_owned());
         }
+        if (limits || keys.poll.is_some()) && keys.vhost_user.is_some() {
+            return Err("rates and `poll` do not go with vhost-user=SOCKET: the backend moves the frames".to_owned());
+        }
         if let Some(id) = &keys.id {
             check_id(id)?;
         }
         Ok(Net {
             tap: keys.tap,
             user: keys.user,
+            vhost_user: keys.vhost_user,
             device: keys.device,
             queues,
             id: keys.id,
@@ -207,4 +225,7 @@ impl Group for Net {
     }
 }
 
-group!(Net, "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, device, queues, id, mac and others");
+group!(
+    Net,
+    "a text such as \"tap=NAME\" or \"user\", or a table of tap, user, vhost-user, device, queues, id, mac and others"
+);

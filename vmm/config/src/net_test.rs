@@ -10,6 +10,7 @@ fn a_card_is_what_it_is_connected_to() {
     let expected = Net {
         tap: Some("tap0".to_owned()),
         user: false,
+        vhost_user: None,
         device: NetDevice::VirtioNet,
         queues: 4,
         id: Some("lan".to_owned()),
@@ -28,6 +29,7 @@ fn a_card_is_what_it_is_connected_to() {
     let limited = Net {
         tap: None,
         user: true,
+        vhost_user: None,
         device: NetDevice::VirtioNet,
         queues: 1,
         id: None,
@@ -45,10 +47,10 @@ fn a_card_is_what_it_is_connected_to() {
     let net = expected;
     assert_eq!(net.mac.unwrap().to_string(), "02:00:00:00:00:ab");
     for (text, message) in [
-        ("id=x", "exactly one of tap=NAME and user is needed"),
+        ("id=x", "exactly one of tap=NAME, user and vhost-user=SOCKET is needed"),
         ("tap", "`tap`: found `true`, expected a text"),
-        ("user,tap=t", "exactly one of tap=NAME and user is needed"),
-        ("user,queues=2", "`queues` goes with `tap` only"),
+        ("user,tap=t", "exactly one of tap=NAME, user and vhost-user=SOCKET is needed"),
+        ("user,queues=2", "`queues` goes with `tap` and `vhost-user` only"),
         ("tap=t,device=ne2k_pci,queues=2", "`queues` goes with device=virtio-net only"),
         ("user,device=ne2k_pci,poll=0", "rates and `poll` go with device=virtio-net only"),
         ("user,device=ne2k_pci,tx-bandwidth=1M", "rates and `poll` go with device=virtio-net only"),
@@ -63,6 +65,26 @@ fn a_card_is_what_it_is_connected_to() {
             "`poll`: `20ms` is not how long to poll: write whole microseconds such as `32us`, 10ms at most, or 0 for never",
         ),
         ("user,mac=1:2", "`mac`: `1:2` is no Ethernet address: write it as 52:54:00:12:34:56"),
+    ] {
+        assert_eq!(refused(text), message, "{text}");
+    }
+}
+
+#[test]
+fn a_cards_frames_may_be_another_programs() {
+    let mut net: Net = "vhost-user=s.sock,queues=2,mac=02:00:00:00:00:07".parse().unwrap();
+    assert_eq!((net.vhost_user.as_deref(), net.queues), (Some(std::path::Path::new("s.sock")), 2));
+    net.fill();
+    assert_eq!((net.mac, net.poll), (Some(Mac([2, 0, 0, 0, 0, 7])), None));
+    for (text, message) in [
+        ("tap=t,vhost-user=s", "exactly one of tap=NAME, user and vhost-user=SOCKET is needed"),
+        ("vhost-user=", "`vhost-user` needs the backend's socket: vhost-user=SOCKET"),
+        ("vhost-user=s,device=ne2k_pci", "`vhost-user` goes with device=virtio-net only"),
+        ("vhost-user=s,poll=0", "rates and `poll` do not go with vhost-user=SOCKET: the backend moves the frames"),
+        (
+            "vhost-user=s,tx-packets=1",
+            "rates and `poll` do not go with vhost-user=SOCKET: the backend moves the frames",
+        ),
     ] {
         assert_eq!(refused(text), message, "{text}");
     }
@@ -84,5 +106,8 @@ fn an_address_follows_from_the_network() {
     };
     assert_eq!(mac("tap=tap0"), mac("tap=tap0,id=other"));
     assert_ne!(mac("tap=tap0"), mac("tap=tap1"));
+    let whole = std::path::absolute("s").unwrap();
+    assert_eq!(mac("vhost-user=s,id=a"), mac(&format!("vhost-user={},id=b", whole.display())));
+    assert_ne!(mac("vhost-user=s"), mac("vhost-user=t"));
     assert_eq!(mac("tap=tap0").0[..3], [0x52, 0x54, 0]);
 }

@@ -38,6 +38,9 @@ impl Config {
     /// As above.
     pub fn with_net(&self, mut net: Net) -> Result<Self, Conflict> {
         no_bootindex(net.bootindex)?;
+        if net.vhost_user.is_some() {
+            return Err(Conflict::PluggedBackend);
+        }
         net.place = Some(self.port_for(net.place)?);
         let mut next = self.clone();
         next.net.push(net);

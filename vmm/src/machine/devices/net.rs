@@ -9,7 +9,7 @@ use skep_net::{Link, Passt, PasstConfig, Tap};
 use skep_pci::OptionRom;
 use skep_virtio::NetConfig;
 
-use super::{DeviceError, Kind, Site, limiter, named};
+use super::{DeviceError, Kind, Site, limiter, named, vhost_user};
 use crate::Error;
 
 /// Makes the network cards of `config`.
@@ -26,11 +26,15 @@ pub(super) fn plug(site: Site<'_>, net: &Net) -> Result<(), Error> {
 fn add_card(site: Site<'_>, id: &str, net: &Net) -> Result<(), DeviceError> {
     let socket = site.socket(net.place)?;
     let rom = net.romfile.as_deref().map(read_rom).transpose()?;
+    let mac = net.mac.expect("a finished config gives each card its address").0;
+    if let Some(backend) = &net.vhost_user {
+        let card = vhost_user::connect_card(site, id, backend, net.queues, mac)?;
+        return site.push_virtio(id, &socket, card, rom, Vec::new());
+    }
     let link: Arc<dyn Link> = match &net.tap {
         Some(name) => Arc::new(Tap::open(name, net.queues)?),
         None => Arc::new(Passt::start(&PasstConfig::default())?),
     };
-    let mac = net.mac.expect("a finished config gives each card its address").0;
     let name = id.to_owned();
     match net.device {
         NetDevice::VirtioNet => {
