@@ -3,14 +3,7 @@
 
 mod support;
 
-use std::process::Command;
-
-use support::{Builder, Machine, is_x86_64};
-
-fn ip(words: &[&str]) {
-    let status = Command::new("ip").args(words).status().unwrap();
-    assert!(status.success(), "ip {words:?}");
-}
+use support::{Builder, Machine, ip, is_x86_64, trade};
 
 /// What a guest in the network of the tap interface `tap` does: its address, its neighbour, and a transfer of `length` bytes each way.
 /// `more` is done between.
@@ -30,16 +23,7 @@ fn talk(machine: Builder, tap: &str, length: usize, more: &str) -> Machine {
     machine.wait_for("the card is up");
     ip(&["addr", "add", "192.168.77.1/24", "dev", tap]);
     ip(&["link", "set", tap, "up"]);
-    let listener = std::net::TcpListener::bind("192.168.77.1:7000").unwrap();
-    let host = std::thread::spawn(move || {
-        use std::io::{Read, Write};
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut got = vec![0; length];
-        stream.read_exact(&mut got).unwrap();
-        let pattern = |text: &[u8]| text.iter().copied().cycle().take(length).collect::<Vec<u8>>();
-        assert!(got == pattern(b"0123456789abcde\n"), "what the guest has sent");
-        stream.write_all(&pattern(b"edcba9876543210\n")).unwrap();
-    });
+    let host = trade("192.168.77.1:7000", length);
     machine.send("go\n");
     machine.wait_for("3 packets received");
     machine.wait_for(&length.to_string());

@@ -1,13 +1,18 @@
 //! Stock Debian kernels with devices whose backends are other programs: Debian's own.
 #![allow(clippy::unwrap_used)] // Helpers of tests.
 
+#[path = "support/card.rs"]
+#[allow(unreachable_pub)] // A part of this test.
+mod card;
 mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{Builder, Machine, image};
+use card::{Card, Wire};
+use support::{Builder, Machine, image, ip, trade};
 use tempfile::TempDir;
 
 /// A program of QEMU's, which is in the path in a lab, and elsewhere where Debian has it.
@@ -93,14 +98,22 @@ fn storage_daemon(folder: &TempDir, name: &str) -> (Backend, PathBuf) {
     (Backend::start(command, &socket), socket)
 }
 
-/// A directory and a disk are read and written; the disk's driver goes and comes again; the guest lets both go while it writes; a
-/// backend dies, and another one takes its place.
+/// Bytes that go each way by the network card.
+const TRADED: usize = 512 << 10;
+
+/// A directory and a disk are read and written; frames go both ways by two pairs of queues; the disk's driver goes and comes again; the guest lets
+/// both go while it writes; backends of a disk and of the card die, and others take their places.
 #[test]
 fn backends_serve_a_guest() {
     let folder = tempfile::tempdir().unwrap();
     let (_files, files_socket) = virtiofsd(&folder);
     let (_blocks, disk_socket) = storage_daemon(&folder, "disk");
     let (mortal, mortal_socket) = storage_daemon(&folder, "mortal");
+    let (wire, card_socket) = (Wire::new("skep2"), Rig::path(&folder, "card.sock"));
+    ip(&["addr", "add", "192.168.78.1/24", "dev", "skep2"]);
+    ip(&["link", "set", "skep2", "up"]);
+    let host = trade("192.168.78.1:7000", TRADED);
+    let card = Card::start(&card_socket, &wire);
     let shared = Rig::path(&folder, "shared");
     fs::write(shared.join("greeting"), "a file of the host\n").unwrap();
     let words = [
@@ -110,32 +123,51 @@ fn backends_serve_a_guest() {
         &format!("vhost-user={},id=data,queues=2,place=port:1", disk_socket.display()),
         "--disk",
         &format!("vhost-user={},id=mortal", mortal_socket.display()),
+        "--net",
+        &format!("vhost-user={},queues=2,id=card,mac=02:00:00:00:00:07", card_socket.display()),
     ];
-    // Bus 0 comes before what is behind its ports: the mortal disk is the first.
-    let mut rig = Rig::start(
-        folder,
-        &words,
-        "dmesg -n 1; mkdir /mnt /disk; mount -t virtiofs host /mnt; mount -t ext4 /dev/vdb /disk
-        anew() {
-            device=$(basename $(readlink -f /sys/block/$1/device)); driver=/sys/bus/virtio/drivers/virtio_blk
+    // The guest finds what it has to do in the directory: a kernel's command line has no room for it. Bus 0 comes before what is behind its ports:
+    // the mortal disk is the first.
+    let task = format!(
+        "mount -t ext4 /dev/vdb /disk
+        anew() {{
+            device=$(basename $(readlink -f /sys/$2/device)); driver=/sys/bus/virtio/drivers/virtio_$1
             echo $device >$driver/unbind; echo $device >$driver/bind
-        }
+        }}
+        up() {{
+            ip addr add 192.168.78.2/24 dev eth0; ip link set eth0 up; ping -c 2 -W 20 192.168.78.1
+        }}
         cat /mnt/greeting /disk/greeting
+        cat /sys/class/net/eth0/address; up
+        yes 0123456789abcde | head -c {TRADED} | nc 192.168.78.1 7000 >/tmp/back
+        yes edcba9876543210 | head -c {TRADED} | cmp - /tmp/back && echo it came back
         yes a line of the guest | head -c 300000 | tee /mnt/large >/disk/large
-        umount /disk; anew vdb; mount -t ext4 /dev/vdb /disk
+        umount /disk; anew blk block/vdb; mount -t ext4 /dev/vdb /disk
         cmp /mnt/large /disk/large && echo the same
         umount /disk
         while dd if=/dev/zero of=/mnt/busy bs=64k count=8 2>/dev/null; do echo >/tmp/files; done &
-        while dd if=/dev/zero of=/dev/vdb bs=64k count=8 conv=fsync 2>/dev/null && [ -b /dev/vdb ]; do echo >/tmp/blocks; done &
+        while dd if=/dev/zero of=/dev/vdb bs=64k count=8 conv=fsync 2>/dev/null && [ -b /dev/vdb ]; do
+            echo >/tmp/blocks
+        done &
         until [ -e /tmp/files ] && [ -e /tmp/blocks ]; do sleep 0.1; done
         echo both are written to
         while [ -e /sys/block/vdb ] || ls /sys/bus/virtio/drivers/virtiofs | grep -q ^virtio; do sleep 0.1; done
         wait
-        echo and gone; read go
-        anew vda; mount -t ext4 /dev/vda /disk; cat /disk/greeting",
+        echo and gone
+        while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done
+        echo the link is down; read go
+        anew blk block/vda; mount -t ext4 /dev/vda /disk; cat /disk/greeting
+        anew net class/net/eth0; up"
     );
+    fs::write(shared.join("task"), task).unwrap();
+    let first = "dmesg -n 1; mkdir /mnt /disk; mount -t virtiofs host /mnt; cp /mnt/task /tmp; . /tmp/task";
+    let mut rig = Rig::start(folder, &words, first);
     rig.machine.wait_for("a file of the host");
     rig.machine.wait_for("a file on a disk of the host");
+    rig.machine.wait_for("02:00:00:00:00:07");
+    rig.machine.wait_for("2 packets received");
+    rig.machine.wait_for("it came back");
+    host.join().unwrap();
     rig.machine.wait_for("the same");
     let large = "a line of the guest\n".repeat(15_000);
     assert!(fs::read_to_string(shared.join("large")).unwrap() == large, "the host sees what the guest has written");
@@ -153,7 +185,19 @@ fn backends_serve_a_guest() {
     rig.ctl(&["device", "list"]).finish().expect_code(0).expect_console("mortal");
     fs::remove_file(&mortal_socket).unwrap();
     let (_heir, _) = storage_daemon(&rig.folder, "mortal");
+    card.kill();
+    let said = rig.machine.wait_for_log("is given up");
+    assert!(said.contains("`card`: the vhost-user backend at"), "it is the second: {said}");
+    rig.machine.wait_for("the link is down");
+    let count = |counter: &AtomicUsize| counter.swap(0, Ordering::Relaxed);
+    let [first, second] = wire.received.each_ref().map(count);
+    assert!(first > 0 && second > 0, "both pairs are worked: {first} {second}");
+    let (large, spread) = (count(&wire.large), count(&wire.spread));
+    assert!(large > 0 && spread > 0, "frames to be cut go both ways: {large} {spread}");
+    let heir = Card::start(&card_socket, &wire);
     rig.machine.send("go\n");
     rig.machine.wait_for("a file on a disk of the host");
+    rig.machine.wait_for("2 packets received");
     rig.machine.finish().expect_code(0).expect_console("skep: script 0");
+    heir.kill();
 }

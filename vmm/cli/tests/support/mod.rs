@@ -54,6 +54,25 @@ pub fn is_x86_64() -> bool {
     std::env::consts::ARCH == "x86_64"
 }
 
+/// Tells the host's network something.
+pub fn ip(words: &[&str]) {
+    let status = Command::new("ip").args(words).status().unwrap();
+    assert!(status.success(), "ip {words:?}");
+}
+
+/// Waits at an address of the host for a guest that sends `length` bytes of lines `0123456789abcde`, and is then sent as many of `edcba9876543210`.
+pub fn trade(address: &str, length: usize) -> thread::JoinHandle<()> {
+    let listener = std::net::TcpListener::bind(address).unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = vec![0; length];
+        stream.read_exact(&mut got).unwrap();
+        let pattern = |text: &[u8]| text.iter().copied().cycle().take(length).collect::<Vec<u8>>();
+        assert!(got == pattern(b"0123456789abcde\n"), "what the guest has sent");
+        stream.write_all(&pattern(b"edcba9876543210\n")).unwrap();
+    })
+}
+
 /// The kernel that most tests boot.
 pub fn usual_kernel() -> &'static str {
     if is_x86_64() { "vmlinuz" } else { "Image" }
