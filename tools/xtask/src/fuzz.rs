@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: a fuzz target under libFuzzer, which needs nightly Rust and nothing else (`cargo fuzz` runs them as well).
+//! `cargo xtask fuzz`: a fuzz target under libFuzzer, which needs nothing but a C++ compiler (`cargo fuzz`, on nightly Rust, runs them as well).
 //!
 //! The targets are in `fuzz/`; what each does is a property test (`skep-fuzzing`) that stable Rust runs with seeds and with the files of
 //! `fuzz/corpus`. What libFuzzer comes upon stays outside the work tree's corpus, in `fuzz/target`, until somebody lays a file into it.
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::process::Command;
 
-/// Let libFuzzer look for input that hurts (with nightly Rust)
+/// Let libFuzzer look for input that hurts
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The target; without one, they are listed
@@ -19,8 +19,9 @@ pub(crate) struct Args {
     time: Option<u32>,
 }
 
-/// What tells of the code that was reached, as `cargo fuzz` asks for it; overflows and debug assertions are the profile's.
-const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+/// What tells of the code that was reached, as `cargo fuzz` asks for it; overflows and debug assertions are the profile's. What
+/// only tests use of the modules that they share with a target is no warning.
+const FLAGS: &str = "--cfg fuzzing -Awarnings -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 
@@ -47,7 +48,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS"] {
         command.env_remove(variable);
     }
-    command.args(["+nightly", "run", "--release", "--target", &format!("{arch}-unknown-linux-gnu"), "--bin", target]);
+    command.args(["run", "--release", "--target", &format!("{arch}-unknown-linux-gnu"), "--bin", target]);
     command.env("RUSTFLAGS", FLAGS).arg("--").arg(&found).arg(fuzz.join("corpus").join(target)).current_dir(&fuzz);
     // Of a seed's size.
     command.arg("-max_len=64").args(args.time.map(|seconds| format!("-max_total_time={seconds}")));

@@ -101,12 +101,12 @@ impl Command {
         u64::from(self.0[12] as u16) + 1
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn of(dwords: [u32; 16]) -> Self {
         Self(dwords)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn to_bytes(self) -> [u8; ENTRY as usize] {
         let mut bytes = [0; ENTRY as usize];
         bytes.as_chunks_mut::<4>().0.iter_mut().zip(self.0).for_each(|(bytes, dword)| *bytes = dword.to_le_bytes());

@@ -4,7 +4,7 @@
 //! GIC, virtual timer and PSCI are the backend's; GICv2's MSI frame is a device of skep's own.
 
 mod gic;
-mod state;
+pub(crate) mod state;
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@
 //! are the backend's; PIC, PIT and IOAPIC are portable devices of skep's own.
 
 mod cpuid;
-mod state;
+pub(crate) mod state;
 
 use std::sync::Arc;
 
