@@ -1,4 +1,4 @@
-//! Fuzz targets that are property tests: one body, which random values drive on stable Rust, and libFuzzer's bytes on nightly.
+//! Fuzz targets that are property tests: one body, which random values drive in tests, and libFuzzer's bytes under `cargo xtask fuzz`.
 //!
 //! [`targets!`] makes of each a function and two tests: `seeded` runs cases that proptest makes (`PROPTEST_CASES` says how many) and makes a
 //! failing one small, `corpus` runs the files of `fuzz/corpus/TARGET`. A file, or what libFuzzer comes up with, is what the strategy draws its
