@@ -125,6 +125,7 @@ fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     let platform = if is_x86_64() { "x86_64-efi" } else { "arm64-efi" };
 
     let mut killed = with_disks(machine(&folder), &folder, [",bootindex=1", ",bootindex=0"]).start();
+    killed.be_patient();
     expect_grub(&mut killed, platform);
     killed.wait_for("next is the other");
     expect_grub(&mut killed, platform);

@@ -273,6 +273,11 @@ impl Machine {
         wait_for(&mut self.stderr, text, self.deadline)
     }
 
+    /// Has it be waited for longer: it boots more than once.
+    pub fn be_patient(&mut self) {
+        self.deadline += PATIENCE;
+    }
+
     /// Logs in as root at a console that asks who is there.
     pub fn log_in(&mut self) {
         // A whole system takes longer than a kernel, and so does what is done in it.
