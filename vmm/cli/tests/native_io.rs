@@ -194,3 +194,17 @@ fn a_guest_that_leaves_its_disks_alone_wakes_no_thread_of_theirs() {
         assert_eq!(before, after, "none has run for half a second");
     }
 }
+
+/// io_uring lets go of its files some time after the process that was killed has gone, and a lock of theirs would stay as long.
+#[test]
+fn a_disk_is_free_at_once_when_its_machine_was_killed() {
+    let bench = Bench::new("nvme");
+    let words = format!("{FILL} verify=0 op=randread bs=4096 depth=32 ms=600000 run");
+    for _ in 0..8 {
+        let mut machine = bench.builder(&words).start();
+        machine.wait_for("op=write");
+        let pid = rustix::process::Pid::from_raw(machine.pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        machine.finish();
+    }
+}

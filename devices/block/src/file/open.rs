@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::{BlockError, FileOptions};
 /// A file or a block device, locked as its user asked for.
 pub(crate) struct HostFile {
     file: File,
-    locked: bool,
+    lock: Option<File>,
 }
 
 impl Deref for HostFile {
@@ -27,11 +28,21 @@ impl Deref for HostFile {
 /// Nobody uses the file any more.
 impl Drop for HostFile {
     fn drop(&mut self) {
-        if self.locked {
-            // Rather than by closing, which takes effect when the last of the kernel's own references has gone, and when a program that is
-            // being started, which has the file open for a moment as well, has been executed.
-            unlock(&self.file);
+        if let Some(lock) = &self.lock {
+            // Rather than by closing, which takes effect when a program that is being started, which has the file open for a moment as well, has been
+            // executed.
+            unlock(lock);
         }
+    }
+}
+
+/// The same file by a description of its own, which nobody else has: io_uring lets go of those that it uses some time after a process that was killed
+/// has gone, and their locks would last as long.
+fn reopen(file: &File, writable: bool) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match OpenOptions::new().read(true).write(writable).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => file.try_clone(),
+        opened => opened,
     }
 }
 
@@ -62,10 +73,14 @@ pub(crate) fn open(
         let reason = "it is neither a file nor a block device".to_owned();
         return Err(BlockError::Unusable { path: path.to_owned(), reason });
     }
-    if options.lock {
-        lock(&file, path, !options.read_only)?;
-    }
-    let file = HostFile { file, locked: options.lock };
+    let lock = if options.lock {
+        let own = reopen(&file, !options.read_only).map_err(failed("open once more, for its lock,"))?;
+        lock(&own, path, !options.read_only)?;
+        Some(own)
+    } else {
+        None
+    };
+    let file = HostFile { file, lock };
     let geometry = geometry(&file, kind.is_block_device(), options.direct).map_err(failed("measure"))?;
     Ok((file, metadata, geometry))
 }
