@@ -89,8 +89,8 @@ fn contenders(arch: Arch, skeps: &[&str]) -> Vec<Contender> {
     type Row = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
     let kernels: &[Row] = match arch {
         Arch::X86_64 => &[
-            ("vmlinux", "ELF", &[("QEMU q35", "q35"), ("QEMU microvm", "microvm")]),
-            // A microvm's firmware does not come to a bzImage's kernel in this lab.
+            // QEMU's microvm does not come to init in this lab: its kernel panics on a CPU without fast strings, and its firmware finds no bzImage.
+            ("vmlinux", "ELF", &[("QEMU q35", "q35")]),
             ("vmlinuz", "bzImage", &[("QEMU q35", "q35")]),
         ],
         Arch::Aarch64 => &[("Image", "Image", &[("QEMU virt", "virt,gic-version=3")])],

@@ -58,7 +58,7 @@ fn inside(seconds: u32) -> String {
          disk() {
              field=8
              [ $3 = randread ] || field=49
-             echo \"bench: $1, 4 KiB $3, depth $4: $(chroot /system /bin/sh -c \"mkdir -p /run/shm; fio --name=x \
+             echo \"bench: $1, 4 KiB $3, depth $4: $(chroot /system /bin/sh -c \"mkdir -p /run/shm; /usr/local/bin/fio --name=x \
                  --filename=/dev/$2 --rw=$3 --bs=4k --iodepth=$4 --ioengine=libaio --direct=1 --thread \
                  --runtime=SECONDS --time_based --output-format=terse --terse-version=3\" | tail -n 1 | cut -d';' -f$field)\"
          }
@@ -187,7 +187,7 @@ fn contenders<'a>(arch: Arch, skeps: impl Iterator<Item = &'a str>) -> Vec<(Stri
         command.extend(owned(&["-drive", &drive, "-device", device]));
     }
     let tap = format!("tap,id=net,ifname={TAP},script=no,downscript=no,vhost=off");
-    command.extend(owned(&["-netdev", &tap, "-device", "virtio-net-pci,netdev=net,disable-legacy=on"]));
+    command.extend(owned(&["-netdev", &tap, "-device", "virtio-net-pci,netdev=net,disable-legacy=on,romfile="]));
     contenders.push(("QEMU".to_owned(), command));
     contenders
 }

@@ -23,7 +23,14 @@ pub(super) struct Qemu {
     child: Child,
     console: Option<Receiver<Vec<u8>>>,
     start: Instant,
+    /// When it was last seen to work, and what it had worked until then.
+    worked: (Instant, Duration),
 }
+
+/// How long a host that runs programs may have next to nothing to do.
+const REST: Duration = Duration::from_secs(100);
+/// What is next to nothing: a part of that time. A host that merely idles takes half as much, one that tests something four times as much.
+const NOTHING: u32 = 5;
 
 impl Qemu {
     /// Starts `lab` with the disks in `scratch`. With `terminal` its console is this terminal, in raw mode.
@@ -81,16 +88,21 @@ impl Qemu {
             });
             receiver
         });
-        Ok(Qemu { child, console, start: Instant::now() })
+        Ok(Qemu { child, console, start: Instant::now(), worked: (Instant::now(), Duration::ZERO) })
     }
 
-    /// The next bytes of its console, or nothing when it has ended. Fails once it has run for longer than `limit`, or has said nothing for as long
-    /// as `silence`.
+    /// The next bytes of its console, or nothing when it has ended. Fails once it has run for longer than `limit`; has said nothing for as long as
+    /// `silence`; or says that it lives, and does nothing, as an emulated host does whose guests' timers have got lost.
     pub(super) fn read(&mut self, limit: Duration, silence: Option<Duration>) -> Result<Option<Vec<u8>>> {
         let Some(console) = &self.console else { return Ok(None) };
         let left = limit.saturating_sub(self.start.elapsed());
         match console.recv_timeout(silence.map_or(left, |silence| silence.min(left))) {
-            Ok(bytes) => Ok(Some(bytes)),
+            Ok(bytes) => {
+                if silence.is_some() {
+                    self.look_whether_it_works()?;
+                }
+                Ok(Some(bytes))
+            }
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => match silence {
                 Some(silence) if silence < left => {
@@ -99,6 +111,19 @@ impl Qemu {
                 _ => bail!("the lab took longer than {} s and was ended", limit.as_secs()),
             },
         }
+    }
+
+    fn look_whether_it_works(&mut self) -> Result<()> {
+        let (since, before) = self.worked;
+        let (time, spent) = (since.elapsed(), work(self.child.id()));
+        if time < REST {
+            return Ok(());
+        }
+        self.worked = (Instant::now(), spent);
+        if stands_still(spent.saturating_sub(before), time) {
+            return Err(HostLost(format!("it stands still: it has done nothing for {} s", time.as_secs())).into());
+        }
+        Ok(())
     }
 
     /// Waits for it to end.
@@ -119,6 +144,18 @@ impl Drop for Qemu {
     }
 }
 
+fn stands_still(spent: Duration, time: Duration) -> bool {
+    spent * NOTHING < time
+}
+
+/// How long a process's threads have run, and have waited for a processor to run on (proc(5), `schedstat`).
+fn work(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let one = |text: String| text.split_whitespace().take(2).filter_map(|word| word.parse::<u64>().ok()).sum::<u64>();
+    let all = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok().map(one));
+    Duration::from_nanos(all.sum())
+}
+
 fn kernel_command_line(lab: &Lab) -> String {
     let words = [
         // It prints nothing but its death, and that at once and with the reason.
@@ -136,3 +173,7 @@ fn kernel_command_line(lab: &Lab) -> String {
     };
     format!("console={} {}{clock}", lab.board.arch().console(), words.join(" "))
 }
+
+#[cfg(test)]
+#[path = "qemu_test.rs"]
+mod test;
