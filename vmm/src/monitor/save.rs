@@ -289,8 +289,7 @@ impl Writer {
             _ => SnapshotError::Host { what: "write", path: draft.path(MEMORY), source },
         };
         let wanted = || !unwanted.load(Ordering::Relaxed);
-        let differs =
-            changes.as_ref().filter(|_| diff).and_then(|changes| changes.origin.clone().zip(Some(changes.runs(&ram))));
+        let differs = changes.as_ref().filter(|_| diff).and_then(|changes| changes.difference(&ram));
         let runs = differs.as_ref().map(|(_, runs)| runs.as_slice());
         let memory = memory::write(&ram, runs, &file, &progress, wanted).map_err(failed)?;
         let standstill = begin.elapsed();

@@ -112,6 +112,11 @@ impl Changes {
         runs
     }
 
+    /// What they are the difference to, if to anything, and the changed pages of `ram`.
+    pub(crate) fn difference(&self, ram: &[Arc<Region>]) -> Option<(Origin, Runs)> {
+        Some((self.origin.clone()?, self.runs(ram)))
+    }
+
     /// They are in a snapshot: what follows is the difference to that.
     pub(crate) fn saved(mut self, now: Origin) {
         self.bits.clear();

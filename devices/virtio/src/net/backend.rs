@@ -118,12 +118,9 @@ impl Persist for VhostUserNet {
     }
 
     fn restore(&self, state: &NetState) -> Result<(), StateError> {
-        let most = self.card.max_pairs();
-        ensure(state.pairs <= most, NetState::ID, "pairs", state.pairs, "this card has fewer queue pairs")?;
         let set = state.offloads.unwrap_or(0);
         ensure(state.offloads.is_none(), NetState::ID, "offloads", set, "a backend's are those negotiated")?;
-        self.card.restore(state);
-        Ok(())
+        self.card.restore(state)
     }
 
     fn reset(&self) {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skep_net::{LinkInfo, NetError, Offloads};
+use skep_state::{State, StateError, ensure};
 
 use super::NetState;
 use crate::Notifier;
@@ -239,12 +240,15 @@ impl Card {
         NetState { mac: settings.mac, pairs: settings.pairs, offloads: settings.offloads, announce: settings.announce }
     }
 
-    pub(super) fn restore(&self, state: &NetState) {
+    pub(super) fn restore(&self, state: &NetState) -> Result<(), StateError> {
+        let most = self.max_pairs;
+        ensure(state.pairs <= most, NetState::ID, "pairs", state.pairs, "this card has fewer queue pairs")?;
         let mut settings = self.lock();
         settings.mac = state.mac;
         settings.pairs = state.pairs;
         settings.offloads = state.offloads;
         settings.announce = state.announce;
+        Ok(())
     }
 
     pub(super) fn reset(&self) {

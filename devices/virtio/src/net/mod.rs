@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_net::{Link, NetError};
-use skep_state::{Persist, State, StateError, ensure};
+use skep_state::{Persist, StateError};
 use skep_worker::Limiter;
 
 use crate::engine::QueueWorker;
@@ -170,10 +170,7 @@ impl Persist for Net {
     }
 
     fn restore(&self, state: &NetState) -> Result<(), StateError> {
-        let most = self.card.max_pairs();
-        ensure(state.pairs <= most, NetState::ID, "pairs", state.pairs, "this card has fewer queue pairs")?;
-        self.card.restore(state);
-        Ok(())
+        self.card.restore(state)
     }
 
     fn reset(&self) {

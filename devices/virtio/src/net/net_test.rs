@@ -3,6 +3,8 @@ use skep_net::testing::TestLink;
 use skep_net::{HEADER, LinkInfo, Offloads};
 use skep_worker::{Limit, Limits};
 
+use skep_state::State as _;
+
 use super::*;
 use crate::feature::VERSION_1;
 use crate::testing::{BUFFERS, Piece, RAM, RAM_SIZE, Rig, Told};

@@ -115,10 +115,11 @@ impl Qemu {
 
     fn look_whether_it_works(&mut self) -> Result<()> {
         let (since, before) = self.worked;
-        let (time, spent) = (since.elapsed(), work(self.child.id()));
+        let time = since.elapsed();
         if time < REST {
             return Ok(());
         }
+        let spent = work(self.child.id());
         self.worked = (Instant::now(), spent);
         if stands_still(spent.saturating_sub(before), time) {
             return Err(HostLost(format!("it stands still: it has done nothing for {} s", time.as_secs())).into());

@@ -85,7 +85,7 @@ fn write_changes<A: Saved>(
     let bytes = records.bytes();
     draft.write(RECORDS, &bytes).unwrap();
     let file = draft.create(MEMORY).unwrap();
-    let differs = changes.as_ref().and_then(|changes| Some((changes.origin.clone()?, changes.runs(&machine.ram()))));
+    let differs = changes.as_ref().and_then(|changes| changes.difference(&machine.ram()));
     let runs = differs.as_ref().map(|(_, runs)| runs.as_slice());
     let memory = crate::state::memory::write(&machine.ram(), runs, &file, &Progress::default(), || true).unwrap();
     let header = Header {
