@@ -4,7 +4,9 @@
 //! byte and the memory behind it, self-tests, loop-back to either output, the output port with A20 and system reset, translation of scan codes.
 //!
 //! Keyboard and mouse are [`Ps2Port`]s; without one, a byte sent there is answered at once by a time-out (0xfe with the status bit), so that
-//! drivers which probe for one need not wait. An answer of the controller replaces what was in the output buffer, as in the chip.
+//! drivers which probe for one need not wait. While the output buffer is empty, the status register of a controller without a keyboard has the bits for a
+//! time-out and for a parity error: UEFI's driver, which waits a second for any other answer than a keyboard's, and again at each try, then leaves it alone.
+//! An answer of the controller replaces what was in the output buffer, as in the chip.
 //!
 //! A20 is always open: the gate's bit keeps what was written, and has no effect. What it does not do: passwords, the multiplexing of four
 //! auxiliary devices.
@@ -61,6 +63,9 @@ mod status {
     pub(super) const UNLOCKED: u8 = 1 << 4;
     pub(super) const AUXILIARY: u8 = 1 << 5;
     pub(super) const TIMEOUT: u8 = 1 << 6;
+    pub(super) const PARITY: u8 = 1 << 7;
+    /// Nothing comes, and nothing is there from which it could.
+    pub(super) const NO_KEYBOARD: u8 = TIMEOUT | PARITY;
 }
 
 /// The output port.
@@ -190,6 +195,7 @@ impl Inner {
         flag(output.is_some(), status::OUTPUT_FULL)
             | flag(output.is_some_and(|byte| byte.origin == Origin::Auxiliary), status::AUXILIARY)
             | flag(output.is_some_and(|byte| byte.timeout), status::TIMEOUT)
+            | flag(output.is_none() && self.keyboard.is_none(), status::NO_KEYBOARD)
             | flag(self.command_byte() & command_byte::SYSTEM != 0, status::SYSTEM)
             | flag(self.registers.command, status::COMMAND)
             | status::UNLOCKED
