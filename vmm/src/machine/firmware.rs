@@ -13,7 +13,7 @@ use skep_arch::topology::Topology;
 use skep_chipset::fw_cfg::{Content, NamedItem, key};
 use skep_chipset::{Flash, FlashConfig, FwCfg, FwCfgConfig, flash};
 use skep_config::Config;
-use skep_memory::vm_memory::{Bytes, GuestAddress};
+use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use skep_memory::{Backing, BusMaster, MemoryMap, Region, RegionKind, RequesterId};
 
 use super::boot_order;
@@ -200,10 +200,11 @@ pub(super) fn fw_cfg(
 pub(super) fn renew_generation(fw_cfg: &FwCfg, memory: &MemoryMap) -> Result<bool, Error> {
     let place = fw_cfg.written(file::GENERATION_ADDRESS).and_then(|bytes| bytes.try_into().ok());
     let Some(page) = place.map(u64::from_le_bytes).filter(|page| *page != 0) else { return Ok(false) };
-    let seed = rng_seed_of_host()?;
     // A guest may say anything, and then has no id.
-    let Some(gpa) = page.checked_add(GENERATION_OFFSET as u64) else { return Ok(false) };
-    Ok(memory.ram().write_slice(seed.first_chunk::<16>().unwrap_or(&[0; 16]), GuestAddress(gpa)).is_ok())
+    let Some(gpa) = page.checked_add(GENERATION_OFFSET as u64).map(GuestAddress) else { return Ok(false) };
+    let (ram, seed) = (memory.ram(), rng_seed_of_host()?);
+    let id = seed.first_chunk::<16>().unwrap_or(&[0; 16]);
+    Ok(GuestMemoryBackend::check_range(&*ram, gpa, id.len()) && ram.write_slice(id, gpa).is_ok())
 }
 
 /// What fw_cfg's late items hold: RSDP, tables and script, in the order of their names.
@@ -213,3 +214,7 @@ pub(super) fn late(tables: Vec<Table>) -> Vec<Vec<u8>> {
     let script = loader::script(&linked, generation);
     vec![linked.rsdp.bytes, linked.tables.bytes, script]
 }
+
+#[cfg(test)]
+#[path = "firmware_test.rs"]
+mod test;
