@@ -33,16 +33,32 @@ const GREETING: &str = "skep: hello from Debian guest init";
 /// One boot takes minutes on a busy machine, and there are many.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
-struct Contender {
+/// What is measured, and what came of it.
+pub(super) struct Contender {
     name: String,
+    /// It ends with a reading on its standard output.
     command: Vec<String>,
     readings: Vec<Reading>,
+}
+
+impl Contender {
+    /// A monitor's `command` in a lab, until its guest says `until`.
+    pub(super) fn new(name: String, until: &str, memory: u64, command: Vec<String>) -> Contender {
+        let watch = [&format!("{LAB}/bin/stopwatch"), until, &memory.to_string()].map(str::to_owned);
+        Contender { name, command: [watch.into(), command].concat(), readings: Vec::new() }
+    }
+
+    /// The same after what `script` does, a script.
+    pub(super) fn after(self, script: &str) -> Contender {
+        let shell = ["sh", "-ec", &format!("{script}; exec \"$@\""), "sh"].map(str::to_owned);
+        Contender { command: [shell.into(), self.command].concat(), ..self }
+    }
 }
 
 pub(super) fn main(args: &Args) -> Result<()> {
     for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
         let contenders = measure(arch, args)?;
-        println!("{arch}:\n\n{}", table(&contenders)?);
+        println!("{arch}:\n\n{}", table("monitor, kernel", &contenders)?);
     }
     Ok(())
 }
@@ -61,10 +77,14 @@ fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
     }
     let names: Vec<&str> = skeps.iter().map(|(name, _)| name.as_str()).collect();
     let mut contenders = contenders(arch, &names);
-    let watch = [&format!("{LAB}/bin/stopwatch"), GREETING, &MEMORY_BYTES.to_string()].map(str::to_owned);
-    let all: Vec<Program> = contenders.iter().map(|one| Program::new([&watch[..], &one.command].concat())).collect();
-    let programs: Vec<Program> = (0..=args.rounds).flat_map(|_| all.clone()).collect();
+    run(&lab, &mut contenders, args.rounds)?;
+    Ok(contenders)
+}
 
+/// Measures all of them in so many rounds, after one that is not counted.
+pub(super) fn run(lab: &Lab, contenders: &mut [Contender], rounds: u32) -> Result<()> {
+    let all: Vec<Program> = contenders.iter().map(|one| Program::new(one.command.clone())).collect();
+    let programs: Vec<Program> = (0..=rounds).flat_map(|_| all.clone()).collect();
     let names: Vec<String> = contenders.iter().map(|one| one.name.clone()).collect();
     let outcomes = lab.run(&programs, &mut |progress| {
         if let Progress::End(number, outcome) = progress {
@@ -81,7 +101,7 @@ fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
             contenders[which].readings.push(reading);
         }
     }
-    Ok(contenders)
+    Ok(())
 }
 
 fn contenders(arch: Arch, skeps: &[&str]) -> Vec<Contender> {
@@ -106,20 +126,21 @@ fn contenders(arch: Arch, skeps: &[&str]) -> Vec<Contender> {
             // QEMU's machines here have no device either that nobody asked for.
             let machine = ["--memory", MEMORY, "--cpus", "1", "--device", "rng=false"];
             let command = words.into_iter().chain(machine).map(str::to_owned).collect();
-            contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });
+            contenders.push(Contender::new(format!("{name}, {format}"), GREETING, MEMORY_BYTES, command));
         }
         for (name, machine) in *machines {
             let mut command = qemu::command(arch, &format!("{LAB}/qemu"));
             command.extend(qemu::arguments(machine, &kernel, &append));
             command.extend(["-initrd".to_owned(), initrd.clone()]);
-            contenders.push(Contender { name: format!("{name}, {format}"), command, readings: Vec::new() });
+            contenders.push(Contender::new(format!("{name}, {format}"), GREETING, MEMORY_BYTES, command));
         }
     }
     contenders
 }
 
-fn table(contenders: &[Contender]) -> Result<Table> {
-    let mut table = Table::new(["monitor, kernel", "boot, virtual ms", "ratio", "exits", "overhead, MiB"]);
+/// What they took, as multiples of what the first one did.
+pub(super) fn table(what: &str, contenders: &[Contender]) -> Result<Table> {
+    let mut table = Table::new([what, "boot, virtual ms", "ratio", "exits", "overhead, MiB"]);
     let mut first = None;
     for Contender { name, readings, .. } in contenders {
         let middle =

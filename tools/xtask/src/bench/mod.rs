@@ -4,6 +4,7 @@
 
 mod boot;
 mod figures;
+mod firmware;
 mod io;
 mod lab_io;
 mod qemu;
@@ -28,6 +29,7 @@ pub(crate) struct Args {
 enum What {
     Start(start::Args),
     Boot(boot::Args),
+    Firmware(firmware::Args),
     Io(io::Args),
     LabIo(lab_io::Args),
     Size(size::Args),
@@ -39,6 +41,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.what {
         What::Start(args) => start::main(args),
         What::Boot(args) => boot::main(args),
+        What::Firmware(args) => firmware::main(args),
         What::Io(args) => io::main(args),
         What::LabIo(args) => lab_io::main(args),
         What::Size(args) => size::main(args),

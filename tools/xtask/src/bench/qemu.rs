@@ -8,13 +8,26 @@ use std::path::PathBuf;
 
 /// The arguments with which QEMU gives a guest one vCPU, as much memory as skep does, a serial port, and nothing else that can be left out.
 pub(super) fn arguments(machine: &str, kernel: &str, append: &str) -> Vec<String> {
+    let guest = ["-kernel", kernel, "-append", append].map(str::to_owned);
+    [common(machine, MEMORY), guest.into()].concat()
+}
+
+/// The same for a guest that firmware boots from an NVMe disk, a qcow2 image.
+pub(super) fn with_firmware(machine: &str, memory: &str, code: &str, vars: &str, disk: &str) -> Vec<String> {
+    let flash = |unit, file: &str, more| format!("if=pflash,unit={unit},format=raw,file={file}{more}");
+    let (code, vars) = (flash(0, code, ",readonly=on"), flash(1, vars, ""));
+    let disk = format!("if=none,id=disk,format=qcow2,file={disk}");
+    let guest = ["-drive", &code, "-drive", &vars, "-drive", &disk, "-device", "nvme,serial=1,drive=disk"];
+    [common(machine, memory), guest.map(str::to_owned).into()].concat()
+}
+
+fn common(machine: &str, memory: &str) -> Vec<String> {
     // Some hosts' KVM offers x86's IA32_ARCH_CAPABILITIES with a value that it does not take, and QEMU 7.2 then ends.
     let cpu = if machine.starts_with("virt") { "host" } else { "host,arch-capabilities=off" };
     let machine = format!("{machine},accel=kvm");
-    let words = ["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", MEMORY];
+    let words = ["-machine", &machine, "-cpu", cpu, "-smp", "1", "-m", memory];
     let quiet = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"];
-    let guest = ["-kernel", kernel, "-append", append];
-    words.into_iter().chain(quiet).chain(guest).map(str::to_owned).collect()
+    words.into_iter().chain(quiet).map(str::to_owned).collect()
 }
 
 /// The firmware that a guest with a kernel of its own is started by.

@@ -1,0 +1,92 @@
+//! `cargo xtask bench firmware`: from the execution of the monitor to GRUB, and to Debian's login, by UEFI firmware from an NVMe disk, in labs whose clocks
+//! count instructions.
+//!
+//! Both monitors have the same firmware and the same disk, each time as new: it lies behind an empty qcow2 image. Exits are all that the guest has
+//! made by then, by KVM's own count.
+
+use super::boot::{self, Contender};
+use super::{qemu, release};
+use crate::arch::Arch;
+use crate::images::{firmware, rootfs};
+use crate::lab::{Board, LAB, Lab};
+use anyhow::Result;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Measure the boot of Debian by UEFI firmware in labs whose clocks count instructions
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this architecture
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Interleaved rounds; a first one more is not counted
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measure this skep (static, of the lab's architecture) instead of building one; again to compare several
+    #[arg(long, value_name = "PROGRAM", requires = "arch")]
+    skep: Vec<PathBuf>,
+    /// Only to GRUB
+    #[arg(long)]
+    grub: bool,
+}
+
+const MEMORY: &str = "512M";
+const MEMORY_BYTES: u64 = 512 << 20;
+/// There are many boots of some minutes each.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+
+pub(super) fn main(args: &Args) -> Result<()> {
+    for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
+        let skeps = super::skeps(arch, &args.skep)?;
+        let mut lab = Lab::new(Board::of(arch))
+            .icount(true)
+            .carry(qemu::portable(arch)?, "qemu")
+            .carry(release("stopwatch", arch)?, "bin/stopwatch")
+            .carry(firmware::directory(arch, false)?, "firmware")
+            .carry(rootfs::bootable(arch)?, "debian-gpt.img")
+            .limit(LIMIT);
+        for (name, program) in &skeps {
+            lab = lab.carry(program, format!("bin/{name}"));
+        }
+        let names: Vec<&str> = skeps.iter().map(|(name, _)| name.as_str()).collect();
+        let mut contenders = contenders(arch, &names, args.grub);
+        boot::run(&lab, &mut contenders, args.rounds)?;
+        println!("{arch}:\n\n{}", boot::table("monitor, to", &contenders)?);
+    }
+    Ok(())
+}
+
+fn contenders(arch: Arch, skeps: &[&str], only_grub: bool) -> Vec<Contender> {
+    let (code, vars, machine) = match arch {
+        Arch::X86_64 => ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd", "q35"),
+        Arch::Aarch64 => ("AAVMF_CODE.fd", "AAVMF_VARS.fd", "virt,gic-version=3"),
+    };
+    let place = |name: &str| format!("{LAB}/{name}");
+    let (code, vars) = (place(&format!("firmware/{code}")), place(&format!("firmware/{vars}")));
+    let marks = [("GRUB", "skep: GRUB on"), ("login", "skep login:")];
+    let mut contenders = Vec::new();
+    for (what, until) in marks.into_iter().take(if only_grub { 1 } else { 2 }) {
+        let mut add = |name: &str, command: Vec<String>| {
+            let prepare = format!(
+                "cd {LAB}; rm -f disk.qcow2 vars.fd; cp {vars} vars.fd; {LAB}/bin/{} image create disk.qcow2 --format qcow2 \
+                --backing debian-gpt.img --backing-format raw >/dev/null",
+                skeps[0]
+            );
+            let contender = Contender::new(format!("{name}, {what}"), until, MEMORY_BYTES, command);
+            contenders.push(contender.after(&prepare));
+        };
+        for name in skeps {
+            let words = ["run", "--firmware", &code, "--firmware-vars", "vars.fd", "--disk", "disk.qcow2,format=qcow2"];
+            let machine = ["--memory", MEMORY, "--cpus", "1", "--device", "rng=false"];
+            let program = place(&format!("bin/{name}"));
+            add(
+                name,
+                [&program].into_iter().map(String::as_str).chain(words).chain(machine).map(str::to_owned).collect(),
+            );
+        }
+        let mut command = qemu::command(arch, &place("qemu"));
+        command.extend(qemu::with_firmware(machine, MEMORY, &code, "vars.fd", "disk.qcow2"));
+        add(&format!("QEMU {}", machine.split(',').next().unwrap_or(machine)), command);
+    }
+    contenders
+}
