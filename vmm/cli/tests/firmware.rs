@@ -145,23 +145,6 @@ fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     expect_no_fault(&end);
 }
 
-/// The firmware's own shell lists the devices, and reads a FAT disk.
-#[test]
-fn the_uefi_shell_reads_a_disk() {
-    let folder = tempfile::tempdir().unwrap();
-    let disk = folder.path().join("shell.img");
-    std::fs::copy(firmware("shell.img"), &disk).unwrap();
-    let mut machine = machine(&folder).args(&["--disk", &format!("{},format=raw", text(&disk))]).start();
-    machine.wait_for("UEFI Interactive Shell");
-    // It would wait some seconds for who wants to keep it from running the disk's script.
-    machine.wait_for("startup.nsh");
-    machine.send("\r");
-    machine.wait_for("Vendor 1B36 Device 0010");
-    machine.wait_for("NVM Express Controller");
-    machine.wait_for("a file for the UEFI shell");
-    machine.finish().expect_code(0);
-}
-
 #[test]
 fn firmware_that_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -61,6 +61,21 @@ impl Tools {
         let here = Arch::of_this_machine().context("GRUB's tools do not run on this machine's architecture")?;
         Ok(Tools { grub: GRUB_TOOLS.get(here)?, guest: GUEST_TOOLS.get(arch)? })
     }
+
+    /// Makes an image of GRUB of modules in a directory.
+    pub(super) fn mkimage(&self, directory: &Path, words: &[String], modules: &str, image: &Path) -> Result<()> {
+        let here = Arch::of_this_machine().context("GRUB's tools do not run on this machine's architecture")?;
+        process::output(
+            Command::new(self.grub.join("lib").join(loader(here)))
+                .arg("--library-path")
+                .args([self.grub.join("lib"), self.grub.join("bin/grub-mkimage")])
+                .args(words)
+                .arg(format!("--directory={}", directory.display()))
+                .arg(format!("--output={}", image.display()))
+                .args(modules.split_whitespace()),
+        )?;
+        Ok(())
+    }
 }
 
 /// Makes the disk `disk` in the directory `scratch`. Gives back the packages' file names.
@@ -76,8 +91,8 @@ pub(super) fn make(
 ) -> Result<String> {
     let arch = images.arch;
     let (short, signed) = match arch {
-        Arch::X86_64 => ("x64", "x86_64-efi-signed"),
-        Arch::Aarch64 => ("aa64", "arm64-efi-signed"),
+        Arch::X86_64 => (short(arch), "x86_64-efi-signed"),
+        Arch::Aarch64 => (short(arch), "arm64-efi-signed"),
     };
     let packages = scratch.join("packages");
     let mut stamp = String::new();
@@ -93,13 +108,12 @@ pub(super) fn make(
 
     let esp = scratch.join("esp.img");
     let config = scratch.join("grub.cfg");
-    fs::write(&config, grub_config(arch))?;
+    fs::write(&config, room(GRUB_CONFIG, arch))?;
     fs::File::create(&esp)?.set_len(ESP_SIZE)?;
     mtools("mformat", &esp, &["-T", &(ESP_SIZE / SECTOR).to_string(), "-N", "534b4550", "-v", "SKEP-ESP", "::"])?;
     mtools("mmd", &esp, &["::/EFI", "::/EFI/BOOT", "::/EFI/debian"])?;
-    let removable = format!("::/EFI/BOOT/BOOT{}.EFI", short.to_uppercase());
     for (file, to) in [
-        (&shim, removable),
+        (&shim, removable(arch)),
         (&grub, format!("::/EFI/BOOT/grub{short}.efi")),
         (&shim, format!("::/EFI/debian/shim{short}.efi")),
         (&config, "::/EFI/debian/grub.cfg".to_owned()),
@@ -127,18 +141,37 @@ pub(super) fn make(
 const SHELL_SIZE: u64 = 4 * MIB;
 const GREETING: &str = "a file for the UEFI shell\r\n";
 /// The shell runs it by itself. It finds the disk as its first file system.
-const SHELL_SCRIPT: &str = "@echo -off\r\npci\r\ndevices\r\ntype fs0:\\greeting\r\nreset -s\r\n";
+const SHELL_SCRIPT: &str = "@echo -off\r\nver\r\npci\r\ndevices\r\ntype fs0:\\greeting\r\nreset -s\r\n";
 
-/// Makes the disk `disk` in the directory `scratch`: FAT without partitions, with a script for the UEFI shell, and a file for that to show.
-pub(super) fn shell(scratch: &Path, disk: &Path) -> Result<()> {
+/// Makes the disk `disk` in the directory `scratch`: FAT without partitions, with a script for the UEFI shell, and a file for that to show. Where
+/// firmware has no shell of its own, `shell` is the one that it boots from there.
+pub(super) fn shell(arch: Arch, shell: Option<&Path>, scratch: &Path, disk: &Path) -> Result<()> {
     fs::File::create(disk)?.set_len(SHELL_SIZE)?;
     mtools("mformat", disk, &["-T", &(SHELL_SIZE / SECTOR).to_string(), "-N", "534b4551", "-v", "SKEP-SHELL", "::"])?;
-    for (name, text) in [("startup.nsh", SHELL_SCRIPT), ("greeting", GREETING)] {
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("the cache's path is not UTF-8");
+    for (name, content) in [("startup.nsh", SHELL_SCRIPT), ("greeting", GREETING)] {
         let file = scratch.join(name);
-        fs::write(&file, text)?;
-        mtools("mcopy", disk, &[file.to_str().context("the cache's path is not UTF-8")?, &format!("::/{name}")])?;
+        fs::write(&file, content)?;
+        mtools("mcopy", disk, &[&text(&file)?, &format!("::/{name}")])?;
+    }
+    if let Some(shell) = shell {
+        mtools("mmd", disk, &["::/EFI", "::/EFI/BOOT"])?;
+        mtools("mcopy", disk, &[&text(shell)?, &removable(arch)])?;
     }
     Ok(())
+}
+
+/// What firmware boots from a disk that it knows nothing of.
+fn removable(arch: Arch) -> String {
+    format!("::/EFI/BOOT/BOOT{}.EFI", short(arch).to_uppercase())
+}
+
+/// The architecture's name in the names of UEFI's programs.
+fn short(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "x64",
+        Arch::Aarch64 => "aa64",
+    }
 }
 
 /// Makes the disk `whole` of the disk `boot` and a file system `system`, as its third partition, which GRUB then boots.
@@ -225,16 +258,8 @@ fn table(disk: &Path, arch: Arch, system: Option<u64>) -> Result<()> {
 /// grub-bios-setup does to a disk that it can open).
 fn bios(modules: &Path, tools: &Tools, scratch: &Path, disk: &Path) -> Result<()> {
     let core = scratch.join("core.img");
-    let here = Arch::of_this_machine().context("GRUB's tools do not run on this machine's architecture")?;
-    process::output(
-        Command::new(tools.grub.join("lib").join(loader(here)))
-            .arg("--library-path")
-            .args([tools.grub.join("lib"), tools.grub.join("bin/grub-mkimage")])
-            .args(["--format=i386-pc", "--prefix=(,gpt1)/EFI/debian", "--compression=auto"])
-            .arg(format!("--directory={}", modules.display()))
-            .arg(format!("--output={}", core.display()))
-            .args(BIOS_MODULES.split_whitespace()),
-    )?;
+    let words = ["--format=i386-pc", "--prefix=(,gpt1)/EFI/debian", "--compression=auto"].map(str::to_owned);
+    tools.mkimage(modules, &words, BIOS_MODULES, &core)?;
     let (mut first, mut core) = (read(&modules.join("boot.img"))?, read(&core)?);
     // Where the first sector finds the second, and that one what follows it.
     let put = |bytes: &mut [u8], at: usize, sector: u64| -> Result<()> {
@@ -252,11 +277,11 @@ fn bios(modules: &Path, tools: &Tools, scratch: &Path, disk: &Path) -> Result<()
     Ok(())
 }
 
-fn grub_config(arch: Arch) -> String {
-    let console = arch.console();
-    let room = format!("{}\n", "@".repeat(127)).repeat(ROOM / 128).replace('@', "#");
+/// GRUB's configuration with room for a test's commands, and the console's name.
+pub(super) fn room(config: &str, arch: Arch) -> String {
+    let room = format!("{}\n", "#".repeat(127)).repeat(ROOM / 128);
     let marked = format!("# skep: room\n{room}# skep: end\n");
-    GRUB_CONFIG.replace("@room@\n", &marked).replace("@console@", console)
+    config.replace("@room@\n", &marked).replace("@console@", arch.console())
 }
 
 fn mtools(program: &str, image: &Path, words: &[&str]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The firmware that Debian ships, unmodified, and what firmware starts that is no system: option ROMs, the UEFI shell, a memory test.
 
 use super::debian::{self, Archive};
-use super::{Images, bootdisk};
+use super::{Images, bootdisk, netboot};
 use crate::arch::Arch;
 use crate::{paths, process};
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Raise it when the directory is made in another way, and it is made anew.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// Firmware of this release is kept as well, in the directory `newer`: what works must not hang on one build. Only it has the UEFI shell
 /// in packages of its own.
@@ -74,15 +74,26 @@ fn newer_packages(arch: Arch) -> &'static [Package] {
     }
 }
 
-/// The disk with a script for the UEFI shell.
+/// The UEFI shell of [`NEWER`], whose firmware has none of its own.
+fn newer_shell(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "shellx64.efi",
+        Arch::Aarch64 => "shellaa64.efi",
+    }
+}
+
+/// The disk with a script for the UEFI shell; the one in `newer` has that shell as well.
 const SHELL_DISK: &str = "shell.img";
+
+/// What firmware loads from a network.
+const NET_PROGRAM: &str = "net.efi";
 
 /// The disk that firmware boots.
 pub(crate) const BOOT_DISK: &str = "boot.img";
 
 /// The directory of `arch`, which tests know as `SKEP_FIRMWARE`; from Debian's archive if it is not in the cache, or in any case to `refresh` it.
 /// Its files are named as in their packages; those of a newer release are in the directory `newer` below it. [`BOOT_DISK`] is a disk for the
-/// firmware to boot, [`SHELL_DISK`] one for the UEFI shell.
+/// firmware to boot, [`SHELL_DISK`] one for the UEFI shell, and [`NET_PROGRAM`] what it loads from a network.
 pub(crate) fn directory(arch: Arch, refresh: bool) -> Result<PathBuf> {
     make(arch, refresh).with_context(|| format!("cannot get Debian's firmware for {arch}"))
 }
@@ -118,9 +129,14 @@ fn make(arch: Arch, refresh: bool) -> Result<PathBuf> {
         }
         if release == debian::RELEASE {
             stamp.push_str(&bootdisk::make(&images, &archive, &tools, &new, scratch.path(), &new.join(BOOT_DISK))?);
+            stamp.push_str(&netboot::make(&images, &archive, &tools, scratch.path(), &new.join(NET_PROGRAM))?);
+            stamp.push('\n');
         }
     }
-    bootdisk::shell(scratch.path(), &new.join(SHELL_DISK))?;
+    bootdisk::shell(arch, None, scratch.path(), &new.join(SHELL_DISK))?;
+    let newer = new.join("newer");
+    let shell = newer.join(newer_shell(arch));
+    bootdisk::shell(arch, Some(&shell), scratch.path(), &newer.join(SHELL_DISK))?;
     fs::write(new.join(super::STAMP), format!("{stamp}{recipe}\n"))?;
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(cache.join("images"))?;
@@ -146,6 +162,7 @@ fn add(archive: &Archive, package: &str, files: &[&str], scratch: &Path, into: &
 /// What says whether the directory has all that it should have.
 fn recipe(arch: Arch, kernel: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    (RECIPE, NEWER, debian::RELEASE, packages(arch), newer_packages(arch), bootdisk::INPUTS, kernel).hash(&mut hasher);
+    (RECIPE, NEWER, debian::RELEASE, packages(arch), newer_packages(arch), bootdisk::INPUTS, netboot::INPUTS, kernel)
+        .hash(&mut hasher);
     format!("recipe {:016x}", hasher.finish())
 }

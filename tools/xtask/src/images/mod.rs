@@ -10,6 +10,7 @@ pub(crate) mod firmware;
 mod initramfs;
 mod kernel;
 mod module;
+mod netboot;
 pub(crate) mod portable;
 pub(crate) mod rootfs;
 

@@ -31,6 +31,10 @@ pub(crate) const TOOLS: Portable<'static> = Portable {
     files: &[],
 };
 
+/// What firmware boots from a network with.
+pub(crate) const NETWORK: Portable<'static> =
+    Portable { name: "network", packages: &["dnsmasq-base"], programs: &["usr/sbin/dnsmasq"], files: &[] };
+
 /// Programs that are the other side of vhost-user devices.
 pub(crate) const BACKENDS: Portable<'static> = Portable {
     name: "vhost-user",

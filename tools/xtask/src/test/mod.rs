@@ -128,7 +128,8 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
         .limit(limit * u32::try_from(built.tests.len()).unwrap_or(u32::MAX));
     let debian = built.tests.iter().any(|test| test.debian);
     let vhost_user = built.tests.iter().any(|test| test.vhost_user);
-    let tools = [(debian, portable::TOOLS), (vhost_user, portable::BACKENDS)];
+    let network = built.tests.iter().any(|test| test.firmware && test.name.contains("net"));
+    let tools = [(debian, portable::TOOLS), (vhost_user, portable::BACKENDS), (network, portable::NETWORK)];
     let tools = tools.into_iter().filter(|(needed, _)| *needed).map(|(_, tools)| tools).collect::<Vec<_>>();
     for (file, name) in portable::together(&tools, board.arch())? {
         lab = lab.carry(file, name);

@@ -13,15 +13,24 @@ const END: &[u8] = b"# skep: end\n";
 /// A copy of the disk that firmware boots as `name` in `folder`, on which GRUB does `commands` first.
 pub fn boot_disk(folder: &Path, name: &str, commands: &str) -> PathBuf {
     let path = folder.join(name);
-    let bytes = fs::read(firmware("boot.img")).unwrap();
+    with_commands("boot.img", &path, commands);
+    path
+}
+
+/// A copy of the program that firmware loads from a network, the same way.
+pub fn net_program(path: &Path, commands: &str) {
+    with_commands("net.efi", path, commands);
+}
+
+fn with_commands(name: &str, path: &Path, commands: &str) {
+    let bytes = fs::read(firmware(name)).unwrap();
     let find = |what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
-    let start = find(ROOM).expect("the disk has GRUB's configuration") + ROOM.len();
+    let start = find(ROOM).unwrap_or_else(|| panic!("{name} has no configuration of GRUB's")) + ROOM.len();
     let room = find(END).expect("its room has an end") - start;
     let text = format!("{commands}\n");
     assert!(text.len() <= room, "{} bytes of commands have no room in {room}", text.len());
-    fs::write(&path, bytes).unwrap();
-    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(text.as_bytes(), start as u64).unwrap();
-    path
+    fs::write(path, bytes).unwrap();
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(text.as_bytes(), start as u64).unwrap();
 }
 
 /// GRUB's command by which the guest's init gets these words.
