@@ -5,14 +5,19 @@
 #[allow(unreachable_pub)] // A part of this test.
 mod card;
 mod support;
+#[path = "support/teller.rs"]
+#[allow(unreachable_pub)] // A part of this test.
+mod teller;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use card::{Card, Wire};
 use support::{Builder, Machine, image, ip, trade};
+use teller::Teller;
 use tempfile::TempDir;
 
 /// A program of QEMU's, which is in the path in a lab, and elsewhere where Debian has it.
@@ -101,14 +106,20 @@ fn storage_daemon(folder: &TempDir, name: &str) -> (Backend, PathBuf) {
 /// Bytes that go each way by the network card.
 const TRADED: usize = 512 << 10;
 
-/// A directory and a disk are read and written; frames go both ways by two pairs of queues; the disk's driver goes and comes again; the guest lets
-/// both go while it writes; backends of a disk and of the card die, and others take their places.
+/// A directory and a disk are read and written; frames go both ways by two pairs of queues; the disk's driver goes and comes again; a disk grows while
+/// it is in use; the guest lets disk and directory go while it writes; backends of a disk and of the card die, and others take their places.
 #[test]
 fn backends_serve_a_guest() {
     let folder = tempfile::tempdir().unwrap();
     let (_files, files_socket) = virtiofsd(&folder);
     let (_blocks, disk_socket) = storage_daemon(&folder, "disk");
     let (mortal, mortal_socket) = storage_daemon(&folder, "mortal");
+    let (_growing, whole_socket) = storage_daemon(&folder, "growing");
+    let sectors = fs::metadata(image("disk.ext4")).unwrap().len() / 512;
+    let half_socket = Rig::path(&folder, "half.sock");
+    let last = fs::File::options().write(true).open(Rig::path(&folder, "growing")).unwrap();
+    last.write_all_at(b"its last sector\n", (sectors - 1) * 512).unwrap();
+    let teller = Teller::start(&half_socket, whole_socket, sectors / 2);
     let (wire, card_socket) = (Wire::new("skep2"), Rig::path(&folder, "card.sock"));
     ip(&["addr", "add", "192.168.78.1/24", "dev", "skep2"]);
     ip(&["link", "set", "skep2", "up"]);
@@ -123,13 +134,15 @@ fn backends_serve_a_guest() {
         &format!("vhost-user={},id=data,queues=2,place=port:1", disk_socket.display()),
         "--disk",
         &format!("vhost-user={},id=mortal", mortal_socket.display()),
+        "--disk",
+        &format!("vhost-user={},id=growing", half_socket.display()),
         "--net",
         &format!("vhost-user={},queues=2,id=card,mac=02:00:00:00:00:07", card_socket.display()),
     ];
     // The guest finds what it has to do in the directory: a kernel's command line has no room for it. Bus 0 comes before what is behind its ports:
-    // the mortal disk is the first.
+    // the mortal disk is the first, the growing one the second.
     let task = format!(
-        "mount -t ext4 /dev/vdb /disk
+        "mount -t ext4 /dev/vdc /disk
         anew() {{
             device=$(basename $(readlink -f /sys/$2/device)); driver=/sys/bus/virtio/drivers/virtio_$1
             echo $device >$driver/unbind; echo $device >$driver/bind
@@ -142,22 +155,27 @@ fn backends_serve_a_guest() {
         yes 0123456789abcde | head -c {TRADED} | nc 192.168.78.1 7000 >/tmp/back
         yes edcba9876543210 | head -c {TRADED} | cmp - /tmp/back && echo it came back
         yes a line of the guest | head -c 300000 | tee /mnt/large >/disk/large
-        umount /disk; anew blk block/vdb; mount -t ext4 /dev/vdb /disk
+        umount /disk; anew blk block/vdc; mount -t ext4 /dev/vdc /disk
         cmp /mnt/large /disk/large && echo the same
+        [ $(cat /sys/block/vdb/size) = {half} ] && echo half a disk
+        until [ $(cat /sys/block/vdb/size) = {sectors} ]; do sleep 0.1; done
+        dd if=/dev/vdb bs=512 skip={before} 2>/dev/null | head -n 1
         umount /disk
         while dd if=/dev/zero of=/mnt/busy bs=64k count=8 2>/dev/null; do echo >/tmp/files; done &
-        while dd if=/dev/zero of=/dev/vdb bs=64k count=8 conv=fsync 2>/dev/null && [ -b /dev/vdb ]; do
+        while dd if=/dev/zero of=/dev/vdc bs=64k count=8 conv=fsync 2>/dev/null && [ -b /dev/vdc ]; do
             echo >/tmp/blocks
         done &
         until [ -e /tmp/files ] && [ -e /tmp/blocks ]; do sleep 0.1; done
         echo both are written to
-        while [ -e /sys/block/vdb ] || ls /sys/bus/virtio/drivers/virtiofs | grep -q ^virtio; do sleep 0.1; done
+        while [ -e /sys/block/vdc ] || ls /sys/bus/virtio/drivers/virtiofs | grep -q ^virtio; do sleep 0.1; done
         wait
         echo and gone
         while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done
         echo the link is down; read go
         anew blk block/vda; mount -t ext4 /dev/vda /disk; cat /disk/greeting
-        anew net class/net/eth0; up"
+        anew net class/net/eth0; up",
+        half = sectors / 2,
+        before = sectors - 1,
     );
     fs::write(shared.join("task"), task).unwrap();
     let first = "dmesg -n 1; mkdir /mnt /disk; mount -t virtiofs host /mnt; cp /mnt/task /tmp; . /tmp/task";
@@ -171,6 +189,9 @@ fn backends_serve_a_guest() {
     rig.machine.wait_for("the same");
     let large = "a line of the guest\n".repeat(15_000);
     assert!(fs::read_to_string(shared.join("large")).unwrap() == large, "the host sees what the guest has written");
+    rig.machine.wait_for("half a disk");
+    teller.grow();
+    rig.machine.wait_for("its last sector");
     rig.machine.wait_for("both are written to");
     // Both at once: Linux blinks for 5 seconds before it lets one go.
     let removals = ["files", "data"].map(|id| (id, rig.ctl(&["device", "remove", id, "--timeout", "200"])));
