@@ -81,7 +81,7 @@ fn a_disk_comes_and_goes(builder: Builder, device: &str, node: &str) {
         for round in 1 2; do
             until_is /dev/{node}
             mount -t ext4 -o ro /dev/{node} /mnt; cat /mnt/greeting; umount /mnt
-            echo round $round: $(cat /sys/block/{node}/size) sectors
+            echo round $round: $(cat /sys/block/{node}/size) sectors, queues $(ls /sys/block/{node}/mq)
             [ $round = 2 ] || until [ $(cat /sys/block/{node}/size) = 32768 ]; do sleep 0.1; done
             echo round $round: seen
             until_gone /dev/{node}
@@ -93,7 +93,7 @@ fn a_disk_comes_and_goes(builder: Builder, device: &str, node: &str) {
     let more = format!(",device={device},id=data");
     guest.add_disk(&path, &more);
     guest.machine.wait_for(GREETING);
-    guest.machine.wait_for("round 1: 16384 sectors");
+    guest.machine.wait_for("round 1: 16384 sectors, queues 0 1");
     guest.expect_device(&format!("data {device} port:0 on 8M"));
     fs::File::options().write(true).open(&path).unwrap().set_len(16 << 20).unwrap();
     guest.ctl(&["disk", "resize", "data"]).expect_code(0).expect_console("data: 16M\n");

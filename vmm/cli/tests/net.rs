@@ -35,8 +35,10 @@ fn talk(machine: Builder, tap: &str, length: usize, more: &str) -> Machine {
 
 #[test]
 fn a_guest_talks_with_its_host_over_a_tap_interface() {
-    let machine = Builder::debian_with_virtio().args(&["--cpus", "2", "--net", "tap=skep0,mac=02:00:00:00:00:07"]);
-    talk(machine, "skep0", 4 << 20, "").finish().expect_code(0);
+    let card = "tap=skep0,queues=2,mac=02:00:00:00:00:07";
+    let machine = Builder::debian_with_virtio().args(&["--cpus", "2", "--net", card]);
+    let end = talk(machine, "skep0", 4 << 20, "echo its queues: $(ls /sys/class/net/eth0/queues)").finish();
+    end.expect_code(0).expect_console("its queues: rx-0 rx-1 tx-0 tx-1");
 }
 
 /// Debian's generic kernel has a driver for it, a module.

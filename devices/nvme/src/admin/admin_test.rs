@@ -1,8 +1,10 @@
 use proptest::prelude::*;
+use skep_block::testing::MemoryDisk;
 use skep_state::Persist;
 
+use crate::ControllerConfig;
 use crate::spec::{Command, Status, admin, io};
-use crate::testing::{BAR, DATA, Guest, Pair, command, namespace, transfer, wait_for};
+use crate::testing::{BAR, DATA, Guest, Pair, command, config, map, namespace, transfer, wait_for};
 
 fn enabled() -> Guest {
     let mut guest = Guest::new();
@@ -42,6 +44,31 @@ fn it_identifies_itself_and_its_namespaces() {
     assert_eq!(guest.identify(0x13, 0), Err(Status::INVALID_FIELD));
     let out_of_reach = command(admin::IDENTIFY, 0, BAR, [1, 0, 0, 0, 0, 0]);
     assert_eq!(guest.admin(&out_of_reach).status, Status::DATA_TRANSFER_ERROR);
+}
+
+#[test]
+fn there_are_as_many_namespaces_as_are_promised() {
+    let mut guest = enabled();
+    let one = namespace(guest.disk.clone());
+    // One that goes and comes leaves no more behind than its number.
+    for id in (2..=256).chain([256]) {
+        guest.controller.detach(id);
+        guest.controller.attach(id, &one).unwrap();
+    }
+    for id in [0, 1, 256, 257] {
+        assert!(guest.controller.attach(id, &one).is_err(), "{id}");
+    }
+    let numbers = |page: Vec<u8>| page.as_chunks().0.iter().map(|id| u32::from_le_bytes(*id)).collect::<Vec<_>>();
+    let list = numbers(guest.identify(2, 0).unwrap());
+    assert_eq!((list[..256].to_vec(), list[256..].to_vec()), ((1..=256).collect(), vec![0; 768]));
+    assert_eq!(numbers(guest.identify(2, 255).unwrap())[..2], [256, 0]);
+    assert_eq!(u64_at(&guest.identify(0, 256).unwrap(), 0), 2048);
+    let changed = numbers(guest.log(4, 0, 4096).unwrap());
+    assert_eq!((changed[..255].to_vec(), changed[255]), ((2..=256).collect(), 0));
+    let mut pair = guest.create(1, 64);
+    let mut read = transfer(io::READ, 2047, 1, DATA).to_bytes();
+    read[4..8].copy_from_slice(&256u32.to_le_bytes());
+    assert_eq!(guest.io(&mut pair, &Command::from_bytes(&read)), Status::SUCCESS);
 }
 
 /// CVE-2023-4135: log pages at offsets beyond their end.
@@ -103,6 +130,24 @@ fn queues_are_created_as_the_specification_has_it() {
     guest.write32(0x14, 1);
     wait_for("ready", || guest.status() & 1 == 1);
     assert_eq!(guest.create_completion(1, 64), Status::INVALID_QUEUE_SIZE);
+}
+
+#[test]
+fn sixty_four_pairs_of_queues_work() {
+    let config = ControllerConfig { queues: 64, ..config() };
+    let mut guest = Guest::with(config, map(), MemoryDisk::new(1 << 20, 512));
+    guest.enable();
+    assert_eq!(guest.set_feature(7, 0xfffe_fffe), Ok(63 | 63 << 16));
+    let mut pairs: Vec<_> = (1..=64).map(|id| guest.create(id, 64)).collect();
+    assert_eq!(guest.create_completion(65, 64), Status::INVALID_QUEUE_ID);
+    // Between a queue and its completions.
+    let data = Pair::new(1, 64).submission() + 0x8000;
+    for (block, pair) in (0..).zip(&mut pairs) {
+        guest.poke(data, &[block as u8 + 1; 512]);
+        assert_eq!(guest.io(pair, &transfer(io::WRITE, block, 1, data)), Status::SUCCESS);
+    }
+    let content = guest.disk.content();
+    assert!(content.chunks(512).take(64).zip(1..).all(|(block, byte)| *block == [byte; 512]));
 }
 
 #[test]
