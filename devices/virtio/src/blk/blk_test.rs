@@ -2,7 +2,8 @@ use std::sync::mpsc::TryRecvError;
 
 use proptest::prelude::*;
 use skep_block::testing::{Fault, FaultDisk, MemoryDisk};
-use skep_block::{DiskInfo, IoError, Operation};
+use skep_block::{DiskInfo, IoError, LimitedDisk, Operation};
+use skep_worker::{Limit, Limiter, Limits};
 
 use super::*;
 use crate::feature::{TRANSPORT, VERSION_1};
@@ -58,6 +59,17 @@ fn what_is_written_is_read() {
     assert_eq!(used.data, [0]);
     let used = rig.call(0, &[Piece::Read(&header(0, 9)), Piece::Write(100), Piece::Write(413)]);
     assert_eq!((used.len, &used.data[..512], used.data[512]), (513, &[7; 512][..], 0));
+}
+
+/// A queue that holds requests back is asked again when its time has come, though nothing new has.
+#[test]
+fn a_disk_with_a_limit_goes_on_by_itself() {
+    let limit = Limit { per_second: 1000, burst: 1 };
+    let limiter = Limiter::new(Limits { requests: Some(limit), bytes: None });
+    let mut rig = rig(LimitedDisk::new(MemoryDisk::new(SIZE, 512), limiter));
+    for sector in 0..20 {
+        assert_eq!(rig.read(sector, 512).len, 513);
+    }
 }
 
 #[test]

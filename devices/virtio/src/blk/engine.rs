@@ -186,7 +186,10 @@ impl Engine for BlkEngine {
             self.take(queue, chain, &memory);
             worked = true;
         }
-        if worked && let Some(open) = &mut self.open {
+        // Whatever woke it: a disk with a limit may have held requests back, whose time has come.
+        if let Some(open) = &mut self.open
+            && open.disk.in_flight() > 0
+        {
             open.disk.kick();
         }
         worked
