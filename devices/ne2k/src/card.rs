@@ -293,13 +293,5 @@ impl Job for Engine {
         let received = self.receive();
         sent || received
     }
-
-    fn peek(&mut self) -> bool {
-        false
-    }
-
-    fn arm(&mut self) -> bool {
-        // Whatever comes, a frame or a command, comes by a descriptor.
-        false
-    }
+    // Whatever comes, a frame or a command, comes by a descriptor: there is nothing to look at before it sleeps.
 }

@@ -41,14 +41,21 @@ pub trait Job: Send + 'static {
     /// One of its descriptors has become ready; [`Job::work`] follows.
     fn ready(&mut self, token: u64, events: EventSet);
 
-    /// Does what there is to do, but no more than a bounded share, and says whether there was anything.
-    fn work(&mut self) -> bool;
+    /// Does what there is to do, but no more than a bounded share, and says whether there was anything. A job that does all when it is told or woken
+    /// has nothing else.
+    fn work(&mut self) -> bool {
+        false
+    }
 
     /// Says, without a system call, whether there may be something to do: asked again and again while the thread polls.
-    fn peek(&mut self) -> bool;
+    fn peek(&mut self) -> bool {
+        false
+    }
 
     /// Asks to be woken from now on, before the thread sleeps, and says whether something has come meanwhile.
-    fn arm(&mut self) -> bool;
+    fn arm(&mut self) -> bool {
+        false
+    }
 }
 
 /// The descriptors that wake a worker. Clones are handles to the same set.

@@ -118,15 +118,6 @@ fn a_job_that_can_not_register_makes_no_thread() {
         }
         fn command(&mut self, (): ()) {}
         fn ready(&mut self, _: u64, _: EventSet) {}
-        fn work(&mut self) -> bool {
-            false
-        }
-        fn peek(&mut self) -> bool {
-            false
-        }
-        fn arm(&mut self) -> bool {
-            false
-        }
     }
     assert!(Worker::spawn("refused", Duration::ZERO, Refused).is_err());
 }

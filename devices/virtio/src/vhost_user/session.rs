@@ -386,16 +386,4 @@ impl Job for Session {
             }
         }
     }
-
-    fn work(&mut self) -> bool {
-        false
-    }
-
-    fn peek(&mut self) -> bool {
-        false
-    }
-
-    fn arm(&mut self) -> bool {
-        false
-    }
 }
