@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueHint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use skep_config::{Disk, Net, Size};
+use skep_config::{Disk, Net, Size, full_path};
 use skep_vmm::ctl::protocol::{
     Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Pressed,
     Removed, Renewed, Resized, Save, Saved, Stats, Status,
@@ -222,14 +222,17 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         CtlCommand::Disk(DiskCommand::Add { mut disk }) => {
             // The machine has a working folder of its own.
             let path = disk.source.path_mut();
-            *path = full(path);
+            *path = full_path(path);
             it.ask("disk-add", &DiskAdd { disk }, None, plugged)?;
         }
         CtlCommand::Disk(DiskCommand::Resize { id }) => {
             let text = |resized: Resized| format!("{id}: {}\n", Size(resized.size));
             it.ask("disk-resize", &DiskResize { id: id.clone() }, None, text)?;
         }
-        CtlCommand::Net(NetCommand::Add { net }) => it.ask("net-add", &NetAdd { net }, None, plugged)?,
+        CtlCommand::Net(NetCommand::Add { mut net }) => {
+            net.paths_mut().for_each(|path| *path = full_path(path));
+            it.ask("net-add", &NetAdd { net }, None, plugged)?;
+        }
         CtlCommand::Balloon { size } => it.ask("balloon", &BalloonTarget { size }, None, |info| balloon(&info))?,
         CtlCommand::Console(ConsoleCommand::Resize { columns, rows }) => {
             it.ask("console-resize", &ConsoleResize { columns, rows }, None, |_: Nothing| String::new())?;
@@ -239,7 +242,7 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         CtlCommand::Pause => it.ask("pause", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Resume => it.ask("resume", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Save { folder, quit, track, diff } => {
-            let folder = full(&folder);
+            let folder = full_path(&folder);
             let text = |saved: Saved| {
                 let (data, memory) = (Size(saved.data), Size(saved.memory));
                 format!("saved {data} of {memory}; the guest stood still for {}\n", milliseconds(saved.standstill_us))
@@ -268,11 +271,6 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         CtlCommand::Quit => it.ask("quit", &Nothing {}, None, |_: Nothing| String::new())?,
     }
     Ok(Exit::Done)
-}
-
-fn full(path: &Path) -> PathBuf {
-    // What has no full path is refused by name when it is opened.
-    absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn plugged(plugged: Plugged) -> String {

@@ -1,3 +1,8 @@
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixListener;
+
+use skep_vmm::ctl::protocol::{Greeting, VERSION};
+
 use super::*;
 
 fn device(id: &str, kind: &str, place: &str, state: DeviceState) -> DeviceInfo {
@@ -45,4 +50,38 @@ fn a_balloon_says_what_it_holds() {
     let info = BalloonInfo { target: 64 << 20, actual: 4096, guest };
     let expected = "target: 64M\nactual: 4K\n  free                   3M\n  major-faults            7\n";
     assert_eq!(balloon(&info), expected);
+}
+
+/// The machine has a working folder of its own.
+#[test]
+fn what_is_plugged_in_is_named_by_full_paths() {
+    #[derive(clap::Parser)]
+    struct Words {
+        #[command(flatten)]
+        ctl: CtlArgs,
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let here = std::env::current_dir().unwrap();
+    for (kind, what, file) in
+        [("disk", "some.img,format=raw", "some.img"), ("net", "user,romfile=some.rom", "some.rom")]
+    {
+        let words = ["ctl", socket.to_str().unwrap(), kind, "add", what];
+        let words: Words = clap::Parser::parse_from(words);
+        let asked = std::thread::scope(|scope| {
+            let machine = scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let greeting = Greeting { protocol: VERSION, skep: String::new() };
+                stream.write_all(json(&greeting).as_bytes()).unwrap();
+                let mut asked = String::new();
+                BufReader::new(&stream).read_line(&mut asked).unwrap();
+                stream.write_all(b"{\"id\":1,\"result\":{\"id\":\"it\",\"place\":\"port:0\"}}\n").unwrap();
+                asked
+            });
+            ctl(words.ctl).unwrap();
+            machine.join().unwrap()
+        });
+        assert!(asked.contains(&format!("\"{}\"", here.join(file).display())), "{asked}");
+    }
 }

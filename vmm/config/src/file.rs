@@ -12,6 +12,7 @@ use crate::Config;
 use crate::device::DeviceKind;
 use crate::error::{Error, Problem};
 use crate::machine::MachineVersion;
+use crate::net::Net;
 use crate::node::Node;
 use crate::regular::open_regular;
 use crate::serial::Serial;
@@ -60,18 +61,14 @@ impl Config {
     /// [`Error::Write`], for a path that is not UTF-8.
     pub fn to_toml(&self) -> Result<String, Error> {
         let mut config = self.clone();
-        config.for_each_path(|path| {
-            if let Ok(full) = absolute(&*path) {
-                *path = full;
-            }
-        });
+        config.for_each_path(|path| *path = full_path(path));
         toml::to_string(&config).map_err(|error| Error::Write(error.to_string()))
     }
 
     /// Every path in the config.
     fn for_each_path(&mut self, change: impl FnMut(&mut PathBuf)) {
         let disks = self.disk.iter_mut().map(|disk| disk.source.path_mut());
-        let of_nets = self.net.iter_mut().flat_map(|net| [&mut net.romfile, &mut net.vhost_user]).flatten();
+        let of_nets = self.net.iter_mut().flat_map(Net::paths_mut);
         let sockets = self.device.iter_mut().filter_map(|device| match &mut device.kind {
             DeviceKind::Vsock { socket, .. } | DeviceKind::Console { socket, .. } | DeviceKind::Fs { socket, .. } => {
                 Some(socket)
@@ -95,6 +92,12 @@ impl Config {
             .chain(sockets)
             .for_each(change);
     }
+}
+
+/// The path from the root of the host's files on. What has none stays as it is, and is refused by name when it is opened.
+#[must_use]
+pub fn full_path(path: &Path) -> PathBuf {
+    absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn read(file: &Path) -> io::Result<String> {

@@ -50,6 +50,7 @@ pub use cpus::Cpus;
 pub use device::{Device, DeviceKind};
 pub use disk::{Disk, DiskDevice, DiskSource, Format};
 pub use error::{Conflict, Error, Problem};
+pub use file::full_path;
 pub use firmware::FirmwareVars;
 pub use flags::{BootFlags, DeviceFlags, Flags, MachineFlags};
 pub use machine::MachineVersion;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::file::full_path;
 use crate::group::{Group, group};
 use crate::id::check_id;
 use crate::place::Place;
@@ -156,15 +157,17 @@ pub(crate) struct Keys {
 }
 
 impl Net {
+    /// The files and sockets that it names.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.romfile, &mut self.vhost_user].into_iter().flatten()
+    }
+
     /// Fills in the address and how long it polls.
     pub(crate) fn fill(&mut self) {
         if self.device == NetDevice::VirtioNet && self.vhost_user.is_none() {
             self.poll.get_or_insert_default();
         }
-        let socket = self.vhost_user.as_ref().map(|socket| {
-            let whole = std::path::absolute(socket).unwrap_or_else(|_| socket.clone());
-            whole.display().to_string()
-        });
+        let socket = self.vhost_user.as_ref().map(|socket| full_path(socket).display().to_string());
         let network = self.tap.as_deref().or(socket.as_deref()).or(self.id.as_deref()).unwrap_or_default();
         self.mac.get_or_insert_with(|| Mac::of(network));
     }

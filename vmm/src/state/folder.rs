@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Deserialize;
-use skep_config::{ArchKind, Config};
+use skep_config::{ArchKind, Config, full_path};
 use skep_memory::PAGE_SIZE;
 
 use super::changes::{self, Origin, Runs};
@@ -105,7 +105,7 @@ impl Draft {
         let bytes = changes::encode(runs);
         self.write(CHANGED, &bytes)?;
         // Snapshots that lie side by side may be moved together.
-        let target = full(&self.target);
+        let target = full_path(&self.target);
         let beside = origin.folder.parent() == target.parent();
         let name = origin.folder.file_name().filter(|_| beside);
         let folder = name.map_or_else(|| origin.folder.clone(), |name| Path::new("..").join(name));
@@ -134,7 +134,7 @@ impl Draft {
         self.finished = true;
         let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
         sync_folder(parent.unwrap_or(Path::new(".")))?;
-        Ok(Origin { folder: full(&self.target), header: Checksum(xxh64(&text, 0)) })
+        Ok(Origin { folder: full_path(&self.target), header: Checksum(xxh64(&text, 0)) })
     }
 }
 
@@ -191,10 +191,6 @@ impl Layer {
         });
         Ok(Self { folder: folder.to_owned(), expected: expected.clone(), file, changed: changed.transpose()? })
     }
-}
-
-fn full(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn damaged(file: &'static str, reason: String) -> SnapshotError {
@@ -301,7 +297,7 @@ impl Snapshot {
 
     /// What later differences are to.
     pub(crate) fn origin(&self) -> Origin {
-        Origin { folder: full(&self.path), header: self.known_by }
+        Origin { folder: full_path(&self.path), header: self.known_by }
     }
 
     /// Reads all of the memory, and compares it with the headers.
