@@ -192,6 +192,41 @@ fn a_card_that_cant_be_made_leaves_nothing_behind() {
     both(a_card_cant_be_made, a_card_cant_be_made, |_, _| ());
 }
 
+/// What can't come can go all the same.
+fn devices_go<A: Tested>(mut rig: Rig<A>) {
+    let devices = ["rng", "balloon", "vsock", "console"];
+    let there = |rig: &Rig<A>| rig.machine.device_list().into_iter().map(|device| device.id).collect::<Vec<_>>();
+    assert_eq!(there(&rig), devices);
+    assert!(rig.image("vsock.sock").exists() && rig.image("console.sock").exists());
+    for (port, id) in (0..).zip(devices) {
+        let gone = rig.unplug(id).unwrap();
+        assert!(gone.try_recv().is_err(), "{id}: the guest has not answered");
+        rig.switch(port, OFF);
+        assert_eq!(gone.recv().unwrap(), Removal::Gone, "{id}");
+        assert_eq!(there(&rig), devices[port as usize + 1..]);
+        assert!(rig.machine.components().iter().all(|(name, _)| name != id));
+    }
+    assert!(rig.machine.balloon(None).is_err() && rig.machine.resize_console(80, 25).is_err());
+    for port in 0..4 {
+        rig.plug(&format!("a,format=raw,readonly,place=port:{port}")).unwrap();
+    }
+}
+
+#[test]
+fn devices_behind_ports_go_whatever_they_are() {
+    both(devices_go, devices_go, |config, folder| {
+        let folder = folder.display();
+        let devices = [
+            "rng,place=port:0".to_owned(),
+            "balloon,place=port:1".to_owned(),
+            format!("vsock={folder}/vsock.sock,cid=7,place=port:2"),
+            format!("console={folder}/console.sock,place=port:3"),
+        ];
+        config.device = devices.iter().map(|device| device.parse().unwrap()).collect();
+        config.pci_ports = 4;
+    });
+}
+
 #[test]
 fn a_slot_that_is_off_lets_go_at_once() {
     let mut rig = Rig::<X86_64>::new(|_, _| ());
