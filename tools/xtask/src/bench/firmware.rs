@@ -1,7 +1,8 @@
 //! `cargo xtask bench firmware`: from the execution of the monitor to GRUB, and to Debian's login, by UEFI firmware from an NVMe disk, in labs whose clocks
 //! count instructions.
 //!
-//! Both monitors have the same firmware and the same disk, each time as new: it lies behind an empty qcow2 image. Exits are all that the guest has
+//! Both monitors have the same firmware and the same disk, each time as new: it lies behind an empty qcow2 image. What they
+//! write is in memory, for a lab's clock runs fast while its host waits for a disk. Exits are all that the guest has
 //! made by then, by KVM's own count.
 
 use super::boot::{self, Contender};
@@ -68,8 +69,8 @@ fn contenders(arch: Arch, skeps: &[&str], only_grub: bool) -> Vec<Contender> {
     for (what, until) in marks.into_iter().take(if only_grub { 1 } else { 2 }) {
         let mut add = |name: &str, command: Vec<String>| {
             let prepare = format!(
-                "cd {LAB}; rm -f disk.qcow2 vars.fd; cp {vars} vars.fd; {LAB}/bin/{} image create disk.qcow2 --format qcow2 \
-                --backing debian-gpt.img --backing-format raw >/dev/null",
+                "cd /tmp; rm -f disk.qcow2 vars.fd; cp {vars} vars.fd; {LAB}/bin/{} image create disk.qcow2 --format qcow2 \
+                --backing {LAB}/debian-gpt.img --backing-format raw >/dev/null",
                 skeps[0]
             );
             let contender = Contender::new(format!("{name}, {what}"), until, MEMORY_BYTES, command);
