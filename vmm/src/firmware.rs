@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,16 +13,18 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use skep_arch::aarch64;
 use skep_arch::x86_64;
+use skep_chipset::flash::{BlockState, FlashState};
 use skep_config::{ArchKind, FirmwareVars};
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind};
 
 use crate::Error;
 use crate::boot::open;
+use crate::state::{Snapshot, SnapshotError};
 
 #[cfg(test)]
 #[path = "firmware_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Firmware, opened and read.
 #[derive(Debug)]
@@ -327,6 +330,25 @@ fn make(vars: &FirmwareVars, own: Option<&[u8]>) -> Result<(), Error> {
     // It has gone where it was renamed.
     let _ = fs::remove_file(&new);
     result.map_err(failed_here)
+}
+
+/// Makes a file of variables, at which nothing may be, of what a snapshot holds of them.
+///
+/// # Errors
+/// [`Error::File`], and what of the snapshot does not hold.
+pub fn make_saved(path: &Path, snapshot: &Snapshot) -> Result<(), Error> {
+    let flash: FlashState = snapshot.records.open("board/flash")?;
+    let saved = flash.content.ok_or(SnapshotError::NoVariables)?;
+    let write = || {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.set_len(saved.size)?;
+        for BlockState { number, bytes } in &saved.blocks {
+            let whole = bytes.repeat(saved.block as usize / bytes.len().max(1));
+            file.write_all_at(&whole, u64::from(*number) * u64::from(saved.block))?;
+        }
+        file.sync_all()
+    };
+    write().map_err(failed(VARS, path))
 }
 
 fn read_vars(file: &mut File, own: Option<u64>, arch: ArchKind) -> io::Result<Arc<Backing>> {

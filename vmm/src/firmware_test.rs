@@ -25,7 +25,7 @@ const X86: ArchKind = ArchKind::X86_64;
 const ARM: ArchKind = ArchKind::Aarch64;
 
 /// A PC's firmware: a header of an image somewhere, and code at the reset vector.
-fn pc(size: usize) -> Vec<u8> {
+pub(crate) fn pc(size: usize) -> Vec<u8> {
     let mut bytes = vec![0xff; size];
     bytes[0x2000..0x2006].copy_from_slice(&[b'V', b'Z', 0x64, 0x86, 3, 11]);
     bytes[size - 16] = 0x90;
@@ -33,7 +33,7 @@ fn pc(size: usize) -> Vec<u8> {
 }
 
 /// A volume of variables.
-fn variables(size: usize) -> Vec<u8> {
+pub(crate) fn variables(size: usize) -> Vec<u8> {
     let mut bytes = vec![0xff; size];
     bytes[..16].fill(0);
     bytes[16..32].copy_from_slice(&NV_DATA);
@@ -42,7 +42,7 @@ fn variables(size: usize) -> Vec<u8> {
     bytes
 }
 
-fn arm() -> Vec<u8> {
+pub(crate) fn arm() -> Vec<u8> {
     let mut bytes = vec![0; 0x2_0000];
     bytes[..4].copy_from_slice(&0x1400_0400u32.to_le_bytes());
     bytes[0x1000..0x1006].copy_from_slice(b"PE\0\0\x64\xaa");

@@ -8,7 +8,7 @@
 //! * [`state`]: snapshots: a machine's whole state in a folder.
 //! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
 //!
-//! What it does not do yet: migrating, saving a machine that has firmware.
+//! What it does not do yet: migrating.
 
 pub mod boot;
 pub mod console;

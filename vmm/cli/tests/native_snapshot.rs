@@ -185,6 +185,32 @@ fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
     clone.finish().expect_code(10);
 }
 
+/// Each on images of its own, behind which those of the snapshot are: as they were, for any number.
+#[test]
+fn clones_go_on_side_by_side() {
+    let rig = Rig::new();
+    let words = "device=nvme seed=7 ms=600000 bs=4096 verify=1 op=write depth=32 count=4096 run op=randwrite count=2000 run op=read count=4096 run";
+    let mut machine = rig.start(words);
+    machine.wait_for("op=write");
+    rig.ctl(&["save", &rig.text("away"), "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let disks = || ["nvme", "virtio"].map(|name| fs::read(rig.path(name)).unwrap());
+    let before = disks();
+    let restore = |name: &str| {
+        let [nvme, other] = ["disk0", "other"].map(|disk| format!("{disk}={}", rig.text(&format!("{name}-{disk}"))));
+        Builder::command(&["restore", &rig.text("away"), "--clone", "--overlay", &nvme, "--overlay", &other])
+    };
+    for clone in ["one", "two"].map(|name| restore(name).start()) {
+        clone.finish().expect_code(0).expect_console("problems: 0\r\n");
+    }
+    assert!(disks() == before);
+    restore("two").finish().expect_code(1).expect_log("it is there already");
+    let wrong = Builder::command(&["restore", &rig.text("away"), "--tap", "net0=tap7"]).finish();
+    wrong.expect_code(1).expect_log("the machine has no network card on a tap interface `net0`");
+    let wrong = Builder::command(&["restore", &rig.text("away"), "--firmware-vars", &rig.text("vars")]).finish();
+    wrong.expect_code(1).expect_log("the machine has no file of firmware's variables");
+}
+
 /// A whole snapshot, what two processes change after it, and the guest goes on as if nothing had been.
 #[test]
 fn a_guest_goes_on_from_a_chain_of_differences() {
@@ -321,8 +347,13 @@ fn ends_well<A: Saved>(hypervisor: &dyn Hypervisor<A>, snapshot: &Path, log: &Pa
     config.control = None;
     config.serial = skep_config::Serial::File(log.to_owned());
     config.finish().unwrap();
-    let start =
-        Start::Snapshot { snapshot: Box::new(snapshot), clock: ClockPolicy::Continue, paused: false, track: false };
+    let start = Start::Snapshot {
+        snapshot: Box::new(snapshot),
+        clock: ClockPolicy::Continue,
+        paused: false,
+        track: false,
+        clone: false,
+    };
     let without = Without(hypervisor, Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE);
     let outcome = monitor::run(&config, &without, start, Instant::now()).unwrap();
     assert!(matches!(outcome.ending, Ending::PowerOff), "{:?}", outcome.ending);

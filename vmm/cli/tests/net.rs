@@ -6,8 +6,8 @@ mod support;
 use support::{Builder, Machine, ip, is_x86_64, trade};
 
 /// What a guest in the network of the tap interface `tap` does: its address, its neighbour, and a transfer of `length` bytes each way.
-/// `more` is done between.
-fn talk(machine: Builder, tap: &str, length: usize, more: &str) -> Machine {
+/// `more` is done between, and `meanwhile` here.
+fn talk(machine: Builder, tap: &str, length: usize, more: &str, meanwhile: impl FnOnce(Machine) -> Machine) -> Machine {
     let machine = machine.script(&format!(
         "cat /sys/class/net/eth0/address
         ip addr add 192.168.77.2/24 dev eth0; ip link set eth0 up
@@ -15,17 +15,19 @@ fn talk(machine: Builder, tap: &str, length: usize, more: &str) -> Machine {
         read go
         ping -c 3 -W 20 192.168.77.1
         {more}
+        read go
         yes 0123456789abcde | head -c {length} | nc 192.168.77.1 7000 >/tmp/back
         wc -c </tmp/back; yes edcba9876543210 | head -c {length} | cmp - /tmp/back && echo the same"
     ));
     let mut machine = machine.start();
     machine.wait_for("02:00:00:00:00:07");
     machine.wait_for("the card is up");
-    ip(&["addr", "add", "192.168.77.1/24", "dev", tap]);
-    ip(&["link", "set", tap, "up"]);
-    let host = trade("192.168.77.1:7000", length);
+    set_up(tap);
     machine.send("go\n");
     machine.wait_for("3 packets received");
+    let mut machine = meanwhile(machine);
+    let host = trade("192.168.77.1:7000", length);
+    machine.send("go\n");
     machine.wait_for(&length.to_string());
     machine.wait_for("the same");
     host.join().unwrap();
@@ -33,12 +35,37 @@ fn talk(machine: Builder, tap: &str, length: usize, more: &str) -> Machine {
     machine
 }
 
+fn set_up(tap: &str) {
+    ip(&["addr", "add", "192.168.77.1/24", "dev", tap]);
+    ip(&["link", "set", tap, "up"]);
+}
+
+/// Its card, made anew as a clone's on another interface, has the address that its driver knows, and one of its own once that has begun anew.
 #[test]
 fn a_guest_talks_with_its_host_over_a_tap_interface() {
-    let card = "tap=skep0,queues=2,mac=02:00:00:00:00:07";
-    let machine = Builder::debian_with_virtio().args(&["--cpus", "2", "--net", card]);
-    let end = talk(machine, "skep0", 4 << 20, "echo its queues: $(ls /sys/class/net/eth0/queues)").finish();
-    end.expect_code(0).expect_console("its queues: rx-0 rx-1 tx-0 tx-1");
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, snapshot] = ["vm.sock", "snapshot"].map(|name| folder.path().join(name).display().to_string());
+    let words = ["--cpus", "2", "--net", "tap=skep0,queues=2,mac=02:00:00:00:00:07", "--control", &socket];
+    let begin_anew = "echo its queues: $(ls /sys/class/net/eth0/queues); echo put me away; read go
+        card=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net
+        echo $card >unbind; echo $card >bind; cd /
+        read new </sys/class/net/eth0/address; echo it has $new
+        case $new in 02:00:00:00:00:07) false;; ?[26ae]:*) ;; *) false;; esac
+        ip addr add 192.168.77.2/24 dev eth0; ip link set eth0 up; ping -c 1 -W 20 192.168.77.1; echo the clone is up";
+    let clone = |mut machine: Machine| {
+        machine.wait_for("put me away");
+        Builder::command(&["ctl", &socket, "save", &snapshot, "--quit"]).finish().expect_code(0);
+        machine.finish().expect_code(14).expect_console("its queues: rx-0 rx-1 tx-0 tx-1");
+        let words = ["restore", &snapshot, "--clone", "--tap", "net0=skep3", "--log", "info"];
+        let mut clone = Builder::command(&words).start();
+        clone.wait_for_log("restored from");
+        set_up("skep3");
+        clone.send("go\n");
+        clone.wait_for("the clone is up");
+        clone
+    };
+    let machine = Builder::debian_with_virtio().args(&words);
+    talk(machine, "skep0", 4 << 20, begin_anew, clone).finish().expect_code(0);
 }
 
 /// Debian's generic kernel has a driver for it, a module.
@@ -51,7 +78,7 @@ fn an_old_network_card_is_one_that_debian_knows() {
     let groups = "ping -c 2 -W 20 ff02::1%eth0
         ip link set eth0 promisc on; ip link set eth0 promisc off
         grep -E 'eth0' /proc/interrupts; lspci -n 2>/dev/null || cat /sys/bus/pci/devices/*/uevent | grep 10EC";
-    let end = talk(machine, "skep1", 128 << 10, groups).finish();
+    let end = talk(machine, "skep1", 128 << 10, groups, |machine| machine).finish();
     end.expect_code(0);
     // Its driver's watchdog counts seconds, of which a busy emulated host may lose some.
     for word in ["mismatched", "nobody cared"] {

@@ -32,7 +32,7 @@ pub use devices::{DeviceError, DeviceInfo, DeviceState, HotplugError, Removal};
 pub use hotplug::{BalloonInfo, Plugged};
 pub use platform::{Ejected, Named, Plan, Platform, Services};
 pub(crate) use saved::{Aarch64CpusState, X86CpusState};
-pub use saved::{ClockPolicy, DiskImages, Saved, check_disks};
+pub use saved::{ClockPolicy, DiskImages, Saved, check_disks, renew_addresses};
 
 #[cfg(test)]
 mod machine_test;
@@ -55,7 +55,10 @@ pub struct Machine<A: Platform> {
     /// What follows changes of RAM, once somebody wants to save differences.
     tracker: Option<Tracker>,
     loaded_once: bool,
-    has_firmware: bool,
+    /// RAM as it is saved: also what comes and goes as firmware says, which is no RAM by its kind.
+    ram: Vec<Arc<Region>>,
+    /// The firmware's code.
+    firmware: Option<Arc<Backing>>,
 }
 
 /// A plan, and the backend's builder that it was made for.
@@ -127,13 +130,13 @@ impl<A: Platform> Machine<A> {
         adopt(&mut plan, builder.capabilities())?;
         let parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
-        let has_firmware = services.firmware.is_some();
-        let ram = add_ram(&config, &plan, &memory, from, has_firmware)?;
+        let firmware = services.firmware.as_ref().map(|files| files.code.clone());
+        let (backing, ram) = add_ram(&config, &plan, &memory, from, firmware.is_some())?;
         memory.listen(parts.vm.memory())?;
         let devices = Devices::new();
         let theirs = devices.clone();
         let ejected: Ejected = Box::new(move |endpoint| theirs.ejected(endpoint));
-        let board = A::assemble(&config, &plan, &parts.vm, parts.interrupts, services, ram, ejected)?;
+        let board = A::assemble(&config, &plan, &parts.vm, parts.interrupts, services, backing, ejected)?;
         let site = Site {
             devices: &devices,
             root: A::pci(&board),
@@ -160,7 +163,8 @@ impl<A: Platform> Machine<A> {
             numbers,
             tracker: None,
             loaded_once: false,
-            has_firmware,
+            ram,
+            firmware,
         })
     }
 
@@ -279,14 +283,14 @@ impl<A: Platform> Machine<A> {
     }
 }
 
-/// Maps RAM, and gives the memory behind it back.
+/// Maps RAM, and gives the memory behind it back, and its regions.
 fn add_ram<A: Platform>(
     config: &Config,
     plan: &Plan<A>,
     memory: &MemoryMap,
     from: Option<Backing>,
     firmware: bool,
-) -> Result<Arc<Backing>, Error> {
+) -> Result<(Arc<Backing>, Vec<Arc<Region>>), Error> {
     let wanted = &config.memory;
     let options = RamOptions {
         huge_pages: wanted.hugepages.map(|size| HugePages { page_size: size.bytes() }),
@@ -297,14 +301,23 @@ fn add_ram<A: Platform>(
         Some(backing) => backing,
         None => Backing::new(wanted.size.bytes(), &options)?,
     });
+    let mut regions = Vec::new();
     let mut offset = 0;
     for part in &plan.ram {
-        let pieces: Vec<AddressRange> = if firmware { A::lasting_ram(*part) } else { vec![*part] };
-        for piece in pieces {
+        let region = |kind, piece: AddressRange| {
             let at = offset + (piece.base - part.base);
-            memory.add(Region::new("RAM", RegionKind::Ram, piece.base, piece.size, backing.clone(), at)?)?;
+            Region::new("RAM", kind, piece.base, piece.size, backing.clone(), at)
+        };
+        let lasting = if firmware { A::lasting_ram(*part) } else { vec![*part] };
+        let mut next = part.base;
+        for piece in lasting {
+            if next < piece.base {
+                regions.push(Arc::new(region(RegionKind::ReadOnly, AddressRange::between(next, piece.base))?));
+            }
+            regions.push(memory.add(region(RegionKind::Ram, piece)?)?);
+            next = piece.end();
         }
         offset += part.size;
     }
-    Ok(backing)
+    Ok((backing, regions))
 }

@@ -89,7 +89,7 @@ pub trait Platform: Arch {
         ejected: Ejected,
     ) -> Result<Arc<Self::Board>, Error>;
 
-    /// Pieces of a part of RAM that are always there in a machine with firmware.
+    /// Pieces of a part of RAM that are always there in a machine with firmware: its end among them.
     fn lasting_ram(part: AddressRange) -> Vec<AddressRange> {
         vec![part]
     }

@@ -73,6 +73,8 @@ pub enum Start {
         paused: bool,
         /// What it changes is followed, so that differences can be saved.
         track: bool,
+        /// It is one of several: a guest that has a generation id gets a new one.
+        clone: bool,
     },
 }
 
@@ -110,15 +112,19 @@ pub fn run<A: Saved>(
             machine.load(kernel.as_deref_mut())?;
             (machine, Some(kernel))
         }
-        Start::Snapshot { snapshot, clock, paused, track } => {
+        Start::Snapshot { snapshot, clock, paused, track, clone } => {
             let machine = Machine::of_snapshot(config, hypervisor, gate.clone(), services, &snapshot, clock, track)?;
+            if clone {
+                machine.renew_generation()?;
+            }
             if paused {
                 standing = Standing::paused();
             } else {
                 machine.resume();
             }
             tracing::info!("restored from `{}`", snapshot.path.display());
-            (machine, None)
+            // Firmware begins a restart by itself; a kernel's files are opened when they are needed.
+            (machine, config.boot.firmware.is_some().then_some(None))
         }
     };
     control.add(console.attach(machine.serial(), requests.clone())?);

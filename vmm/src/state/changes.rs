@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use skep_memory::{Consumer, DirtyLog, DirtySource, MemoryMap, PAGE_SIZE, Region};
+use skep_memory::{Consumer, DirtyLog, DirtySource, MemoryMap, PAGE_SIZE, Region, RegionKind};
 
 use super::SnapshotError;
 use super::header::Checksum;
@@ -88,14 +88,16 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// The changed pages of `ram`.
+    /// The changed pages of `ram`. What is no RAM to the memory map all the time is taken to have changed.
     pub(crate) fn runs(&self, ram: &[Arc<Region>]) -> Runs {
         let mut runs = Runs::new();
         let mut before = 0;
         for region in ram {
             let pages = region.size() / PAGE_SIZE;
             let bits = self.bits.get(&region.gpa()).map_or(&[][..], Vec::as_slice);
-            let is_set = |page: u64| bits.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 == 1);
+            let all = region.kind() != RegionKind::Ram;
+            let is_set =
+                |page: u64| all || bits.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 == 1);
             let mut page = 0;
             while page < pages {
                 let start = page;

@@ -48,11 +48,28 @@ pub enum SnapshotError {
         /// The host's error.
         source: io::Error,
     },
-    /// Of a machine with firmware there are no snapshots yet.
+    /// A device is named that the machine does not have.
     #[error(
-        "a machine that has firmware can't be saved in this version of skep\n  try: boot the kernel directly, by `--kernel`, a machine that is to be saved"
+        "the machine has no {kind} `{id}`\n  try: `skep snapshot inspect`, which shows the names in the machine's config"
     )]
-    Firmware,
+    NoDevice {
+        /// What is meant.
+        kind: &'static str,
+        /// Its name.
+        id: String,
+    },
+    /// Firmware's variables have no file.
+    #[error("the machine has no file of firmware's variables\n  try: without --firmware-vars")]
+    NoVariables,
+    /// The guest runs on other firmware.
+    #[error(
+        "`{}` is not the firmware that the guest has\n  try: to put the file back that was there when the snapshot was saved",
+        path.display()
+    )]
+    Firmware {
+        /// What is there now.
+        path: PathBuf,
+    },
     /// Something is where the snapshot should be.
     #[error("`{}` is there already\n  try: another name, or remove it", path.display())]
     Exists {

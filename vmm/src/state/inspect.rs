@@ -5,14 +5,16 @@ use std::fmt::{Debug, Write as _};
 use minicbor::Decoder;
 use minicbor::data::Type;
 use serde_json::{Map, Value, json};
-use skep_chipset::{gpio, i8042, i8254, i8259, ioapic, pl011, pl031, pm, port92, reset_control, rtc, uart16550};
+use skep_chipset::{
+    flash, fw_cfg, gpio, i8042, i8254, i8259, ioapic, pl011, pl031, pm, port92, reset_control, rtc, uart16550,
+};
 use skep_hypervisor::{aarch64, x86_64};
 use skep_pci::{ChipsetState, EndpointState, RootComplexState, RootPortState};
 use skep_state::{Record, State, StateError};
 use skep_virtio::{balloon, blk, console, net, rng, vhost_user, vsock};
 
 use super::records::refused;
-use super::{DisksState, MachineState, Snapshot, SnapshotError};
+use super::{DisksState, FirmwareState, MachineState, Snapshot, SnapshotError};
 use crate::machine::{Aarch64CpusState, X86CpusState};
 
 #[cfg(test)]
@@ -31,9 +33,10 @@ const fn known<S: State + 'static>() -> (&'static str, Tell) {
 }
 
 /// The types that this skep writes.
-const KNOWN: [(&str, Tell); 33] = [
+const KNOWN: [(&str, Tell); 36] = [
     known::<MachineState>(),
     known::<DisksState>(),
+    known::<FirmwareState>(),
     known::<X86CpusState>(),
     known::<Aarch64CpusState>(),
     known::<x86_64::VcpuState>(),
@@ -51,6 +54,8 @@ const KNOWN: [(&str, Tell); 33] = [
     known::<pl011::Pl011State>(),
     known::<pl031::Pl031State>(),
     known::<gpio::Pl061State>(),
+    known::<flash::FlashState>(),
+    known::<fw_cfg::FwCfgState>(),
     known::<RootComplexState>(),
     known::<RootPortState>(),
     known::<EndpointState>(),

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
-use skep_memory::{Backing, MemoryMap, PAGE_SIZE, Region, RegionKind};
+use skep_memory::{Backing, PAGE_SIZE, Region, RegionKind};
 
+use super::FirmwareState;
 use super::hash::xxh64;
 use super::header::{Checksum, MemoryFile, RamRange};
 
@@ -34,9 +35,17 @@ pub struct Progress {
     pub of: AtomicU64,
 }
 
-/// The pieces of RAM of a machine.
-pub(crate) fn ram(memory: &MemoryMap) -> Vec<Arc<Region>> {
-    memory.regions().into_iter().filter(|region| region.kind() == RegionKind::Ram).collect()
+/// What firmware's code adds up to.
+pub(crate) fn firmware(code: &Arc<Backing>) -> io::Result<FirmwareState> {
+    let size = code.size();
+    let region = Region::new("firmware", RegionKind::ReadOnly, 0, size, code.clone(), 0).map_err(io::Error::other)?;
+    let sum = Sum::default();
+    let mut page = [0; PAGE_SIZE as usize];
+    for at in region.used()?.into_iter().flat_map(|range| range.step_by(PAGE_SIZE as usize)) {
+        region.read_slice(&mut page, MemoryRegionAddress(at)).map_err(io::Error::other)?;
+        sum.add(&page, at / PAGE_SIZE);
+    }
+    Ok(FirmwareState { size, xxh64: sum.get().1 })
 }
 
 /// A region, where it begins in the file, and a part of it.

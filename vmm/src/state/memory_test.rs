@@ -1,7 +1,13 @@
 use skep_memory::RamOptions;
 use skep_memory::vm_memory::{Bytes, GuestAddress};
 
+use skep_memory::MemoryMap;
+
 use super::*;
+
+fn ram(memory: &MemoryMap) -> Vec<Arc<Region>> {
+    memory.regions()
+}
 
 const SIZE: u64 = 64 << 20;
 

@@ -6,7 +6,7 @@
 //!
 //! * `header.json` is read without decoding the rest ([`Header`]): versions, machine, architecture, sizes, checksums.
 //! * `records.cbor` holds the machine's records ([`Records`]), each of a type of `skep-state`'s rules, by its name: `machine` (config, clocks),
-//!   `disks` (where the images are), `cpus` (what the guest was shown of them), `vcpu/N`, `interrupts` (the GIC), `board/NAME`, `device/NAME`. A record
+//!   `disks` (where the images are), `firmware` (which code that was), `cpus` (what the guest was shown of them), `vcpu/N`, `interrupts` (the GIC), `board/NAME`, `device/NAME`. A record
 //!   that this machine does not know is refused by its name, unless it is marked as optional.
 //! * `memory` is RAM, sparse: the pieces of the header one after the other, so that it can be mapped.
 //! * `changed`, of a difference alone, names the pages that `memory` has. The others are those of the snapshot in the header's `base`.
@@ -36,4 +36,4 @@ pub(crate) use folder::Layer;
 pub use folder::{CHANGED, Draft, HEADER, MEMORY, RECORDS, Snapshot};
 pub use header::{Base, CONTAINER, Checksum, Header, MAGIC, MemoryFile, REQUIRES_BASE, RamRange, RecordsFile};
 pub use memory::Progress;
-pub use records::{DiskReference, DisksState, MachineState, NamedNumber, NamedRecord, Records};
+pub use records::{DiskReference, DisksState, FirmwareState, MachineState, NamedNumber, NamedRecord, Records};

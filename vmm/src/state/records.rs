@@ -104,6 +104,9 @@ pub(crate) const CPUS: &str = "cpus";
 /// The record's name of the backend's own interrupt controllers.
 pub(crate) const INTERRUPTS: &str = "interrupts";
 
+/// The record's name of the firmware.
+pub(crate) const FIRMWARE: &str = "firmware";
+
 /// The record's name of a vCPU.
 pub(crate) fn vcpu(index: usize) -> String {
     format!("vcpu/{index}")
@@ -212,5 +215,26 @@ impl State for DisksState {
             ensure(disk.size > 0, Self::ID, "disks.size", disk.size, "no disk is empty")?;
         }
         Ok(())
+    }
+}
+
+/// The firmware's code, which a snapshot refers to and does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct FirmwareState {
+    /// Bytes.
+    #[n(0)]
+    pub size: u64,
+    /// The sum, modulo 2^64, of the XXH64 of each page that is no zeroes, with its number as the seed.
+    #[n(1)]
+    pub xxh64: u64,
+}
+
+impl State for FirmwareState {
+    const ID: &'static str = "skep-firmware";
+    const VERSION: u16 = 1;
+
+    fn check(&self) -> Result<(), StateError> {
+        ensure(self.size > 0, Self::ID, "size", self.size, "no firmware is empty")
     }
 }

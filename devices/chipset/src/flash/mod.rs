@@ -21,7 +21,8 @@
 //! return to read array, with which a driver ends what it has to do at once, waits until the host has it on stable storage, so that what follows can't
 //! overtake it there, where the host's power fails. A write that the host refuses is a failed operation to the guest.
 //!
-//! A bank without a file forgets at the machine's end, not at its reset; what was changed is part of its saved state.
+//! A bank without a file forgets at the machine's end, not at its reset; what was changed is part of its saved state. Of a bank with a file all is: what
+//! the guest knows of its variables is in its memory as well, so it goes on only where the file holds what it held.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -44,7 +45,7 @@ mod state;
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod flash_test;
 
-pub use state::{BlockState, FlashState};
+pub use state::{BlockState, ContentState, FlashState};
 
 /// Bytes of the buffer for a buffered program.
 pub(crate) const BUFFER: usize = 2048;
@@ -256,6 +257,25 @@ impl Flash {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         self.load(range.start, &mut bytes);
         bytes
+    }
+
+    /// What a bank with a file holds.
+    fn content(&self) -> Option<ContentState> {
+        self.file.as_ref()?;
+        // Most of an arm64 bank has never been touched, and is not now.
+        let used = self.bytes.used().unwrap_or_else(|_| vec![Range { start: 0, end: self.size() }]);
+        let touched = |range: &Range<u64>| used.iter().any(|used| used.start < range.end && range.start < used.end);
+        let block = |number| {
+            let range = Some(self.block_range(number)).filter(touched)?;
+            let mut bytes = self.content_of(range);
+            let first = *bytes.first()?;
+            if bytes.iter().all(|byte| *byte == first) {
+                bytes.truncate(1);
+            }
+            (bytes != [0]).then(|| BlockState { number, bytes: bytes.into() })
+        };
+        let blocks = (0..self.blocks()).filter_map(block).collect();
+        Some(ContentState { size: self.size(), block: self.geometry.block, blocks })
     }
 
     fn store(&self, offset: u64, from: &[u8]) {
@@ -496,6 +516,7 @@ impl Persist for Flash {
             astray: inner.astray,
             buffer: ByteVec::from(inner.buffer.clone()),
             changed: changed.collect(),
+            content: self.content(),
         }
     }
 
@@ -512,6 +533,11 @@ impl Persist for Flash {
         ensure(wrong.is_none(), ID, "changed", wrong, "the bank has such blocks")?;
         let misplaced = self.file.is_some() && !state.changed.is_empty();
         ensure(!misplaced, ID, "changed", state.changed.len(), "a bank with a file has its content there")?;
+        if let Some(saved) = &state.content {
+            let rule =
+                "the file of variables has been written since; the snapshot makes another by --firmware-vars FILE";
+            ensure(self.content().as_ref() == Some(saved), ID, "content", saved.blocks.len(), rule)?;
+        }
         let mut guard = self.lock();
         let inner = &mut *guard;
         for (number, bytes) in std::mem::take(&mut inner.originals) {

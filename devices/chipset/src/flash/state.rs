@@ -18,6 +18,21 @@ pub struct BlockState {
     pub bytes: ByteVec,
 }
 
+/// What a bank with a file holds, by which the file is known again.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ContentState {
+    /// Bytes of the bank.
+    #[n(0)]
+    pub size: u64,
+    /// Bytes of a block.
+    #[n(1)]
+    pub block: u32,
+    /// Blocks, ascending, without those that are zero. One that holds the same byte everywhere has that alone.
+    #[n(2)]
+    pub blocks: Vec<BlockState>,
+}
+
 /// What a bank of flash is about to do, and what it holds where no file has that.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -47,6 +62,9 @@ pub struct FlashState {
     /// Blocks that were changed, of a bank without a file; ascending.
     #[n(7)]
     pub changed: Vec<BlockState>,
+    /// Of a bank with a file: what that holds.
+    #[n(8)]
+    pub content: Option<ContentState>,
 }
 
 impl State for FlashState {
@@ -65,6 +83,15 @@ impl State for FlashState {
         ensure(size == BUFFER, id, "buffer", size, "the buffer has 2048 bytes")?;
         let total: u64 = self.changed.iter().map(|block| block.bytes.len() as u64).sum();
         let ascending = self.changed.windows(2).all(|pair| pair[0].number < pair[1].number);
-        ensure(ascending && total <= FLASH_MAX, id, "changed", total, "blocks ascend, and fit the largest bank")
+        ensure(ascending && total <= FLASH_MAX, id, "changed", total, "blocks ascend, and fit the largest bank")?;
+        let Some(content) = &self.content else { return Ok(()) };
+        let (size, block) = (content.size, u64::from(content.block));
+        let whole = block > 0 && size <= FLASH_MAX && size.is_multiple_of(block);
+        ensure(whole, id, "content.size", size, "it is made of whole blocks, and fits the largest bank")?;
+        let ascending = content.blocks.windows(2).all(|pair| pair[0].number < pair[1].number);
+        let fits =
+            |one: &BlockState| u64::from(one.number) < size / block && [1, block].contains(&(one.bytes.len() as u64));
+        let wrong = content.blocks.iter().find(|one| !ascending || !fits(one)).map(|one| one.number);
+        ensure(wrong.is_none(), id, "content.blocks", wrong, "blocks ascend, and are within the bank")
     }
 }

@@ -287,6 +287,13 @@ fn it_goes_on_as_it_was() {
     twin.restore(&state).unwrap();
     twin.activate(twin.features());
     assert_eq!((twin.save(), other.settings()), (state.clone(), (Offloads::CHECKSUM, 2)));
+    // The address that its driver knows, and its own when a driver begins anew.
+    let mut address = [0; 6];
+    twin.read_config(0, &mut address);
+    assert_eq!(address, [2, 0, 0, 0, 0, 9]);
+    twin.reset();
+    twin.read_config(0, &mut address);
+    assert_eq!(address, MAC);
     for (field, wrong) in [
         ("pairs", NetState { pairs: 0, ..state.clone() }),
         ("pairs", NetState { pairs: 3, ..state.clone() }),

@@ -47,6 +47,24 @@ pub struct Capabilities {
     pub tsc_scaling: bool,
 }
 
+impl Capabilities {
+    /// Whether a guest that was told of a TSC of `khz` can go on here, as far as this host's frequency is known.
+    #[must_use]
+    pub fn can_run_tsc(&self, khz: u32) -> bool {
+        self.tsc_scaling || self.tsc_khz.is_none_or(|here| is_same_frequency(khz, here))
+    }
+}
+
+/// Parts per million by which two frequencies may differ to be the same: what KVM takes for the same, and crystals differ by more than hosts
+/// of one model.
+const TOLERANCE_PPM: u64 = 250;
+
+/// Whether a guest that was told `saved` kHz can go on at `here` kHz.
+#[must_use]
+pub fn is_same_frequency(saved: u32, here: u32) -> bool {
+    u64::from(saved.abs_diff(here)) * 1_000_000 <= u64::from(saved) * TOLERANCE_PPM
+}
+
 /// What an x86_64 VM is made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {

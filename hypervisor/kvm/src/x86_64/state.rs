@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_XSAVE2, kvm_debugregs, kvm_lapic_state,
     kvm_mp_state, kvm_xcr, kvm_xcrs,
 };
-use skep_hypervisor::x86_64::{Cpuid, LocalApic, VcpuState, XsaveComponent};
+use skep_hypervisor::x86_64::{Cpuid, LocalApic, VcpuState, XsaveComponent, is_same_frequency};
 use skep_hypervisor::{HypervisorError, VcpuError};
 use skep_memory::Region;
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
@@ -14,7 +14,7 @@ use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 use super::vcpu::X86Vcpu;
 use super::vm::{Shared, capability, enable};
 use super::xsave::Layout;
-use super::{convert, events, ioctl, msrs, tsc};
+use super::{convert, events, ioctl, msrs};
 use crate::vcpu::Core;
 
 /// The size of the area that every KVM gives, in bytes.
@@ -216,7 +216,7 @@ fn check(vcpu: &X86Vcpu, support: &Support, state: &VcpuState) -> Result<Vec<u8>
 /// The frequency that the TSC must be set to, where it differs from this vCPU's.
 fn check_frequency(vcpu: &X86Vcpu, shared: &Shared, state: &VcpuState) -> Result<Option<u32>, VcpuError> {
     match (state.tsc_khz, vcpu.core.fd.get_tsc_khz().ok()) {
-        (Some(saved), Some(here)) if !tsc::is_same_frequency(saved, here) => {
+        (Some(saved), Some(here)) if !is_same_frequency(saved, here) => {
             if shared.capabilities.arch.tsc_scaling {
                 return Ok(Some(saved));
             }

@@ -37,12 +37,3 @@ fn host_tsc() -> u64 {
     // SAFETY: every CPU that KVM runs on has a TSC, and Linux lets processes read it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
-
-/// Parts per million by which two frequencies may differ to be the same: what KVM takes for the same, and crystals differ by more than hosts
-/// of one model.
-const TOLERANCE_PPM: u64 = 250;
-
-/// Whether a guest that was told `saved` kHz can go on at `here` kHz.
-pub(super) fn is_same_frequency(saved: u32, here: u32) -> bool {
-    u64::from(saved.abs_diff(here)) * 1_000_000 <= u64::from(saved) * TOLERANCE_PPM
-}

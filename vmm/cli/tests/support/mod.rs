@@ -370,3 +370,17 @@ impl Finished {
         self
     }
 }
+
+/// Puts a machine away that listens at `vm.sock` in `folder`, and lets it go on with these words more. Answers what it has said until then as well.
+pub fn again(machine: Machine, folder: &Path, words: &[&str]) -> (Finished, Machine) {
+    let (snapshot, socket) = (folder.join("snapshot"), folder.join("vm.sock"));
+    Builder::command(&["ctl", socket.to_str().unwrap(), "save", snapshot.to_str().unwrap(), "--quit"])
+        .finish()
+        .expect_code(0);
+    let end = machine.finish();
+    end.expect_code(14);
+    let fixed = ["restore", snapshot.to_str().unwrap(), "--control", socket.to_str().unwrap(), "--log", "info"];
+    let mut next = Builder::command(&[&fixed[..], words].concat()).start();
+    next.wait_for_log("restored from");
+    (end, next)
+}

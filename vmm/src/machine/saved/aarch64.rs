@@ -50,11 +50,17 @@ impl Saved for Aarch64 {
         })
     }
 
-    fn adopt(plan: &mut Plan<Self>, host: &Capabilities<Self>, saved: &Record) -> Result<(), SnapshotError> {
+    fn adopt(
+        plan: &mut Plan<Self>,
+        host: &Capabilities<Self>,
+        saved: &Record,
+        first: &VcpuState,
+    ) -> Result<(), SnapshotError> {
         let saved: Aarch64CpusState = saved.open().map_err(refused(CPUS))?;
         let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
-        if let Some(hz) = saved.counter_hz.filter(|hz| *hz != host.arch.counter_hz) {
-            return refuse(format!("the counter's frequency was {hz} Hz, and is {} Hz here", host.arch.counter_hz));
+        let (hz, here) = (saved.counter_hz.unwrap_or(first.counter_hz), host.arch.counter_hz);
+        if hz != here {
+            return refuse(format!("the counter's frequency was {hz} Hz, and is {here} Hz here"));
         }
         if !plan.vcpus.iter().map(|vcpu| vcpu.mpidr).eq(saved.mpidrs.iter().copied()) {
             return refuse("its CPUs have other affinities than those of its config".to_owned());

@@ -6,6 +6,7 @@ mod features;
 mod x86_64;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,12 +15,15 @@ use skep_hypervisor::{Capabilities, Hypervisor};
 use skep_memory::Backing;
 use skep_state::Record;
 
+use super::platform::rng_seed_of_host;
 use super::{Machine, Named, Plan, Platform, Services};
 use crate::Error;
+use crate::boot::BootFiles;
+use crate::firmware::FirmwareFiles;
 use crate::run::Gate;
 use crate::state::changes::{Origin, Tracker};
-use crate::state::records::{self, CPUS, INTERRUPTS, MACHINE, refused, vcpu};
-use crate::state::{Layer, MachineState, NamedNumber, NamedRecord, Records, Snapshot, SnapshotError};
+use crate::state::records::{self, CPUS, FIRMWARE, INTERRUPTS, MACHINE, refused, vcpu};
+use crate::state::{FirmwareState, Layer, MachineState, NamedNumber, NamedRecord, Records, Snapshot, SnapshotError};
 pub(crate) use aarch64::Aarch64CpusState;
 pub use disks::{DiskImages, check_disks};
 
@@ -34,11 +38,16 @@ pub trait Saved: Platform {
     /// What the guest was shown of its CPUs.
     fn cpus(plan: &Plan<Self>) -> Record;
 
-    /// Lets the plan have the CPUs of a snapshot.
+    /// Lets the plan have the CPUs of a snapshot, of which `first` is the first one's state.
     ///
     /// # Errors
     /// [`SnapshotError::Cpu`] for what this host can't show, by name.
-    fn adopt(plan: &mut Plan<Self>, host: &Capabilities<Self>, saved: &Record) -> Result<(), SnapshotError>;
+    fn adopt(
+        plan: &mut Plan<Self>,
+        host: &Capabilities<Self>,
+        saved: &Record,
+        first: &Self::VcpuState,
+    ) -> Result<(), SnapshotError>;
 
     /// The backend's own interrupt controllers, where they are not the vCPUs'. Tables in guest RAM are written there.
     ///
@@ -106,9 +115,6 @@ impl<A: Saved> Machine<A> {
     /// Where something can't be saved now.
     pub fn save(&mut self) -> Result<Records, SnapshotError> {
         self.forget_gone();
-        if self.has_firmware {
-            return Err(SnapshotError::Firmware);
-        }
         if let Some(id) = self.devices.going() {
             return Err(SnapshotError::Busy(format!(
                 "the guest has let `{id}` go, and what it had begun has not ended"
@@ -124,6 +130,9 @@ impl<A: Saved> Machine<A> {
         for (index, mut slot) in self.vcpus.paused().enumerate() {
             let slot = &mut *slot;
             records.push(NamedRecord::new(vcpu(index), Record::of(&slot.vcpu.save(&mut *slot.io)?)));
+        }
+        if let (Some(code), Some(path)) = (&self.firmware, &self.config.boot.firmware) {
+            records.push(NamedRecord::new(FIRMWARE, Record::of(&known_by(code, path)?)));
         }
         records.extend(interrupts.map(|record| NamedRecord::new(INTERRUPTS, record)));
         let named = self.named().into_iter();
@@ -175,7 +184,7 @@ impl<A: Saved> Machine<A> {
         config: &skep_config::Config,
         hypervisor: &dyn Hypervisor<A>,
         gate: Arc<Gate>,
-        services: Services,
+        mut services: Services,
         snapshot: &Snapshot,
         policy: ClockPolicy,
         track: bool,
@@ -189,9 +198,11 @@ impl<A: Saved> Machine<A> {
         let memory = if mapped { Some(Backing::of_file(file)?) } else { None };
         let inherited = Inherited { memory, numbers: Numbers::from(&own) };
         let cpus = snapshot.records.get(CPUS)?;
-        let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus);
+        let first = snapshot.records.open(&vcpu(0))?;
+        services.firmware = firmware(config, &snapshot.records)?;
+        let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus, &first);
         let mut machine = Self::make(config, hypervisor, gate, services, inherited, adopt)?;
-        let ram = crate::state::memory::ram(&machine.memory);
+        let ram = machine.ram();
         let here = ram.iter().map(|region| (region.gpa(), region.size()));
         if !here.eq(snapshot.header.memory.ram.iter().map(|ram| (ram.address, ram.size))) {
             let reason = "its pieces of RAM are not those of its config on this host".to_owned();
@@ -211,7 +222,7 @@ impl<A: Saved> Machine<A> {
         let named = self.named();
         let vcpus = self.vcpus.paused().count();
         records.all_known(|name| {
-            let fixed = [MACHINE, records::DISKS, CPUS, INTERRUPTS].contains(&name);
+            let fixed = [MACHINE, records::DISKS, FIRMWARE, CPUS, INTERRUPTS].contains(&name);
             fixed || named.iter().any(|(known, _)| known == name) || (0..vcpus).any(|index| vcpu(index) == name)
         })?;
         let states = (0..vcpus).map(|index| records.open::<A::VcpuState>(&vcpu(index)));
@@ -260,9 +271,9 @@ impl<A: Saved> Machine<A> {
         self.devices.resume();
     }
 
-    /// RAM, in the order in which it is saved.
+    /// RAM, in the order in which it is saved. What comes and goes as firmware says is none by its kind: the dirty log may not know it.
     pub fn ram(&self) -> Vec<Arc<skep_memory::Region>> {
-        crate::state::memory::ram(&self.memory)
+        self.ram.clone()
     }
 
     /// The disks' images, to be flushed and told of.
@@ -278,4 +289,33 @@ impl<A: Saved> Machine<A> {
 
 fn in_memory(snapshot: &Snapshot, source: std::io::Error) -> SnapshotError {
     SnapshotError::Host { what: "read", path: snapshot.path.join(crate::state::MEMORY), source }
+}
+
+/// Gives each network card a new address, of those that everybody may use. The driver that runs keeps the one that it knows, which is in the card's state.
+///
+/// # Errors
+/// The host has no entropy.
+pub fn renew_addresses(config: &mut skep_config::Config) -> Result<(), Error> {
+    for net in &mut config.net {
+        let [first, b, c, d, e, f, ..] = rng_seed_of_host()?;
+        // Locally administered, and of one card.
+        net.mac = Some(skep_config::Mac([first & !1 | 2, b, c, d, e, f]));
+    }
+    Ok(())
+}
+
+/// Opens the firmware of a machine that has some, which must be what it was.
+fn firmware(config: &skep_config::Config, records: &Records) -> Result<Option<FirmwareFiles>, Error> {
+    let Some(path) = &config.boot.firmware else { return Ok(None) };
+    let files = BootFiles::open(&config.boot.source()?, config.arch(), true)?.split().1;
+    let same = match &files {
+        Some(files) => known_by(&files.code, path)? == records.open(FIRMWARE)?,
+        None => true,
+    };
+    if same { Ok(files) } else { Err(SnapshotError::Firmware { path: path.clone() }.into()) }
+}
+
+fn known_by(code: &Arc<Backing>, path: &Path) -> Result<FirmwareState, SnapshotError> {
+    let failed = |source| SnapshotError::Host { what: "read", path: path.to_owned(), source };
+    crate::state::memory::firmware(code).map_err(failed)
 }

@@ -86,10 +86,20 @@ impl Saved for X86_64 {
         Record::of(&X86CpusState { first, cpus })
     }
 
-    fn adopt(plan: &mut Plan<Self>, _host: &Capabilities<Self>, saved: &Record) -> Result<(), SnapshotError> {
+    fn adopt(
+        plan: &mut Plan<Self>,
+        host: &Capabilities<Self>,
+        saved: &Record,
+        first: &VcpuState,
+    ) -> Result<(), SnapshotError> {
         let saved: X86CpusState = saved.open().map_err(refused(CPUS))?;
-        let first = Cpuid(saved.first.iter().map(entry).collect());
         let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
+        if let (Some(khz), Some(here)) = (first.tsc_khz, host.arch.tsc_khz)
+            && !host.arch.can_run_tsc(khz)
+        {
+            return refuse(format!("the TSC's frequency was {khz} kHz, and is {here} kHz here, which can't scale it"));
+        }
+        let first = Cpuid(saved.first.iter().map(entry).collect());
         if !plan.vcpus.iter().map(|vcpu| vcpu.apic_id).eq(saved.cpus.iter().map(|cpu| cpu.apic_id)) {
             return refuse("its CPUs have other APIC ids than those of its config".to_owned());
         }
