@@ -18,6 +18,47 @@ pub fn spoilt(record: &Record) -> impl Iterator<Item = Record> + use<'_> {
     })
 }
 
+/// The record with as many of its values as can be replaced by others, one after the other, while it `stays` what it is.
+///
+/// # Panics
+/// As [`spoilt`].
+#[must_use]
+pub fn filled(record: &Record, stays: impl Fn(&Record) -> bool) -> Record {
+    let mut record = record.clone();
+    for number in 0..leaves(&record.body).len() {
+        // Values that lie side by side are to differ.
+        for turn in 0..HOSTILE.len() {
+            let leaf = leaves(&record.body)[number].clone();
+            let value = HOSTILE[(number * 5 + turn) % HOSTILE.len()];
+            let mut other = record.clone();
+            other.body.splice(leaf, value.iter().copied());
+            if other != record && stays(&other) {
+                record = other;
+                break;
+            }
+        }
+    }
+    record
+}
+
+/// The record with a field that nobody knows, as a later version may have added.
+///
+/// # Panics
+/// If the body is no map with fewer than 256 fields.
+#[must_use]
+pub fn with_unknown_field(record: &Record) -> Record {
+    let mut body = record.body.clone();
+    match body[0] {
+        0xa0..=0xb6 => body[0] += 1,
+        0xb7 => drop(body.splice(0..1, [0xb8, 0x18])),
+        0xb8 => body[1] += 1,
+        other => panic!("{other:#x} is no map"),
+    }
+    // 9999: [1, "new"].
+    body.extend([0x19, 0x27, 0x0f, 0x82, 0x01, 0x63, b'n', b'e', b'w']);
+    Record { body, ..record.clone() }
+}
+
 /// CBOR of 0, 1, 2, 7, 0x10, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 2^63 - 1, 2^64 - 1, -1, false, true, null.
 const HOSTILE: &[&[u8]] = &[
     &[0x00],

@@ -2,7 +2,7 @@
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
 //! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), let libFuzzer look for what
-//! hurts it ([`fuzz`]), check the rules of the house ([`lint`]), and write the specification of saved state ([`state`]).
+//! hurts it ([`fuzz`]), check the rules of the house ([`lint`]), write the specification of saved state ([`state`]), and freeze records ([`golden`]).
 //! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
 //! call.
 
@@ -11,6 +11,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod fuzz;
+mod golden;
 mod images;
 mod lab;
 mod lint;
@@ -35,6 +36,7 @@ enum Cli {
     Fuzz(fuzz::Args),
     Lint(lint::Args),
     State(state::Args),
+    Golden(golden::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Cli::Fuzz(args) => fuzz::main(&args).map(|()| 0),
         Cli::Lint(args) => lint::main(&args),
         Cli::State(args) => state::main(&args).map(|()| 0),
+        Cli::Golden(args) => golden::main(&args),
     };
     end(result)
 }

@@ -30,6 +30,10 @@ mod header;
 pub mod inspect;
 pub(crate) mod memory;
 pub(crate) mod records;
+pub mod testing;
+
+#[cfg(test)]
+mod golden_test;
 
 pub use error::SnapshotError;
 pub(crate) use folder::Layer;
