@@ -55,6 +55,8 @@ pub(crate) mod state_test;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 mod testing;
+#[cfg(test)]
+mod twin_test;
 
 pub use balloon::Balloon;
 pub use blk::{Blk, BlkConfig};

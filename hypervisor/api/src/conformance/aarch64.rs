@@ -10,7 +10,7 @@ use skep_irq::{IrqError, IrqLine, LineTable, MsiMessage, MsiTarget, Polarity, Re
 use super::bus::{DEADLINE, Recorder, Space};
 use super::interrupts::{HANDLED, READY, deassert_at, on_irq, take, take_after};
 use super::rig::{Rig, Stop, builder};
-use super::target::{Level, Messages};
+use super::target::{Level, Messages, Register};
 use super::{Subject, Target};
 use crate::aarch64::{
     BootState, Features, GicConfig, GicState, GicSupport, GicVersion, NOT_SUPPORTED, RedistributorRegion,
@@ -107,6 +107,43 @@ impl Target for Aarch64 {
 
     fn io(recorder: &mut Recorder) -> &mut <Self as Arch>::Io {
         recorder
+    }
+
+    fn controller_registers(config: &VmConfig) -> Vec<Register> {
+        const ALL: u32 = u32::MAX;
+        let register = |base: u64| move |(offset, free, set)| Register { address: base + offset, free, set };
+        // Groups, enabled and not, pending and not, configuration: of SPIs 32 to 63; their priorities. They wait, since the CPU masks interrupts.
+        let spis = [
+            (0x84, ALL, 0),
+            (0x104, ALL, 0),
+            (0x184, ALL, 0),
+            (0x204, ALL, 0),
+            (0x284, ALL, 0),
+            (0xc08, 0xaaaa_aaaa, 0),
+        ];
+        let priorities = (0x420..0x440).step_by(4).map(|offset| (offset, 0xf8f8_f8f8, 0));
+        // The same of private interrupts, without the timer's and the performance monitor's lines, which have levels of their own.
+        let private = [(0x80, ALL, 0), (0x100, 0xffff, 0), (0x180, 0xffff, 0)];
+        let private_priorities = (0x400..0x410).step_by(4).map(|offset| (offset, 0xf8f8_f8f8, 0));
+        let shared = spis.into_iter().chain(priorities).map(register(DISTRIBUTOR));
+        let private = private.into_iter().chain(private_priorities);
+        match &config.gic {
+            GicConfig::V2 { .. } => {
+                let targets = (0x820..0x840).step_by(4).map(|offset| (offset, 0x0101_0101, 0));
+                // Control, priority mask, binary point.
+                let interface = [(0x0, 1, 0), (0x4, 0xf8, 0), (0x8, 7, 0)].map(register(CPU_INTERFACE));
+                let control = [(0x0, 1, 0)].into_iter().chain(private).chain(targets).map(register(DISTRIBUTOR));
+                shared.chain(control).chain(interface).collect()
+            }
+            GicConfig::V3 { .. } => {
+                // Which group is on.
+                let control = [(0x0, 2, 0)].map(register(DISTRIBUTOR));
+                // Both halves of routes.
+                let routes =
+                    (0x6100..0x6120).step_by(8).map(|offset| (offset, 0x8000_0000, 0)).map(register(DISTRIBUTOR));
+                shared.chain(control).chain(routes).chain(private.map(register(REDISTRIBUTORS + 0x1_0000))).collect()
+            }
+        }
     }
 
     fn still(state: &mut VcpuState) -> u64 {

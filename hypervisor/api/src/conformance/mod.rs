@@ -86,7 +86,7 @@ macro_rules! conformance_suite {
             vcpu: kicks_before_a_run_are_one no_kick_is_lost a_kick_during_a_callback_lets_the_access_end
                 a_kick_ends_a_wait two_cpus sixteen_cpus many_cpus a_vcpu_added_later_is_started_by_the_guest
                 limits_are_told_by_name the_clock_is_set;
-            state: general_registers_survive simd_registers_survive what_the_guest_holds_survives saving_changes_nothing
+            state: general_registers_survive simd_registers_survive what_the_guest_holds_survives saving_changes_nothing any_state_of_a_controller_survives
                 an_access_under_way_is_finished_by_save what_does_not_fit_is_refused reset_is_the_power_on_state;
             interrupts: messages_are_counted a_message_finds_its_cpu masked_messages_wait eventfds_are_messages
                 cpus_interrupt_each_other a_message_ends_a_halt level_lines_interrupt_until_deasserted shared_lines_are_high_while_any_is

@@ -201,6 +201,19 @@ impl<A: Target> Rig<A> {
         (self.read_word(at), self.read_word(at + 8))
     }
 
+    /// All RAM that anything uses, from its beginning on.
+    pub(super) fn used(&self) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(self.free - A::RAM).expect("it is small")];
+        self.map.ram().read_slice(&mut bytes, GuestAddress(A::RAM)).expect("the case reads RAM");
+        bytes
+    }
+
+    /// Puts back what [`Rig::used`] has read, with all pauses ended.
+    pub(super) fn rewind(&self, ram: &[u8]) {
+        self.write(A::RAM, ram);
+        self.pauses.iter().for_each(|word| self.write_word(*word, 1));
+    }
+
     /// Another region of memory, filled with `fill`.
     pub(super) fn add_region(&self, kind: RegionKind, gpa: u64, pages: u64, fill: u8) {
         let size = pages * 0x1000;

@@ -4,6 +4,7 @@ use skep_guest_protocol::{HOLD_AREA_SIZE, Operation, RegisterSet, Status, Width,
 
 use super::bus::Space;
 use super::rig::{Rig, Stop};
+use super::target::Register;
 use super::{Lacks, Subject, Target};
 use crate::{Exit, VcpuError};
 
@@ -102,6 +103,46 @@ pub fn saving_changes_nothing<A: Target>(subject: &Subject<A>) {
         assert_eq!(first.vcpus[cpu], third.vcpus[cpu], "vCPU {cpu}, restored and saved");
     }
     assert_eq!(rig.run(0), Stop::End);
+}
+
+/// Whatever a guest has written to the interrupt controllers of its backend, it reads the same after a restore into a fresh VM as without one.
+pub fn any_state_of_a_controller_survives<A: Target>(subject: &Subject<A>) {
+    for seed in 1..4_u64 {
+        Rig::for_each(subject, 1, |mut rig| {
+            let registers = A::controller_registers(&rig.config);
+            let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut next = || {
+                // Xorshift.
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                (random >> 16) as u32
+            };
+            let writes = (0..80).map(|number| {
+                // The first one holds interrupts back.
+                let register = registers[if number == 0 { 0 } else { next() as usize % registers.len() }];
+                let value = u64::from(next() & register.free | register.set);
+                WriteMemory { address: register.address, value, width: Width::Four }
+            });
+            let mut operations: Vec<_> = writes.collect();
+            operations.extend(rig.pause());
+            let read = |register: &Register| ReadMemory { address: register.address, width: Width::Four };
+            operations.extend(registers.iter().map(read));
+            let list = rig.list(&operations);
+            rig.boot(0, list);
+            assert_eq!(rig.run(0), Stop::At(0));
+            let (saved, ram) = (rig.save(), rig.used());
+            assert_eq!(rig.run(0), Stop::End);
+            let seen = rig.results(list);
+            let mut rig = rig.successor(subject);
+            rig.rewind(&ram);
+            rig.restore(&saved);
+            assert_eq!(rig.run(0), Stop::End);
+            for (index, (found, seen)) in rig.results(list).into_iter().zip(seen).enumerate() {
+                assert_eq!(found, seen, "seed {seed}: {:x?}", operations[index]);
+            }
+        });
+    }
 }
 
 /// A read that has called back, and whose run a kick has ended, reaches the guest's register before the state is taken: it calls back once.

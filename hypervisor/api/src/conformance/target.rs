@@ -20,6 +20,15 @@ pub(super) struct Messages {
     pub messages: Vec<(MsiMessage, u64)>,
 }
 
+/// A 32-bit register of an interrupt controller.
+#[derive(Clone, Copy)]
+pub(super) struct Register {
+    pub address: u64,
+    /// Bits that a guest may write as it likes, and those that it always sets.
+    pub free: u32,
+    pub set: u32,
+}
+
 /// A level-triggered line.
 pub(super) struct Level {
     pub lines: LineTable,
@@ -94,6 +103,9 @@ pub trait Target: Arch<VmConfig: Clone, VcpuConfig: Clone, Capabilities: Clone> 
     /// `count` messages to vCPU `cpu`.
     #[doc(hidden)]
     fn messages(rig: &mut Rig<Self>, cpu: u32, count: u32) -> Messages;
+    /// Registers of the backend's interrupt controllers that do not change by themselves, all of which can be read.
+    #[doc(hidden)]
+    fn controller_registers(config: &Self::VmConfig) -> Vec<Register>;
     /// A level-triggered line to vCPU 0.
     #[doc(hidden)]
     fn level(rig: &Rig<Self>) -> Level;

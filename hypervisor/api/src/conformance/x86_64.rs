@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::bus::{Recorder, Space};
 use super::interrupts::{HANDLED, Meanwhile, READY, on_irq, ready, take};
 use super::rig::{Rig, Stop, builder};
-use super::target::{Level, Messages};
+use super::target::{Level, Messages, Register};
 use super::{Lacks, Subject, Target};
 use crate::x86_64::{
     BootState, CpuidEntry, GeneralRegisters, Segment, SystemRegisters, VcpuConfig, VcpuState, VmConfig, XsaveComponent,
@@ -129,6 +129,31 @@ impl Target for X86_64 {
 
     fn io(recorder: &mut Recorder) -> &mut <Self as Arch>::Io {
         recorder
+    }
+
+    fn controller_registers(_config: &VmConfig) -> Vec<Register> {
+        let register = |(offset, free, set)| Register { address: APIC + offset, free, set };
+        let written = [
+            // TPR, which holds all interrupts back; LDR, DFR, SVR.
+            (0x80, 0xf, 0xf0),
+            (0xd0, 0xff00_0000, 0),
+            (0xe0, 0xf000_0000, 0x0fff_ffff),
+            (0xf0, 0xef, 0x110),
+            // ICR: its other half, and a fixed interrupt to itself, which waits.
+            (0x310, 0xff00_0000, 0),
+            (0x300, 0xdf, 0x4_0020),
+            // LVT: timer, thermal, performance, LINT0 and 1, error; all but the mask, which the timer's count does not wait for.
+            (0x320, 0x1_00ef, 0x10),
+            (0x330, 0x1_00ef, 0x10),
+            (0x340, 0x1_00ef, 0x10),
+            (0x350, 0x1_a0ef, 0x10),
+            (0x360, 0x1_a0ef, 0x10),
+            (0x370, 0x1_00ef, 0x10),
+            (0x3e0, 0xb, 0),
+        ];
+        // Id, PPR; ISR, TMR and IRR: what is written to them is lost.
+        let read = [0x20, 0xa0].into_iter().chain((0x100..0x280).step_by(0x10)).map(|offset| (offset, 0, 0));
+        written.into_iter().chain(read).map(register).collect()
     }
 
     fn still(state: &mut VcpuState) -> u64 {
