@@ -140,9 +140,9 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     config.stats = args.stats;
     let replaced = replace(&mut config, &args.disk).map_err(failed())?;
     for tap in &args.tap {
-        let card = config.net.iter_mut().find(|net| net.tap.is_some() && net.id.as_ref() == Some(&tap.id));
-        card.ok_or_else(|| no_device("network card on a tap interface", &tap.id)).map_err(failed())?.tap =
-            Some(tap.new.clone());
+        let cards = config.net.iter_mut().filter(|net| net.tap.is_some());
+        let cards = cards.filter_map(|net| Some((net.id.clone()?, &mut net.tap)));
+        *named("network card on a tap interface", &tap.id, cards).map_err(failed())? = Some(tap.new.clone());
     }
     if args.clone {
         renew_addresses(&mut config)?;
@@ -180,13 +180,20 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     )
 }
 
-fn no_device(kind: &'static str, id: &str) -> SnapshotError {
-    SnapshotError::NoDevice { kind, id: id.to_owned() }
+/// The one of that name.
+fn named<T>(kind: &'static str, id: &str, all: impl Iterator<Item = (String, T)>) -> Result<T, SnapshotError> {
+    let mut names = Vec::new();
+    for (name, one) in all {
+        if name == id {
+            return Ok(one);
+        }
+        names.push(name);
+    }
+    Err(SnapshotError::NoDevice { kind, id: id.to_owned(), names })
 }
 
 fn disk<'a>(config: &'a mut Config, id: &str) -> Result<&'a mut DiskSource, SnapshotError> {
-    let disk = config.disk.iter_mut().find(|disk| disk.id.as_deref() == Some(id));
-    Ok(&mut disk.ok_or_else(|| no_device("disk", id))?.source)
+    named("disk", id, config.disk.iter_mut().filter_map(|disk| Some((disk.id.clone()?, &mut disk.source))))
 }
 
 /// Lets disks have other images, and says whose have changed.

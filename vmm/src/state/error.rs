@@ -49,14 +49,14 @@ pub enum SnapshotError {
         source: io::Error,
     },
     /// A device is named that the machine does not have.
-    #[error(
-        "the machine has no {kind} `{id}`\n  try: `skep snapshot inspect`, which shows the names in the machine's config"
-    )]
+    #[error("the machine has no {kind} `{id}`\n  try: {}", one_of(names))]
     NoDevice {
         /// What is meant.
         kind: &'static str,
         /// Its name.
         id: String,
+        /// Those that there are.
+        names: Vec<String>,
     },
     /// Firmware's variables have no file.
     #[error("the machine has no file of firmware's variables\n  try: without --firmware-vars")]
@@ -185,4 +185,8 @@ fn mend(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+fn one_of(names: &[String]) -> String {
+    if names.is_empty() { "without that: there is none".to_owned() } else { format!("one of {}", names.join(", ")) }
 }
