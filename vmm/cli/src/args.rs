@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use skep_config::{Flags, MachineFlags, Problem};
 
 use crate::ctl::{self, CtlArgs};
+use crate::doctor::DoctorArgs;
 use crate::exit::{self, Exit};
 use crate::image::ImageCommand;
 use crate::snapshot::{self, RestoreArgs, SnapshotCommand};
@@ -90,7 +91,7 @@ pub(crate) enum Command {
         command: SnapshotCommand,
     },
     /// Say what this host can do, and how to mend what is missing
-    Doctor,
+    Doctor(DoctorArgs),
     /// Check a config without running it: keys, files, and whether the kernel is one for the machine
     Check(CheckArgs),
     /// Make, look at, convert and check disk images

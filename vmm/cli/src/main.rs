@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Ok(Command::Image { command }) => image::image(command),
         Ok(Command::Restore(args)) => snapshot::restore(args, started),
         Ok(Command::Snapshot { command }) => snapshot::snapshot(command),
-        Ok(Command::Doctor) => doctor::doctor(),
+        Ok(Command::Doctor(args)) => doctor::doctor(args),
         Ok(Command::Completions { shell }) => pages::completions(shell),
         Ok(Command::Man { folder }) => pages::man(&folder),
         Err(refused) => return args::explain(&refused),

@@ -103,7 +103,7 @@ fn nothing_asked_for_shows_help() {
 #[test]
 fn help_of_run_names_every_flag_and_has_examples() {
     let help = skep(&["run", "--help"]).succeeds();
-    let flags = "config kernel initrd cmdline dtb firmware firmware-vars machine cpus cpu-features memory irqchip rng-seed serial control \
+    let flags = "config kernel initrd cmdline dtb firmware firmware-vars machine cpus cpu cpu-features memory irqchip rng-seed serial control \
                  on-power-off on-reset on-panic on-triple-fault log stats dump-config print-layout";
     for flag in flags.split(' ') {
         assert!(help.contains(&format!("  --{flag}")), "--{flag} is not in:\n{help}");

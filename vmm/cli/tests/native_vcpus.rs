@@ -1,7 +1,9 @@
-//! Many vCPUs, counted in by the guest that is built in: on any /dev/kvm of either architecture.
+//! Many vCPUs, counted in by the guest that is built in, and what they are shown of the CPU: on any /dev/kvm of either architecture.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
 
+use skep_guests::HELLO_X86_64;
 use support::{Builder, is_x86_64};
 
 /// Whether the host's GIC is a GICv2, which has 8 CPUs.
@@ -37,4 +39,39 @@ fn there_is_no_built_in_limit() {
 fn vcpus_beyond_the_hosts_limit_are_refused_by_number() {
     let end = Builder::command(&["hello", "cpus", "--cpus", "100000"]).finish();
     end.expect_code(1).expect_log("100000");
+}
+
+/// What a host tells of its CPU, and what several have in common; a guest is shown no more, and a host that has less is refused by name.
+#[test]
+fn a_guest_is_shown_the_cpu_that_is_asked_for() {
+    let list = Builder::command(&["doctor", "--cpu-features"]).finish();
+    if !is_x86_64() {
+        list.expect_code(1).expect_log("lists of CPU features are for x86_64");
+        return;
+    }
+    list.expect_code(0).expect_console("vendor=").expect_console(" x2apic ");
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let kernel = write("hello", HELLO_X86_64);
+    let poorer = list.console.replace(" clflush ", " ");
+    assert_ne!(poorer, list.console);
+    let [all, poor, other] = [list.console.clone(), poorer.clone(), format!("{} fma4", list.console)]
+        .iter()
+        .zip(["all", "poor", "other"])
+        .map(|(text, name)| write(name, text.as_bytes()))
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
+    let common = Builder::command(&["doctor", "--cpu-features", &all, &poor]).finish();
+    assert_eq!(common.console, poorer);
+    let run = |cpu: &str| Builder::command(&["run", "--kernel", &kernel, "--cpu", cpu, "--cpus", "2"]).finish();
+    for cpu in ["x86-64-v1", &all, &poor] {
+        run(cpu).expect_code(0).expect_console("problems: 0");
+    }
+    run(&other).expect_code(1).expect_log("fma4: KVM on this host has none");
+    run("x86-64-v9").expect_code(1).expect_log("names no level");
 }

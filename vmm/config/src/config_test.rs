@@ -283,7 +283,7 @@ prop_compose! {
             irqchip: if cpus.max > 8 { Irqchip::Auto } else { irqchip },
             log, stats, serial, cpus, memory, boot, disk, net, device, pci_ports, control,
             rng_seed: seed.map(RngSeed),
-            uuid: None,
+            uuid: None, cpu: None,
             cpu_features: CpuFeatures { pauth, sve },
             on: Policy { power_off, reset, panic, triple_fault },
         }

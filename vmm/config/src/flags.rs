@@ -123,6 +123,10 @@ pub struct MachineFlags {
     /// Virtual CPUs: N[,max=N][,sockets=N][,cores=N][,threads=N] [default: 1]
     #[arg(long, value_name = "N[,max=N,...]")]
     pub cpus: Option<Cpus>,
+    /// CPU that the guest is shown (x86_64): x86-64-v1 to x86-64-v4, or a file with the features that several hosts have, from `skep doctor --cpu-features`
+    /// [default: all that the host has]
+    #[arg(long, value_name = "LEVEL|FILE")]
+    pub cpu: Option<String>,
     /// Processor features given only on request (aarch64): pauth, sve
     #[arg(long, value_name = "FEATURE,...")]
     pub cpu_features: Option<CpuFeatures>,
@@ -226,6 +230,7 @@ impl MachineFlags {
     pub fn apply(self, config: &mut Config) {
         replace(&mut config.machine, self.machine);
         replace(&mut config.cpus, self.cpus);
+        replace_some(&mut config.cpu, self.cpu);
         replace(&mut config.cpu_features, self.cpu_features);
         replace(&mut config.memory, self.memory);
         replace(&mut config.irqchip, self.irqchip);

@@ -109,6 +109,9 @@ pub struct Config {
     /// Virtual CPUs and their topology.
     #[serde(default)]
     pub cpus: Cpus,
+    /// What the guest is shown of the host's CPU, at most (x86_64): a level of the x86-64 psABI, or a file that names features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
     /// Processor features that the guest gets only when asked for.
     #[serde(default)]
     pub cpu_features: CpuFeatures,
@@ -146,6 +149,7 @@ impl Config {
             control: None,
             serial: Serial::default(),
             cpus: Cpus::default(),
+            cpu: None,
             cpu_features: CpuFeatures::default(),
             memory: Memory::default(),
             boot: Boot::default(),
@@ -183,6 +187,9 @@ impl Config {
         self.finish_devices()?;
         if self.boot.kernel.is_some() && self.boot.cmdline.is_none() {
             self.boot.cmdline = Some(self.machine.default_cmdline().to_owned());
+        }
+        if self.cpu.is_some() && arch != ArchKind::X86_64 {
+            return Err(Conflict::OtherArch { key: "cpu", needs: ArchKind::X86_64, machine: self.machine });
         }
         let aarch64_only = [
             ("irqchip", self.irqchip != Irqchip::Auto),

@@ -30,6 +30,7 @@ use skep_state::Component;
 use super::firmware::{Firmware, late, renew_generation};
 use super::pci::{Pci, window};
 use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
+use super::saved::feature_list;
 use crate::Error;
 use crate::boot::KernelFiles;
 use crate::run::BoxedIo;
@@ -111,14 +112,20 @@ impl Platform for X86_64 {
         smallest_bits(ram, layout::max_ram)
     }
 
-    fn plan(config: &Config, _backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error> {
+    fn plan(config: &Config, backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error> {
         let ram = config.memory.size.bytes();
         let layout = Layout::new(ram, Self::address_bits(ram).min(capabilities.address_bits))?;
         let cpus = &config.cpus;
         let topology = Topology::new(cpus.sockets, cpus.cores, cpus.threads)?;
         let options = Options { topology, pmu: false, machine_check: false };
         let identity = Identity::new(&capabilities.arch, &options)?;
-        let vcpus = (0..cpus.count).map(|index| identity.vcpu(index)).collect();
+        let mut vcpus: Vec<_> = (0..cpus.count).map(|index| identity.vcpu(index)).collect();
+        if let Some(cpu) = &config.cpu {
+            let list = feature_list(cpu)?;
+            let mend = "choose another `--cpu`, or a host that has it";
+            let lacking = |what| Error::Lacking { what, backend, mend: mend.to_owned() };
+            vcpus.iter_mut().try_for_each(|vcpu| list.limit(&mut vcpu.cpuid)).map_err(lacking)?;
+        }
         let possible = (0..cpus.max).map(|index| identity.apic_ids().id(index).into()).collect();
         Ok(Plan { ram: layout.ram.clone(), layout, vm: VmConfig { ioapic_pins: gsi::COUNT }, vcpus, possible })
     }

@@ -6,17 +6,32 @@ mod io_uring;
 use std::fmt::Write;
 use std::path::Path;
 
+use skep_config::Config;
 use skep_hypervisor::report::{Finding, Verdict};
+use skep_vmm::machine::Machine;
 
 use crate::exit::{Exit, Failure};
-use crate::pages;
+use crate::{pages, run};
 
 #[cfg(test)]
 #[path = "doctor_test.rs"]
 mod test;
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Print the CPU features alone that guests can be shown here and on the hosts whose lists these files are, for `skep run --cpu FILE` (x86_64)
+    #[arg(long, value_name = "FILE", num_args = 0..)]
+    cpu_features: Option<Vec<String>>,
+}
+
 /// Prints what was found. It fails if no guest can run here.
-pub(crate) fn doctor() -> Result<Exit, Failure> {
+pub(crate) fn doctor(args: DoctorArgs) -> Result<Exit, Failure> {
+    if let Some(lists) = args.cpu_features {
+        let config = Config::new(run::host()?);
+        let list = Machine::common_features(&config, &skep_kvm::open()?, &lists)?;
+        pages::print(list.as_bytes())?;
+        return Ok(Exit::Done);
+    }
     let mut findings = skep_kvm::report();
     findings.extend(host::findings(Path::new("/")));
     pages::print(text(&findings).as_bytes())?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use skep_config::Config;
 use skep_hypervisor::{Capabilities, Hypervisor};
 use skep_memory::Backing;
 use skep_state::Record;
@@ -28,6 +29,7 @@ pub(crate) use aarch64::Aarch64CpusState;
 pub use disks::{DiskImages, check_disks};
 
 pub(crate) use x86_64::X86CpusState;
+pub(super) use x86_64::feature_list;
 
 #[cfg(test)]
 #[path = "saved_test.rs"]
@@ -48,6 +50,15 @@ pub trait Saved: Platform {
         saved: &Record,
         first: &Self::VcpuState,
     ) -> Result<(), SnapshotError>;
+
+    /// The CPU features that a guest could be shown here and on the hosts of these lists, as a list.
+    ///
+    /// # Errors
+    /// Where there are no such lists, or one can't be read.
+    fn common_features(_plan: &Plan<Self>, _lists: &[String], backend: &'static str) -> Result<String, Error> {
+        let mend = "a guest is shown the host's own CPU there".to_owned();
+        Err(Error::Lacking { what: "lists of CPU features are for x86_64".to_owned(), backend, mend })
+    }
 
     /// The backend's own interrupt controllers, where they are not the vCPUs'. Tables in guest RAM are written there.
     ///
@@ -144,7 +155,8 @@ impl<A: Saved> Machine<A> {
         let (namespaces, last) = self.devices.numbers();
         let list = |map: BTreeMap<String, u32>| map.into_iter().map(|(name, number)| NamedNumber { name, number });
         Ok(MachineState {
-            config: self.config.to_toml().map_err(in_config)?,
+            // What the guest was shown is told by the records.
+            config: Config { cpu: None, ..self.config.clone() }.to_toml().map_err(in_config)?,
             guest_nanos: self.clock.now(),
             wall_nanos: i64::try_from(self.clock.wall().max(0)).unwrap_or(i64::MAX),
             host_nanos: host_nanos(),
@@ -159,6 +171,14 @@ impl<A: Saved> Machine<A> {
         let board = A::components(&self.board).iter().map(|(name, one)| (format!("board/{name}"), one.clone()));
         let devices = self.devices.components().into_iter().map(|(name, one)| (format!("device/{name}"), one));
         board.chain(devices).collect()
+    }
+
+    /// The CPU features that a guest could be shown here and on the hosts of these lists, as a list.
+    ///
+    /// # Errors
+    /// What the backend lacks, and lists that can't be read.
+    pub fn common_features(config: &Config, hypervisor: &dyn Hypervisor<A>, lists: &[String]) -> Result<String, Error> {
+        A::common_features(&Self::plan(config, hypervisor)?.0, lists, hypervisor.name())
     }
 
     /// Follows what is changed from now on, for differences to be saved; to `origin`, if that is what memory holds.
@@ -181,7 +201,7 @@ impl<A: Saved> Machine<A> {
     /// # Errors
     /// What the host lacks, and what of the snapshot does not hold, by name.
     pub fn of_snapshot(
-        config: &skep_config::Config,
+        config: &Config,
         hypervisor: &dyn Hypervisor<A>,
         gate: Arc<Gate>,
         mut services: Services,
@@ -282,7 +302,7 @@ impl<A: Saved> Machine<A> {
     }
 
     /// The names that a header has.
-    pub fn config(&self) -> &skep_config::Config {
+    pub fn config(&self) -> &Config {
         &self.config
     }
 }
@@ -295,7 +315,7 @@ fn in_memory(snapshot: &Snapshot, source: std::io::Error) -> SnapshotError {
 ///
 /// # Errors
 /// The host has no entropy.
-pub fn renew_addresses(config: &mut skep_config::Config) -> Result<(), Error> {
+pub fn renew_addresses(config: &mut Config) -> Result<(), Error> {
     for net in &mut config.net {
         let [first, b, c, d, e, f, ..] = rng_seed_of_host()?;
         // Locally administered, and of one card.
@@ -305,7 +325,7 @@ pub fn renew_addresses(config: &mut skep_config::Config) -> Result<(), Error> {
 }
 
 /// Opens the firmware of a machine that has some, which must be what it was.
-fn firmware(config: &skep_config::Config, records: &Records) -> Result<Option<FirmwareFiles>, Error> {
+fn firmware(config: &Config, records: &Records) -> Result<Option<FirmwareFiles>, Error> {
     let Some(path) = &config.boot.firmware else { return Ok(None) };
     let files = BootFiles::open(&config.boot.source()?, config.arch(), true)?.split().1;
     let same = match &files {

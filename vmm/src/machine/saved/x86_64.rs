@@ -1,11 +1,15 @@
 //! What is x86_64's own of a saved machine.
 
+use std::io;
+
 use minicbor::{Decode, Encode};
 use skep_hypervisor::x86_64::{Cpuid, CpuidEntry, VcpuConfig, VcpuState};
 use skep_hypervisor::{Capabilities, X86_64};
 use skep_state::{Record, State, StateError, ensure};
 
-use super::{Saved, features};
+use super::Saved;
+use super::features::{self, List};
+use crate::Error;
 use crate::machine::Plan;
 use crate::machine::q35::Board;
 use crate::state::SnapshotError;
@@ -74,7 +78,29 @@ fn entry(leaf: &CpuidLeaf) -> CpuidEntry {
     CpuidEntry { leaf: leaf.leaf, subleaf, indexed, eax, ebx, ecx, edx }
 }
 
+/// The features that a level or a file names.
+pub(in crate::machine) fn feature_list(cpu: &str) -> Result<List, Error> {
+    if let Some(level) = List::level(cpu) {
+        return Ok(level);
+    }
+    let role = "`--cpu` names no level, and the list of CPU features";
+    let failed = |source| Error::File { role, path: cpu.into(), source };
+    let text = std::fs::read_to_string(cpu).map_err(failed)?;
+    List::parse(&text).map_err(|reason| failed(io::Error::new(io::ErrorKind::InvalidData, reason)))
+}
+
 impl Saved for X86_64 {
+    fn common_features(plan: &Plan<Self>, lists: &[String], backend: &'static str) -> Result<String, Error> {
+        let here = plan.vcpus.first().map(|vcpu| List::of(&vcpu.cpuid)).unwrap_or_default();
+        let mend = "one vendor's alone have a CPU in common".to_owned();
+        let differs = |what| Error::Lacking { what, backend, mend };
+        let common = lists.iter().try_fold(Ok(here), |common: Result<List, String>, list| {
+            let list = feature_list(list)?;
+            Ok::<_, Error>(common.and_then(|common| common.common(&list)))
+        });
+        common?.map(|common| common.text()).map_err(differs)
+    }
+
     fn cpus(plan: &Plan<Self>) -> Record {
         let leaves = |vcpu: &VcpuConfig| vcpu.cpuid.0.iter().map(leaf).collect::<Vec<_>>();
         let first = plan.vcpus.first().map(leaves).unwrap_or_default();
