@@ -102,7 +102,7 @@ pub(super) fn check(device: &Device, state: &GicState) -> Result<(), HypervisorE
 
 /// Writes all but the levels of the SPIs.
 pub(super) fn restore(device: &Device, state: &GicState) -> Result<(), HypervisorError> {
-    let values = edges_only(&state.distributor);
+    let values = without_levels(&state.distributor, &state.levels);
     registers::restore(&distributor(state.spis), &values, |o, v| device.set(in_distributor(0, o), v))?;
     for (number, cpu) in state.cpus.iter().enumerate() {
         // SGIs become pending by GICD_SPENDSGIR, which knows who sent them; PPIs are level-triggered.
@@ -115,17 +115,19 @@ pub(super) fn restore(device: &Device, state: &GicState) -> Result<(), Hyperviso
     Ok(())
 }
 
-/// Leaves of the pending bits those of edge-triggered SPIs: a level-triggered one is pending by its level, and would stay so for ever if
-/// its bit were written.
-fn edges_only(saved: &[(u32, u32)]) -> registers::Values {
+/// Leaves out the pending bits of level-triggered SPIs whose lines are high: those are pending by their levels, and would stay so for ever if their bits
+/// were written. One whose line is low was made pending by the guest.
+fn without_levels(saved: &[(u32, u32)], levels: &[u32]) -> registers::Values {
     let config = |register: u32| saved.iter().find(|(o, _)| *o == GICD_ICFGR + register * 4).map_or(0, |(_, v)| *v);
     let edges = |word: u32| {
         let pairs = u64::from(config(word * 2 + 1)) << 32 | u64::from(config(word * 2));
         (0..32).filter(|bit| pairs >> (bit * 2 + 1) & 1 == 1).fold(0u32, |edges, bit| edges | 1 << bit)
     };
     let pending = GICD_ISPENDR..GICD_ISPENDR + 0x80;
+    let low = |word: u32| !word.checked_sub(1).and_then(|word| levels.get(word as usize)).copied().unwrap_or(u32::MAX);
+    let own = |word: u32| edges(word) | low(word);
     let keep = |(o, v): &(u32, u32)| {
-        if pending.contains(o) { (*o, v & edges((o - GICD_ISPENDR) / 4)) } else { (*o, *v) }
+        if pending.contains(o) { (*o, v & own((o - GICD_ISPENDR) / 4)) } else { (*o, *v) }
     };
     saved.iter().map(keep).collect()
 }
