@@ -17,6 +17,8 @@ mod report;
 mod run;
 mod snapshot;
 mod stats;
+#[cfg(all(panic = "abort", target_env = "musl"))]
+mod unwind;
 
 use std::process::ExitCode;
 use std::time::Instant;
