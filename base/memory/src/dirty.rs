@@ -81,7 +81,13 @@ impl DirtyLog {
             self.source.set_logging(true).map_err(|e| self.refused(e))?;
         }
         // What was written before belongs to those who were there before.
-        self.collect(&mut inner)?;
+        if let Err(error) = self.collect(&mut inner) {
+            if inner.consumers.is_empty() {
+                // That it could not be read is what there is to tell.
+                let _ = self.source.set_logging(false);
+            }
+            return Err(error);
+        }
         let consumer = Consumer(inner.next);
         inner.next += 1;
         inner.consumers.insert(consumer, Pending { name, bits: BTreeMap::new() });
@@ -124,7 +130,12 @@ impl DirtyLog {
     fn collect(&self, inner: &mut Inner) -> Result<(), MemoryError> {
         for region in self.ram() {
             let mut bits = vec![0; words(&region)];
-            self.source.take(&region, &mut bits).map_err(|e| self.refused(e))?;
+            if let Err(reason) = self.source.take(&region, &mut bits) {
+                // Firmware has made something else of it at this moment.
+                if self.ram().any(|one| Arc::ptr_eq(&one, &region)) {
+                    return Err(self.refused(reason));
+                }
+            }
             region.take_dirty(&mut bits);
             if bits.iter().all(|word| *word == 0) {
                 continue;

@@ -41,7 +41,8 @@ impl DirtyBits {
         let page = |byte: usize| byte / PAGE_SIZE as usize;
         for page in page(offset)..=page(offset.saturating_add(len - 1)) {
             if let Some(word) = words.get(page / 64) {
-                word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+                // Whoever sees the mark sees what was written.
+                word.fetch_or(1 << (page % 64), Ordering::Release);
             }
         }
     }
@@ -207,7 +208,7 @@ impl Region {
         let Some(words) = self.dirty.words.get() else { return };
         for (into, word) in into.iter_mut().zip(words) {
             if word.load(Ordering::Relaxed) != 0 {
-                *into |= word.swap(0, Ordering::Relaxed);
+                *into |= word.swap(0, Ordering::Acquire);
             }
         }
     }

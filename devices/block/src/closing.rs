@@ -65,6 +65,14 @@ impl ImageDisk for ClosingDisk {
     fn on_release(&self, tell: Box<dyn FnOnce() + Send>) {
         self.0.image().on_release(tell);
     }
+
+    fn settle(&self) -> Result<(), BlockError> {
+        self.0.image().settle()
+    }
+
+    fn hold(&self, held: bool) -> Result<(), BlockError> {
+        self.0.image().hold(held)
+    }
 }
 
 struct Queue {

@@ -33,6 +33,10 @@ impl ImageDisk for Hanging {
     fn on_release(&self, tell: Box<dyn FnOnce() + Send>) {
         self.releases.add(tell);
     }
+
+    fn hold(&self, _held: bool) -> Result<(), BlockError> {
+        Ok(())
+    }
 }
 
 impl Drop for Hanging {

@@ -143,6 +143,22 @@ pub trait ImageDisk: Disk {
 
     /// Calls `tell`, on whatever thread it is, when the disk and all its queues have gone: the image's lock is another's to take then.
     fn on_release(&self, tell: Box<dyn FnOnce() + Send>);
+
+    /// Writes all that the image itself still holds back, while no request is in flight and none comes: after that it is written to by nobody before
+    /// the next request.
+    ///
+    /// # Errors
+    /// [`BlockError::Unusable`] where the host refuses.
+    fn settle(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
+
+    /// Takes the locks of the image and of what is behind it, or gives them to another process that goes on with it, after
+    /// [`ImageDisk::settle`]. Who has given them away writes nothing before it has taken them again, also at its end.
+    ///
+    /// # Errors
+    /// [`BlockError::Locked`] where somebody else has one: those that were taken before it are kept.
+    fn hold(&self, held: bool) -> Result<(), BlockError>;
 }
 
 /// Who is told when a disk has gone: a field of what its queues share, dropped after the image.

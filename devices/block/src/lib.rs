@@ -39,7 +39,7 @@ pub use disk::{
     ResizeSubscription,
 };
 pub use error::{BlockError, IoError};
-pub use file::{Engine, FileDisk, FileOptions};
+pub use file::{Engine, FileDisk, FileOptions, Locking};
 pub use limit::LimitedDisk;
 pub use qcow2::Qcow2Disk;
 

@@ -43,6 +43,9 @@ pub(crate) trait Storage: Send + Sync {
 
     /// How many bytes from `offset` on are known to be zeroes without reading them, up to `most`.
     fn hole(&self, offset: u64, most: u64) -> u64;
+
+    /// Takes its lock, or gives it away ([`crate::ImageDisk::hold`]).
+    fn hold(&self, held: bool) -> Result<(), BlockError>;
 }
 
 impl dyn Storage + '_ {
@@ -208,6 +211,10 @@ impl Storage for FileStorage {
         {
             self.no_punch.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn hold(&self, held: bool) -> Result<(), BlockError> {
+        self.file.hold(held)
     }
 
     fn hole(&self, offset: u64, most: u64) -> u64 {

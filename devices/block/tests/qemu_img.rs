@@ -284,12 +284,15 @@ fn every_image_of_a_chain_is_locked() {
     folder.write("base.raw", &pattern(SIZE));
     folder.qemu_img("create -q -f qcow2 -b base.raw -F raw one.qcow2");
     folder.qemu_img("create -q -f qcow2 -b base.raw -F raw two.qcow2");
-    let (_one, _two) = (open(&folder.path("one.qcow2")), open(&folder.path("two.qcow2")));
+    let (one, _two) = (open(&folder.path("one.qcow2")), open(&folder.path("two.qcow2")));
     let locked = |result: Result<(), BlockError>| matches!(result, Err(BlockError::Locked { .. }));
     assert!(locked(FileDisk::open(&folder.path("base.raw"), &FileOptions::default()).map(drop)), "others read it");
     assert!(FileDisk::open(&folder.path("base.raw"), &read_only()).is_ok());
     assert!(locked(Qcow2Disk::open(&folder.path("one.qcow2"), &read_only()).map(drop)));
     assert!(locked(image::check(&folder.path("one.qcow2"), false).map(drop)));
+    one.hold(false).unwrap();
+    let heir = Qcow2Disk::open(&folder.path("one.qcow2"), &FileOptions::default()).unwrap();
+    assert!(locked(one.hold(true)) && heir.hold(true).is_ok());
     let there = NewImage { force: true, ..NewImage::default() };
     assert!(locked(image::create(&folder.path("one.qcow2"), ImageFormat::Raw, Some(512), &there).map(drop)));
 }

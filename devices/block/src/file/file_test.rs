@@ -190,10 +190,26 @@ fn one_writer_or_many_readers() {
     drop(readers);
     let writer = FileDisk::open(&path, &FileOptions::default()).unwrap();
     assert!(matches!(FileDisk::open(&path, &read_only), Err(BlockError::Locked { .. })));
-    let unlocked = FileOptions { lock: false, ..FileOptions::default() };
+    let unlocked = FileOptions { lock: Locking::Never, ..FileOptions::default() };
     assert!(FileDisk::open(&path, &unlocked).is_ok());
     drop(writer);
     assert!(FileDisk::open(&path, &read_only).is_ok());
+}
+
+#[test]
+fn a_lock_goes_from_one_to_another() {
+    let (_folder, path) = image();
+    let one = FileDisk::open(&path, &FileOptions::default()).unwrap();
+    let other = FileDisk::open(&path, &FileOptions { lock: Locking::Later, ..FileOptions::default() }).unwrap();
+    let is_locked = |result: Result<(), BlockError>| matches!(result, Err(BlockError::Locked { .. }));
+    assert!(is_locked(other.hold(true)));
+    one.hold(true).unwrap();
+    one.hold(false).unwrap();
+    other.hold(true).unwrap();
+    assert!(is_locked(one.hold(true)));
+    // Who has given it away does not take it from the other by going.
+    drop(one);
+    assert!(is_locked(FileDisk::open(&path, &FileOptions::default()).map(drop)));
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub(crate) fn lock(file: &File, path: &Path, exclusive: bool) -> Result<(), Bloc
 
 /// Gives the lock back.
 pub(crate) fn unlock(file: &File) {
-    // It is at its end anyway: the file is closed next.
+    // A descriptor that is open can be unlocked; there is nothing that could fail.
     let _ = set(file, libc::F_UNLCK);
 }
 

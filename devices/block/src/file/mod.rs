@@ -33,6 +33,18 @@ pub enum Engine {
     Threads,
 }
 
+/// When an image is locked against a second user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Locking {
+    /// When it is opened.
+    #[default]
+    Now,
+    /// By [`ImageDisk::hold`]: somebody else still uses it, and lets go of it before.
+    Later,
+    /// It is for the caller to know that nobody else writes.
+    Never,
+}
+
 /// How an image is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileOptions {
@@ -42,15 +54,15 @@ pub struct FileOptions {
     pub direct: bool,
     /// Every write is on the medium when it completes: the guest sees no write cache.
     pub write_through: bool,
-    /// Locks the image against a second user. Without a lock, it is for the caller to know that nobody else writes.
-    pub lock: bool,
+    /// Locks the image against a second user.
+    pub lock: Locking,
     /// How requests reach the host.
     pub engine: Engine,
 }
 
 impl Default for FileOptions {
     fn default() -> Self {
-        Self { read_only: false, direct: false, write_through: false, lock: true, engine: Engine::Auto }
+        Self { read_only: false, direct: false, write_through: false, lock: Locking::Now, engine: Engine::Auto }
     }
 }
 
@@ -145,6 +157,10 @@ impl ImageDisk for FileDisk {
 
     fn on_release(&self, tell: Box<dyn FnOnce() + Send>) {
         self.target.releases.add(tell);
+    }
+
+    fn hold(&self, held: bool) -> Result<(), BlockError> {
+        self.target.file.hold(held)
     }
 }
 

@@ -5,16 +5,40 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::host::{Geometry, geometry};
 use super::lock::{lock, unlock};
-use crate::{BlockError, FileOptions};
+use crate::{BlockError, FileOptions, Locking};
 
 /// A file or a block device, locked as its user asked for.
 pub(crate) struct HostFile {
     file: File,
-    lock: Option<File>,
+    lock: Option<Lock>,
+}
+
+/// What an image is locked by.
+struct Lock {
+    own: File,
+    path: PathBuf,
+    exclusive: bool,
+}
+
+impl HostFile {
+    /// Takes the lock, or gives it to somebody else, who goes on with the file.
+    ///
+    /// # Errors
+    /// [`BlockError::Locked`] and [`BlockError::Host`].
+    pub(crate) fn hold(&self, held: bool) -> Result<(), BlockError> {
+        match &self.lock {
+            Some(it) if held => lock(&it.own, &it.path, it.exclusive),
+            Some(it) => {
+                unlock(&it.own);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Deref for HostFile {
@@ -28,11 +52,9 @@ impl Deref for HostFile {
 /// Nobody uses the file any more.
 impl Drop for HostFile {
     fn drop(&mut self) {
-        if let Some(lock) = &self.lock {
-            // Rather than by closing, which takes effect when a program that is being started, which has the file open for a moment as well, has been
-            // executed.
-            unlock(lock);
-        }
+        // Rather than by closing, which takes effect when a program that is being started, which has the file open for a moment as well, has been
+        // executed.
+        let _ = self.hold(false);
     }
 }
 
@@ -73,14 +95,17 @@ pub(crate) fn open(
         let reason = "it is neither a file nor a block device".to_owned();
         return Err(BlockError::Unusable { path: path.to_owned(), reason });
     }
-    let lock = if options.lock {
-        let own = reopen(&file, !options.read_only).map_err(failed("open once more, for its lock,"))?;
-        lock(&own, path, !options.read_only)?;
-        Some(own)
-    } else {
-        None
+    let lock = match options.lock {
+        Locking::Never => None,
+        Locking::Now | Locking::Later => {
+            let own = reopen(&file, !options.read_only).map_err(failed("open once more, for its lock,"))?;
+            Some(Lock { own, path: path.to_owned(), exclusive: !options.read_only })
+        }
     };
     let file = HostFile { file, lock };
+    if options.lock == Locking::Now {
+        file.hold(true)?;
+    }
     let geometry = geometry(&file, kind.is_block_device(), options.direct).map_err(failed("measure"))?;
     Ok((file, metadata, geometry))
 }

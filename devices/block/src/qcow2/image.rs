@@ -5,6 +5,7 @@
 //! what is freed is used again only then. While data moves, a request has pinned its clusters and does not hold the lock.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cache::{self, Kind};
@@ -16,7 +17,7 @@ use super::meta::{Meta, Reserved};
 use super::pins::{Pins, Use};
 use super::references::Counted;
 use crate::storage::Storage;
-use crate::{Buffer, IoError};
+use crate::{BlockError, Buffer, IoError};
 
 /// Clusters of zeroes that are entered under one hold of the lock.
 const ZEROES_AT_ONCE: u64 = 4096;
@@ -30,6 +31,8 @@ pub(crate) struct Image {
     geometry: Geometry,
     pub(super) backing: Option<Arc<Layer>>,
     read_only: bool,
+    /// Nobody else writes to it.
+    ours: AtomicBool,
     meta: Mutex<Meta>,
     pins: Pins,
     /// Held by whoever writes tables.
@@ -63,15 +66,16 @@ struct Fresh {
 }
 
 impl Image {
-    /// The image in `storage`, which `header` is of, before `backing`.
+    /// The image in `storage`, which `header` is of, before `backing`. It is `ours` to write, or will be when it is [held](Self::hold).
     pub(super) fn new(
         storage: Arc<dyn Storage>,
         mut header: Header,
         backing: Option<Arc<Layer>>,
         read_only: bool,
+        ours: bool,
     ) -> Result<Self, IoError> {
         let reserved = if read_only { Counted::default() } else { Meta::tables(&*storage, &header)? };
-        if !read_only {
+        if !read_only && ours {
             header.clear_automatic(&*storage)?;
         }
         let meta = Meta::new(storage.clone(), &header, Reserved::new(reserved))?;
@@ -81,11 +85,28 @@ impl Image {
             storage,
             backing,
             read_only,
+            ours: AtomicBool::new(ours),
             meta: Mutex::new(meta),
             pins: Pins::default(),
             commit: Mutex::new(()),
             compressed: Compressed::default(),
         })
+    }
+
+    /// Takes or gives the locks of the image and of what is behind it.
+    pub(super) fn hold(&self, held: bool) -> Result<(), BlockError> {
+        // It is another's from before its lock is free, and ours from after that is taken.
+        if !held {
+            self.ours.store(false, Ordering::Release);
+        }
+        self.storage.hold(held)?;
+        if held {
+            self.ours.store(true, Ordering::Release);
+        }
+        match &self.backing {
+            Some(layer) => layer.hold(held),
+            None => Ok(()),
+        }
     }
 
     /// Bytes of the disk.
@@ -502,6 +523,7 @@ impl Drop for Image {
         let damaged = self.meta().damaged;
         if !self.read_only
             && !damaged
+            && self.ours.load(Ordering::Acquire)
             && let Err(error) = self.close()
         {
             tracing::error!("what a disk was last told can't be written to its image: {error}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::header::{Backing, Header, ImageFormat};
 use super::snapshot::Snapshots;
 use crate::storage::{FileStorage, Storage};
-use crate::{BlockError, FileOptions};
+use crate::{BlockError, FileOptions, Locking};
 
 /// An image, by its header. Names in it are the image's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Qcow2Info {
 /// [`BlockError::Host`] and [`BlockError::Unusable`].
 pub fn info(path: &Path, format: ImageFormat) -> Result<ImageInfo, BlockError> {
     let unusable = |reason| BlockError::Unusable { path: path.to_owned(), reason };
-    let options = FileOptions { read_only: true, lock: false, ..FileOptions::default() };
+    let options = FileOptions { read_only: true, lock: Locking::Never, ..FileOptions::default() };
     let (storage, _) = FileStorage::open(path, &options)?;
     let metadata = std::fs::metadata(path);
     let metadata = metadata.map_err(|source| BlockError::Host { what: "look at", path: path.to_owned(), source })?;

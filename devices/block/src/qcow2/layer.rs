@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::header::{Header, ImageFormat};
 use super::image::Image;
 use crate::storage::{FileStorage, Identity, Storage};
-use crate::{BlockError, Buffer, FileOptions, IoError};
+use crate::{BlockError, Buffer, FileOptions, IoError, Locking};
 
 /// Images behind one another at most.
 const MOST_LAYERS: usize = 64;
@@ -23,6 +23,14 @@ impl Layer {
         match self {
             Self::Raw { size, .. } => *size,
             Self::Qcow2(image) => image.size(),
+        }
+    }
+
+    /// Takes or gives the locks of it and of what is behind it.
+    pub(super) fn hold(&self, held: bool) -> Result<(), BlockError> {
+        match self {
+            Self::Raw { storage, .. } => storage.hold(held),
+            Self::Qcow2(image) => image.hold(held),
         }
     }
 
@@ -140,6 +148,6 @@ fn open_layer(
         _ => None,
     };
     let read_only = options.read_only || purpose == Purpose::Check;
-    let image = Image::new(storage, header, backing, read_only).map_err(failed)?;
+    let image = Image::new(storage, header, backing, read_only, options.lock != Locking::Later).map_err(failed)?;
     Ok(Layer::Qcow2(Box::new(image)))
 }

@@ -22,7 +22,7 @@ mod pins;
 mod references;
 mod snapshot;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use check::{CheckReport, check};
@@ -69,6 +69,7 @@ pub struct Qcow2Disk {
 
 struct Server {
     image: Image,
+    path: PathBuf,
     info: DiskInfo,
     // After the image, whose locks go first.
     releases: Releases,
@@ -91,13 +92,13 @@ impl Qcow2Disk {
     /// [`BlockError::Unusable`] for what is no such image, or one that needs what is not here.
     pub fn open(path: &Path, options: &FileOptions) -> Result<Arc<Self>, BlockError> {
         match open(path, ImageFormat::Qcow2, options)? {
-            Layer::Qcow2(image) => Ok(Self::new(*image, options)),
+            Layer::Qcow2(image) => Ok(Self::new(*image, path, options)),
             // A file of that format is never such a layer.
             Layer::Raw { .. } => Err(BlockError::Unusable { path: path.to_owned(), reason: "it is raw".to_owned() }),
         }
     }
 
-    fn new(image: Image, options: &FileOptions) -> Arc<Self> {
+    fn new(image: Image, path: &Path, options: &FileOptions) -> Arc<Self> {
         let block_size = SECTOR.max(image.storage.alignment());
         let info = DiskInfo {
             size: image.size() - image.size() % u64::from(block_size),
@@ -107,7 +108,7 @@ impl Qcow2Disk {
             write_cache: !options.write_through,
             discard: image.discards(),
         };
-        let pool = Pool::new(Arc::new(Server { image, info, releases: Releases::default() }));
+        let pool = Pool::new(Arc::new(Server { image, path: path.to_owned(), info, releases: Releases::default() }));
         Arc::new(Self { pool, info, notices: ResizeNotices::default() })
     }
 }
@@ -135,6 +136,16 @@ impl ImageDisk for Qcow2Disk {
 
     fn on_release(&self, tell: Box<dyn FnOnce() + Send>) {
         self.pool.serve().releases.add(tell);
+    }
+
+    fn settle(&self) -> Result<(), BlockError> {
+        let Server { image, path, .. } = self.pool.serve();
+        let reason = |error: IoError| format!("its tables can't be written: {error}");
+        image.close().map_err(|error| BlockError::Unusable { path: path.clone(), reason: reason(error) })
+    }
+
+    fn hold(&self, held: bool) -> Result<(), BlockError> {
+        self.pool.serve().image.hold(held)
     }
 }
 

@@ -215,7 +215,7 @@ skep_fuzzing::targets! {
         let storage: Arc<dyn crate::storage::Storage> = memory.clone();
         let Ok(header) = header::Header::read(&*storage) else { return Ok(()) };
         let size = header.size.min(SIZE as u64) as usize;
-        let Ok(image) = Image::new(storage, header, layer(backed), false) else { return Ok(()) };
+        let Ok(image) = Image::new(storage, header, layer(backed), false, true) else { return Ok(()) };
         let _ = check_image(&image, false);
         for (id, act) in (1..).zip(&acts) {
             if size == SIZE {

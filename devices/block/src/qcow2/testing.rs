@@ -7,7 +7,7 @@ use super::header::Header;
 use super::image::Image;
 use super::layer::Layer;
 use crate::storage::Storage;
-use crate::{Buffer, IoError};
+use crate::{BlockError, Buffer, IoError};
 
 /// What was done to a storage.
 #[derive(Debug, Clone)]
@@ -139,6 +139,10 @@ impl Storage for Memory {
         state.events.push(event);
     }
 
+    fn hold(&self, _held: bool) -> Result<(), BlockError> {
+        Ok(())
+    }
+
     fn hole(&self, _offset: u64, _most: u64) -> u64 {
         0
     }
@@ -164,7 +168,7 @@ pub(super) fn empty(size: u64, cluster_size: u64, version: u8) -> Arc<Memory> {
 pub(super) fn open(memory: &Arc<Memory>, backing: Option<Arc<Layer>>) -> Image {
     let storage: Arc<dyn Storage> = memory.clone();
     let header = Header::read(&*storage).unwrap();
-    Image::new(storage, header, backing, false).unwrap()
+    Image::new(storage, header, backing, false, true).unwrap()
 }
 
 /// What the image holds from `offset` on.
