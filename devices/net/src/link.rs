@@ -68,6 +68,30 @@ pub trait Link: Send + Sync {
     /// # Errors
     /// Where the host refuses.
     fn set_active_queues(&self, count: u16) -> Result<(), NetError>;
+
+    /// Tells the network that a card of this address is here now, where it was elsewhere before. One that learns it otherwise does nothing.
+    fn announce(&self, _mac: [u8; 6]) {}
+}
+
+/// Bytes of the shortest Ethernet frame, without its checksum.
+const SHORTEST: usize = 60;
+
+/// What a card says of itself that has come from elsewhere, so that switches learn where it is: a broadcast request of RARP (RFC 903), which asks for
+/// nothing that anybody would answer.
+pub(crate) fn announcement(mac: [u8; 6]) -> [u8; HEADER + SHORTEST] {
+    let mut frame = [0; HEADER + SHORTEST];
+    let parts: [&[u8]; 7] = [
+        &[0xff; 6],
+        &mac,
+        // RARP; Ethernet addresses of 6 bytes for IPv4's of 4; a request.
+        &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3],
+        &mac,
+        &[0; 4],
+        &mac,
+        &[0; 4],
+    ];
+    frame[HEADER..].iter_mut().zip(parts.concat()).for_each(|(to, byte)| *to = byte);
+    frame
 }
 
 /// One queue pair's way to a network. No method waits.

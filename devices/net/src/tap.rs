@@ -2,14 +2,14 @@
 #![allow(unsafe_code)] // The ioctls of /dev/net/tun.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::NetError;
 use crate::guest;
-use crate::link::{GuestSlice, HEADER, Link, LinkInfo, LinkQueue, Offloads};
+use crate::link::{GuestSlice, HEADER, Link, LinkInfo, LinkQueue, Offloads, announcement};
 
 const TUN: &str = "/dev/net/tun";
 
@@ -131,6 +131,14 @@ impl Tap {
 }
 
 impl Link for Tap {
+    fn announce(&self, mac: [u8; 6]) {
+        let Some(file) = self.lock().first().map(|queue| queue.file.clone()) else { return };
+        if let Err(error) = (&*file).write_all(&announcement(mac)) {
+            // One that is down has nobody behind it who would have to know.
+            tracing::debug!("`{}` takes no announcement: {error}", self.name);
+        }
+    }
+
     fn info(&self) -> LinkInfo {
         LinkInfo { queues: self.lock().len() as u16, offloads: self.offloads, mtu: self.mtu() }
     }

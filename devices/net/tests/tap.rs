@@ -123,6 +123,17 @@ fn frames_pass_and_offloads_are_the_kernels() {
     let (read, sender) = socket.recv_from(&mut text).unwrap();
     assert_eq!((&text[..read], sender), (&b"to the guest"[..], guest));
     assert!(queue.send(&slices(&ram, 0x1000, &[5])).is_err(), "no header");
+
+    // A card that has come from elsewhere: one more frame, the shortest that there is.
+    let taken = || {
+        let text = std::fs::read_to_string("/proc/net/dev").unwrap();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("skep0:")).unwrap().to_owned();
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    };
+    let (bytes, frames) = taken();
+    tap.announce([0x52, 0x54, 0, 0, 0, 2]);
+    assert_eq!(taken(), (bytes + 60, frames + 1));
 }
 
 #[test]
