@@ -5,6 +5,7 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use skep_arch::kernel::Kernel;
+use skep_block::Locking;
 use skep_config::{ArchKind, BootSource, open_regular};
 use skep_memory::vm_memory::bitmap::BitmapSlice;
 use skep_memory::vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
@@ -78,18 +79,18 @@ pub struct KernelFiles {
 const DTB_MAX: u64 = 2 << 20;
 
 impl BootFiles {
-    /// Opens the files that the configuration of a guest of architecture `arch` names. Only to `run` one, a file of firmware's variables is made and
-    /// locked.
+    /// Opens the files that the configuration of a guest of architecture `arch` names. A file of firmware's variables is made where it is not there,
+    /// and locked; or not looked at ([`Locking::Never`]).
     ///
     /// # Errors
     /// [`Error::File`] and [`Error::Kernel`].
-    pub fn open(source: &BootSource<'_>, arch: ArchKind, run: bool) -> Result<Self, Error> {
+    pub fn open(source: &BootSource<'_>, arch: ArchKind, lock: Locking) -> Result<Self, Error> {
         match *source {
             BootSource::Kernel { kernel, initrd, cmdline, dtb } => {
                 KernelFiles::open(kernel, initrd, cmdline, dtb).map(|files| Self::Kernel(Box::new(files)))
             }
             BootSource::Firmware { code, vars, kernel, initrd, cmdline } => {
-                let mut files = FirmwareFiles::open(code, vars, arch, run)?;
+                let mut files = FirmwareFiles::open(code, vars, arch, lock)?;
                 files.kernel = kernel.map(|path| open("kernel", path)).transpose()?;
                 files.initrd = initrd.map(|path| open("initramfs", path)).transpose()?;
                 files.cmdline = cmdline.as_bytes().to_vec();

@@ -145,6 +145,9 @@ pub enum Error {
     /// A snapshot.
     #[error(transparent)]
     Snapshot(#[from] crate::state::SnapshotError),
+    /// A migration.
+    #[error(transparent)]
+    Migrate(#[from] crate::migrate::MigrateError),
     /// The console.
     #[error(transparent)]
     Console(#[from] crate::console::ConsoleError),

@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use skep_arch::aarch64;
 use skep_arch::x86_64;
+use skep_block::Locking;
 use skep_chipset::flash::{BlockState, FlashState};
 use skep_config::{ArchKind, FirmwareVars};
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
@@ -82,13 +83,13 @@ fn wrong(text: impl Into<String>) -> io::Error {
 }
 
 impl FirmwareFiles {
-    /// Reads firmware and its variables. Only to `run` it, its file of variables is made and locked.
-    pub(crate) fn open(path: &Path, vars: Option<&FirmwareVars>, arch: ArchKind, run: bool) -> Result<Self, Error> {
+    /// Reads firmware and its variables. Its file of variables is made where it is not there, and locked; or not looked at ([`Locking::Never`]).
+    pub(crate) fn open(path: &Path, vars: Option<&FirmwareVars>, arch: ArchKind, lock: Locking) -> Result<Self, Error> {
         let mut file = open(CODE, path)?;
         let read = read_code(&mut file, arch).map_err(failed(CODE, path))?;
         let FirmwareImage { code, own_vars } = read;
         let vars = match vars {
-            Some(vars) if run => Some(open_vars(vars, own_vars.as_deref(), arch)?),
+            Some(vars) if lock != Locking::Never => Some(open_vars(vars, own_vars.as_deref(), arch, lock)?),
             // Not looked at.
             Some(_) => None,
             None => forgetful(own_vars.as_deref(), arch).map_err(failed(CODE, path))?,
@@ -257,7 +258,7 @@ fn forgetful(own: Option<&[u8]>, arch: ArchKind) -> io::Result<Option<Variables>
     Ok(Some(Variables { content, file: None }))
 }
 
-fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind) -> Result<Variables, Error> {
+fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind, lock: Locking) -> Result<Variables, Error> {
     let path = &vars.file;
     let failed = failed(VARS, path);
     let open = || OpenOptions::new().read(true).write(true).open(path);
@@ -271,16 +272,23 @@ fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind) -> Result<
     if !file.metadata().map_err(&failed)?.is_file() {
         return Err(failed(wrong("it is no regular file")));
     }
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let text = "another machine uses it\n  try: a file of its own for each, by `--firmware-vars FILE,template=TEMPLATE`";
-            return Err(failed(io::Error::new(io::ErrorKind::ResourceBusy, text)));
-        }
-        Err(errno) => return Err(failed(errno.into())),
+    if lock == Locking::Now {
+        hold_vars(&file, true).map_err(&failed)?;
     }
     let content = read_vars(&mut file, own.map(|own| own.len() as u64), arch).map_err(&failed)?;
     Ok(Variables { content, file: Some(file) })
+}
+
+/// Locks a file of variables, or lets another process have it.
+pub(crate) fn hold_vars(file: &File, held: bool) -> io::Result<()> {
+    let operation = if held { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::Unlock };
+    flock(file, operation).map_err(|errno| match errno {
+        Errno::WOULDBLOCK => {
+            let text = "another machine uses it\n  try: a file of its own for each, by `--firmware-vars FILE,template=TEMPLATE`";
+            io::Error::new(io::ErrorKind::ResourceBusy, text)
+        }
+        errno => errno.into(),
+    })
 }
 
 /// Makes the file of variables: whole, or not at all.

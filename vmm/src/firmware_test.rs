@@ -50,7 +50,7 @@ pub(crate) fn arm() -> Vec<u8> {
 }
 
 fn refused(path: &Path, vars: Option<&FirmwareVars>, arch: ArchKind, words: &str) {
-    let error = FirmwareFiles::open(path, vars, arch, true).unwrap_err().to_string();
+    let error = FirmwareFiles::open(path, vars, arch, Locking::Now).unwrap_err().to_string();
     assert!(error.contains(words), "{error}");
 }
 
@@ -69,8 +69,8 @@ fn content(backing: &Arc<Backing>, at: u64, length: usize) -> Vec<u8> {
 fn firmware_of_the_other_architecture_is_refused() {
     let files = Files::new();
     let (pc, arm) = (files.write("OVMF.fd", &pc(0x1_0000)), files.write("AAVMF.fd", &arm()));
-    assert_eq!(FirmwareFiles::open(&pc, None, X86, true).unwrap().code.size(), 0x1_0000);
-    let opened = FirmwareFiles::open(&arm, None, ARM, true).unwrap();
+    assert_eq!(FirmwareFiles::open(&pc, None, X86, Locking::Now).unwrap().code.size(), 0x1_0000);
+    let opened = FirmwareFiles::open(&arm, None, ARM, Locking::Now).unwrap();
     assert_eq!((opened.code.size(), opened.vars.unwrap().content.size()), (64 << 20, 64 << 20));
     assert_eq!(content(&opened.code, 0x1000, 4), b"PE\0\0");
     refused(&pc, None, ARM, "it is for x86_64 guests");
@@ -87,10 +87,10 @@ fn a_file_of_variables_is_made_whole_from_its_template() {
     let code = files.write("CODE.fd", &pc(0x1_0000));
     let template = files.write("VARS.fd", &variables(0x8000));
     let file = files.path("vm.vars");
-    let checked = FirmwareFiles::open(&code, Some(&vars(&file, Some(&template))), X86, false).unwrap();
+    let checked = FirmwareFiles::open(&code, Some(&vars(&file, Some(&template))), X86, Locking::Never).unwrap();
     assert!(checked.vars.is_none() && !file.exists(), "a check makes nothing");
     refused(&code, Some(&vars(&file, None)), X86, "template=TEMPLATE");
-    let opened = FirmwareFiles::open(&code, Some(&vars(&file, Some(&template))), X86, true).unwrap();
+    let opened = FirmwareFiles::open(&code, Some(&vars(&file, Some(&template))), X86, Locking::Now).unwrap();
     assert_eq!(fs::read(&file).unwrap(), variables(0x8000));
     assert_eq!(content(&opened.vars.as_ref().unwrap().content, 40, 4), b"_FVH");
     assert_eq!(fs::read_dir(files.0.path()).unwrap().count(), 3, "nothing else is left");
@@ -100,7 +100,7 @@ fn a_file_of_variables_is_made_whole_from_its_template() {
     let mut changed = variables(0x8000);
     changed[0x1000] = 7;
     fs::write(&file, &changed).unwrap();
-    drop(FirmwareFiles::open(&code, Some(&vars(&file, Some(&template))), X86, true).unwrap());
+    drop(FirmwareFiles::open(&code, Some(&vars(&file, Some(&template))), X86, Locking::Now).unwrap());
     assert_eq!(fs::read(&file).unwrap(), changed);
 }
 
@@ -117,7 +117,7 @@ fn variables_of_another_size_are_refused() {
     let whole = files.path("whole");
     File::create(&whole).unwrap().set_len(64 << 20).unwrap();
     let copy = files.path("copy");
-    drop(FirmwareFiles::open(&arm, Some(&vars(&copy, Some(&whole))), ARM, true).unwrap());
+    drop(FirmwareFiles::open(&arm, Some(&vars(&copy, Some(&whole))), ARM, Locking::Now).unwrap());
     let made = fs::metadata(&copy).unwrap();
     assert_eq!((made.len(), made.blocks()), (64 << 20, 0), "what is empty takes no room");
 }
@@ -127,11 +127,11 @@ fn firmware_in_one_file_has_its_own_variables() {
     let files = Files::new();
     let both = [variables(0x8000), pc(0x1_8000)].concat();
     let path = files.write("OVMF.fd", &both);
-    let opened = FirmwareFiles::open(&path, None, X86, true).unwrap();
+    let opened = FirmwareFiles::open(&path, None, X86, Locking::Now).unwrap();
     let own = opened.vars.unwrap();
     assert_eq!((opened.code.size(), own.content.size(), own.file.is_none()), (0x1_8000, 0x8000, true));
     let file = files.path("vm.vars");
-    drop(FirmwareFiles::open(&path, Some(&vars(&file, None)), X86, true).unwrap());
+    drop(FirmwareFiles::open(&path, Some(&vars(&file, None)), X86, Locking::Now).unwrap());
     assert_eq!(fs::read(&file).unwrap(), variables(0x8000));
     let other = files.write("other", &variables(0x9000));
     refused(&path, Some(&vars(&other, None)), X86, "it has 36864 bytes, and should have 32768");

@@ -19,6 +19,7 @@ pub mod firmware;
 mod leftover;
 mod listen;
 pub mod machine;
+pub mod migrate;
 pub mod monitor;
 mod program;
 pub mod run;

@@ -12,6 +12,7 @@ use crate::ctl::{self, CtlArgs};
 use crate::doctor::DoctorArgs;
 use crate::exit::{self, Exit};
 use crate::image::ImageCommand;
+use crate::receive::{self, ReceiveArgs};
 use crate::snapshot::{self, RestoreArgs, SnapshotCommand};
 
 const EXAMPLES: &str = "\
@@ -85,6 +86,12 @@ pub(crate) enum Command {
     /// read when it is needed. Disks are where they were when it was saved, and must hold what they held then.
     #[command(after_help = snapshot::EXAMPLES)]
     Restore(RestoreArgs),
+    /// Wait for a machine that migrates, and run it when it has come
+    ///
+    /// `skep ctl SOCKET migrate ADDRESS` sends it, from this host or another one of the same kind. Its disks are not sent: they are at the same paths, or
+    /// where --disk says. Who can connect decides which files this process opens: let nobody else reach the address.
+    #[command(after_help = receive::EXAMPLES)]
+    Receive(ReceiveArgs),
     /// Look at a snapshot, or verify it
     Snapshot {
         #[command(subcommand)]

@@ -13,11 +13,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep_config::{Disk, Net, Size, full_path};
 use skep_vmm::ctl::protocol::{
-    Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, NetAdd, Nothing, Pressed,
-    Removed, Renewed, Resized, Save, Saved, Stats, Status,
+    Activity, BalloonTarget, ConsoleResize, DeviceList, DeviceRemove, DiskAdd, DiskResize, Migrate, Migrated,
+    MigrationStatus, NetAdd, Nothing, Pressed, Removed, Renewed, Resized, Save, Saved, Stats, Status,
 };
 use skep_vmm::ctl::{Client, ClientError};
 use skep_vmm::machine::{BalloonInfo, DeviceInfo, DeviceState, Plugged};
+use skep_vmm::migrate::Address;
 
 use crate::exit::{Exit, Failure};
 use crate::image::progress::Progress;
@@ -79,7 +80,7 @@ enum CtlCommand {
     Console(ConsoleCommand),
     /// Print exits by kind and times so far; the guest stands still for a moment
     Stats,
-    /// Print what the machine is doing: running, paused, or being saved
+    /// Print what the machine is doing: running, paused, being saved, or on its way to another host
     Status,
     /// Let the machine stand still: CPUs, and what its devices had begun is done first
     Pause,
@@ -103,6 +104,19 @@ enum CtlCommand {
         #[arg(long)]
         diff: bool,
     },
+    /// Let the machine go to a skep that waits by `skep receive`, while its guest runs on
+    ///
+    /// This process ends when the machine runs there. What fails leaves it running here. Disks are not sent: both sides reach the same images.
+    Migrate {
+        /// Where it waits
+        #[arg(value_name = "unix:PATH|tcp:HOST:PORT")]
+        to: Address,
+        /// How long the guest may stand still for the last of its memory: the machine goes when that is short enough
+        #[arg(long, value_name = "MILLISECONDS", default_value_t = 300)]
+        downtime: u64,
+    },
+    /// Let a machine stay that migrates
+    MigrateCancel,
     /// Press the power button: a guest that listens powers off in an orderly way
     PowerButton,
     /// Give the guest a new generation id, by which it knows that it goes on as a copy of what it was
@@ -252,6 +266,17 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
             watch.end();
             done?;
         }
+        CtlCommand::Migrate { to, downtime } => {
+            let to = match to {
+                Address::Unix(path) => Address::Unix(full(&path)),
+                to => to,
+            };
+            let watch = Watch::start(socket);
+            let done = it.ask("migrate", &Migrate { to: to.to_string(), downtime_ms: downtime }, None, moved);
+            watch.end();
+            done?;
+        }
+        CtlCommand::MigrateCancel => it.ask("migrate-cancel", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::PowerButton => {
             let text = |pressed: Pressed| match pressed.heard {
                 true => String::new(),
@@ -344,7 +369,7 @@ fn watch(socket: &Path, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         std::thread::park_timeout(STEP);
         let Ok(status) = client.call::<Status>("status", &Nothing {}, Some(STEP * 10)) else { break };
-        if status.activity == Activity::Saving {
+        if matches!(status.activity, Activity::Saving | Activity::Migrating) {
             progress.show(status.done, status.of);
         }
     }
@@ -356,8 +381,28 @@ fn activity(status: &Status) -> String {
         Activity::Running => "running\n".to_owned(),
         Activity::Paused => "paused\n".to_owned(),
         Activity::Saving => format!("saving: {} of {}\n", Size(status.done), Size(status.of)),
+        Activity::Migrating => {
+            let MigrationStatus { rounds, sent, unknown } = status.migration.unwrap_or_default();
+            let what = match unknown {
+                true => "nobody says whether it runs there: `resume` takes it back, `quit` gives it up\n".to_owned(),
+                false => format!("{} of {}, round {}\n", Size(status.done), Size(status.of), rounds + 1),
+            };
+            format!("migrating: {} sent: {what}", Size(sent))
+        }
         Activity::Other => "?\n".to_owned(),
     }
+}
+
+fn moved(moved: Migrated) -> String {
+    let Migrated { memory, sent, rounds, standstill_us, elapsed_us } = moved;
+    let rate = (u128::from(sent) * 1_000_000 / u128::from(elapsed_us.max(1))) >> 20;
+    format!(
+        "gone: {} sent of {} in {rounds} rounds, {}, {rate} MiB/s; the guest stood still for {}\n",
+        Size(sent),
+        Size(memory),
+        milliseconds(elapsed_us),
+        milliseconds(standstill_us)
+    )
 }
 
 fn balloon(info: &BalloonInfo) -> String {

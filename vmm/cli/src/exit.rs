@@ -16,6 +16,7 @@ Exit codes:
   12     a processor of the guest triple-faulted
   13     the hypervisor could not run the guest on
   14     the user ended the machine by the console's escape key, or by `skep ctl`
+  15     the machine has gone to another skep, by `skep ctl migrate`
   20     an image has errors that are not mended (`skep image check`)
   21     an image has lost clusters, and no errors (`skep image check`)
   128+N  signal N ended the machine (130: Ctrl-C, 143: SIGTERM; 134: skep itself failed)";
@@ -31,6 +32,8 @@ pub(crate) enum Exit {
     TripleFault,
     Hypervisor,
     Quit,
+    /// It has migrated.
+    Moved,
     /// An image contradicts itself.
     ImageErrors,
     /// An image has clusters that nothing uses, and that are not free.
@@ -52,6 +55,7 @@ impl Exit {
             Exit::TripleFault => 12,
             Exit::Hypervisor => 13,
             Exit::Quit => 14,
+            Exit::Moved => 15,
             Exit::ImageErrors => 20,
             Exit::ImageLeaks => 21,
             Exit::Panicked => 134,
@@ -77,6 +81,7 @@ impl From<&Ending> for Exit {
             Ending::Failed(_) => Exit::Hypervisor,
             Ending::Stopped(StopReason::Console | StopReason::Control) => Exit::Quit,
             Ending::Stopped(StopReason::Signal(number)) => Exit::Signal(*number),
+            Ending::Moved => Exit::Moved,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `skep`: the command.
 //!
 //! `run` and `check` take one schema by flags or by a file (`skep-config`); `hello` boots a guest that is built in; `doctor` says what this
-//! host can do; `ctl` talks with a machine that runs; `restore` and `snapshot` take what one has saved; `image` makes and looks at disk images (`skep-block`). Exit codes are in [`exit`], and
+//! host can do; `ctl` talks with a machine that runs; `restore` and `snapshot` take what one has saved, `receive` one that migrates; `image` makes and looks at disk images (`skep-block`). Exit codes are in [`exit`], and
 //! in `skep --help`.
 
 #![deny(unsafe_code)]
@@ -13,6 +13,7 @@ mod exit;
 mod image;
 mod log;
 mod pages;
+mod receive;
 mod report;
 mod run;
 mod snapshot;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Ok(Command::Ctl(args)) => ctl::ctl(args),
         Ok(Command::Image { command }) => image::image(command),
         Ok(Command::Restore(args)) => snapshot::restore(args, started),
+        Ok(Command::Receive(args)) => receive::receive(args, started),
         Ok(Command::Snapshot { command }) => snapshot::snapshot(command),
         Ok(Command::Doctor(args)) => doctor::doctor(args),
         Ok(Command::Completions { shell }) => pages::completions(shell),

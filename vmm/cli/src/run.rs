@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use skep_arch::kernel::KernelError;
 use skep_arch::layout::Row;
+use skep_block::Locking;
 use skep_config::{Action, ArchKind, Config, Device};
 use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use skep_vmm::boot::BootFiles;
@@ -86,7 +87,8 @@ fn open(config: &Config, config_file: Option<&Path>, run: bool) -> Result<BootFi
     ];
     let inputs = inputs.into_iter().chain([("config file", config_file)]);
     refuse_inputs(&config.serial, inputs.filter_map(|(role, path)| Some((role, path?)))).map_err(Error::Console)?;
-    let files = BootFiles::open(&config.boot.source()?, config.arch(), run)?;
+    let files =
+        BootFiles::open(&config.boot.source()?, config.arch(), if run { Locking::Now } else { Locking::Never })?;
     if let BootFiles::Kernel(files) = &files {
         let kernel = files.kernel.info().architecture;
         if kernel != config.arch() {
@@ -114,7 +116,7 @@ pub(crate) fn begin(config: &Config, start: Start, started: Instant) -> Result<E
 /// Tells how the machine ended, where that is not what its guest or its user meant.
 fn conclude(ending: &Ending) {
     match ending {
-        Ending::PowerOff | Ending::Stopped(StopReason::Console | StopReason::Control) => {}
+        Ending::PowerOff | Ending::Moved | Ending::Stopped(StopReason::Console | StopReason::Control) => {}
         Ending::Reset => report::say("skep: the guest asked for a reset\n"),
         Ending::Panic => report::say("skep: the guest's kernel panicked\n"),
         Ending::TripleFault { vcpu } => report::say(&format!("skep: vCPU {vcpu} shut down after a triple fault\n")),

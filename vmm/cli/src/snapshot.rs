@@ -139,11 +139,7 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     config.log = args.log.unwrap_or_default();
     config.stats = args.stats;
     let replaced = replace(&mut config, &args.disk).map_err(failed())?;
-    for tap in &args.tap {
-        let cards = config.net.iter_mut().filter(|net| net.tap.is_some());
-        let cards = cards.filter_map(|net| Some((net.id.clone()?, &mut net.tap)));
-        *named("network card on a tap interface", &tap.id, cards).map_err(failed())? = Some(tap.new.clone());
-    }
+    connect(&mut config, &args.tap).map_err(failed())?;
     if args.clone {
         renew_addresses(&mut config)?;
     }
@@ -196,8 +192,18 @@ fn disk<'a>(config: &'a mut Config, id: &str) -> Result<&'a mut DiskSource, Snap
     named("disk", id, config.disk.iter_mut().filter_map(|disk| Some((disk.id.clone()?, &mut disk.source))))
 }
 
+/// Connects network cards to other tap interfaces.
+pub(crate) fn connect(config: &mut Config, instead: &[Instead]) -> Result<(), SnapshotError> {
+    for tap in instead {
+        let cards = config.net.iter_mut().filter(|net| net.tap.is_some());
+        let cards = cards.filter_map(|net| Some((net.id.clone()?, &mut net.tap)));
+        *named("network card on a tap interface", &tap.id, cards)? = Some(tap.new.clone());
+    }
+    Ok(())
+}
+
 /// Lets disks have other images, and says whose have changed.
-fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, SnapshotError> {
+pub(crate) fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, SnapshotError> {
     for Instead { id, new } in instead {
         *disk(config, id)?.path_mut() = new.into();
     }

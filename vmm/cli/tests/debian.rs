@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use support::{Builder, Machine, debian_disk};
 
@@ -95,9 +96,80 @@ fn debian_on_nvme() {
 #[test]
 fn debian_on_virtio_blk() {
     let scratch = tempfile::tempdir().unwrap();
-    let mut machine = logged_in(Builder::debian_system(&debian_disk(scratch.path()), "virtio-blk"));
+    let path = |name: &str| scratch.path().join(name);
+    let disks = [empty(path("nvme.img"), 16 << 20), empty(path("virtio.img"), 16 << 20)];
+    let machine = Builder::debian_system(&debian_disk(scratch.path()), "virtio-blk");
+    let machine = machine.args(&["--disk", &flag(&disks[0], "id=one"), "--net", &format!("tap=skep2,mac={ON_TAP}")]);
+    let machine = machine.args(&["--disk", &flag(&disks[1], "device=virtio-blk,id=two")]);
+    let machine = machine.args(&["--control", &path("0").display().to_string()]);
+    let mut machine = logged_in(machine);
     assert_eq!(machine.sh("findmnt -no SOURCE,FSTYPE /"), "/dev/vda ext4");
+    // Its root and what it works with go along.
+    machine = goes_there_and_back(machine, scratch.path());
     power_off(machine);
+}
+
+/// It goes to another process and back while fio writes and verifies on both kinds of disks, and while an iperf3 stream goes to the host.
+fn goes_there_and_back(mut machine: Machine, folder: &Path) -> Machine {
+    let verify = "--rw=randwrite --bs=4k --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1";
+    let jobs = "--name=one --filename=/dev/nvme0n1 --name=two --filename=/dev/vdb";
+    let fio = format!("fio --ioengine=libaio --direct=1 --size=4M --thread {verify} {jobs}");
+    let mut server = quiet("iperf3", &["-s", "-p", "5400"]);
+    reach("skep2");
+    let card = card(&mut machine, ON_TAP);
+    machine.sh(&format!("ip addr add 192.168.78.2/24 dev {card}; ip link set {card} up; ping -c 1 -W 20 192.168.78.1"));
+    machine.sh(&format!("(until [ -e /tmp/stop ]; do {fio} || touch /tmp/wrong; echo >>/tmp/rounds; done >/tmp/fio 2>&1; touch /tmp/ended) &"));
+    // It may be some time before the server listens; the stream ends when it is told to.
+    let client = "iperf3 -c 192.168.78.1 -p 5400 -t 86400 --forceflush";
+    machine.sh(&format!(
+        "(until {{ {client} >/tmp/stream & echo $! >/tmp/client; wait $!; }} || [ -e /tmp/stop ]; do sleep 0.2; done) &"
+    ));
+    let lines = "grep -c sec /tmp/stream";
+    machine.sh("until [ -e /tmp/rounds ] && [ $(grep -c sec /tmp/stream) -gt 1 ]; do sleep 0.2; done");
+    let client = machine.sh("cat /tmp/client");
+    for (round, tap) in [(1, "skep4"), (2, "skep2")] {
+        let uptime = |machine: &mut Machine| machine.sh("cut -d' ' -f1 /proc/uptime").parse::<f64>().unwrap();
+        let text = |name: &str| folder.join(name).display().to_string();
+        let [from, to] = [round - 1, round].map(|number| text(&number.to_string()));
+        let at = format!("unix:{}", text(&format!("to-{round}")));
+        let said: u32 = machine.sh(lines).parse().unwrap();
+        let outer = Instant::now();
+        let before = uptime(&mut machine);
+        let inner = Instant::now();
+        let mut next = Builder::command(&["receive", &at, "--control", &to, "--tap", &format!("net0={tap}")]).start();
+        next.wait_for_log("waiting for a machine");
+        Builder::command(&["ctl", &from, "migrate", &at]).finish().expect_code(0).expect_console("gone: ");
+        machine.finish().expect_code(15);
+        reach(tap);
+        machine = next;
+        machine.resume_log_in();
+        let inner = inner.elapsed();
+        let after = uptime(&mut machine);
+        let outer = outer.elapsed();
+        // Its clock has gone on with the host's: it neither stood nor jumped.
+        let passed = after - before;
+        let slack = 1.0 + outer.as_secs_f64() / 50.0;
+        assert!(passed > inner.as_secs_f64() - slack, "{passed} s of {inner:?}");
+        assert!(passed < outer.as_secs_f64() + slack, "{passed} s of {outer:?}");
+        // The stream and the disks go on.
+        machine.sh(&format!("until [ $({lines}) -gt {} ]; do sleep 0.2; done", said + 2));
+        machine.sh("old=$(wc -l </tmp/rounds); until [ $(wc -l </tmp/rounds) -gt $((old + 1)) ]; do sleep 0.2; done");
+    }
+    // It is still the same stream.
+    assert_eq!(machine.sh("cat /tmp/client"), client);
+    machine
+        .sh("touch /tmp/stop; kill -INT $(cat /tmp/client); until [ -e /tmp/ended ]; do sleep 0.2; done; [ ! -e /tmp/wrong ]");
+    let stream = machine.sh("cat /tmp/stream");
+    assert!(stream.contains("sender") && !stream.contains("unable"), "{stream}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    machine
+}
+
+/// Gives the host its address in the guest's network.
+fn reach(tap: &str) {
+    ip(&["addr", "replace", "192.168.78.1/24", "dev", tap]);
+    ip(&["link", "set", tap, "up"]);
 }
 
 /// What a storage engineer looks at: each command, feature and log page that the controller says it has, and two that it says it has not.
@@ -227,8 +299,7 @@ fn tcp(machine: &mut Machine, host: &str, port: u16) {
 }
 
 fn over_tap(machine: &mut Machine) {
-    ip(&["addr", "add", "192.168.78.1/24", "dev", "skep1"]);
-    ip(&["link", "set", "skep1", "up"]);
+    reach("skep1");
     let card = card(machine, ON_TAP);
     machine.sh(&format!(
         "ip addr add 192.168.78.2/24 dev {card}; ip link set {card} up; ping -c 3 -i 0.2 -W 20 192.168.78.1"

@@ -22,7 +22,7 @@
 //! does not read is not listened to. There are a bounded number of connections, of which the one that was silent longest makes room. Nothing
 //! here waits for a client.
 //!
-//! What it does not do yet: migrating, the power button, events.
+//! What it does not do yet: events.
 
 mod client;
 mod connection;

@@ -60,6 +60,10 @@ pub enum Command {
     Resume,
     /// `save` of a [`Save`]: a [`Saved`]. The guest stands still while its memory is written.
     Save(Save),
+    /// `migrate` of a [`Migrate`]: a [`Migrated`], when the machine has gone; the process ends then.
+    Migrate(Migrate),
+    /// `migrate-cancel`: [`Nothing`]. The machine stays.
+    MigrateCancel,
     /// `power-button`: a [`Pressed`].
     PowerButton,
     /// `renew-generation`: a [`Renewed`].
@@ -71,7 +75,7 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 18] = [
     "device-list",
     "disk-add",
     "net-add",
@@ -86,6 +90,8 @@ const COMMANDS: [&str; 16] = [
     "pause",
     "resume",
     "save",
+    "migrate",
+    "migrate-cancel",
     "reset",
     "quit",
 ];
@@ -161,6 +167,48 @@ pub struct Saved {
     pub standstill_us: u64,
 }
 
+/// Arguments of `migrate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Migrate {
+    /// Where a skep waits that was started by `skep receive`: `unix:PATH` or `tcp:HOST:PORT`.
+    pub to: String,
+    /// How long the guest may stand still for the last of its memory, in milliseconds.
+    #[serde(default = "downtime")]
+    pub downtime_ms: u64,
+}
+
+fn downtime() -> u64 {
+    300
+}
+
+/// A machine that has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Migrated {
+    /// Bytes of the guest's memory.
+    pub memory: u64,
+    /// Bytes of it that were sent, some of them again and again.
+    pub sent: u64,
+    /// How often memory was gone through while the guest ran.
+    pub rounds: u32,
+    /// How long the guest stood still, in microseconds.
+    pub standstill_us: u64,
+    /// How long all of it took, in microseconds.
+    pub elapsed_us: u64,
+}
+
+/// How far a migration has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationStatus {
+    /// How often memory has been gone through.
+    pub rounds: u32,
+    /// Bytes of memory that have been sent.
+    pub sent: u64,
+    /// The other side has been told that the machine is its own, and does not answer: the machine stands still until somebody decides.
+    pub unknown: bool,
+}
+
 /// What a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -171,6 +219,8 @@ pub enum Activity {
     Paused,
     /// It stands still while its memory is written.
     Saving,
+    /// It runs, while its memory is sent to another host; or stands, for the last of it.
+    Migrating,
     /// Something of a later version.
     #[serde(other)]
     Other,
@@ -185,6 +235,9 @@ pub struct Status {
     pub done: u64,
     /// Bytes that there are for it.
     pub of: u64,
+    /// Of a machine that migrates: `done` and `of` are those of this time that memory is gone through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationStatus>,
 }
 
 /// Arguments of `balloon`.
@@ -279,6 +332,8 @@ pub enum Answer {
     Status(Status),
     /// What was saved.
     Saved(Saved),
+    /// The machine has gone.
+    Migrated(Migrated),
     /// The power button was pressed.
     Pressed(Pressed),
     /// The generation id is a new one.
@@ -458,6 +513,8 @@ impl Command {
             "pause" => Self::Pause,
             "resume" => Self::Resume,
             "save" => Self::Save(read(name, text)?),
+            "migrate" => Self::Migrate(read(name, text)?),
+            "migrate-cancel" => Self::MigrateCancel,
             "power-button" => Self::PowerButton,
             "renew-generation" => Self::RenewGeneration,
             "reset" => Self::Reset,

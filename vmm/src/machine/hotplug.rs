@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use skep_block::Locking;
 use skep_config::{Disk, Net};
 
 use super::devices::{Removing, Site, Waiter};
@@ -46,6 +47,7 @@ impl<A: Platform> Machine<A> {
             memory: &self.memory,
             running: true,
             numbers: &self.numbers,
+            locking: Locking::Now,
         }
     }
 

@@ -10,6 +10,7 @@ mod q35;
 mod saved;
 mod virt;
 
+use std::fs::File;
 use std::sync::Arc;
 
 use skep_arch::layout::{AddressRange, Row};
@@ -17,7 +18,7 @@ use skep_chipset::SerialPort;
 use skep_clock::Clock;
 use skep_config::Config;
 use skep_hypervisor::{Capabilities, Hypervisor, Powers, Vm, VmBuilder, VmRequest};
-use skep_memory::{Backing, HugePages, MemoryMap, RamOptions, Region, RegionKind};
+use skep_memory::{Backing, DirtyLog, HugePages, MemoryError, MemoryMap, RamOptions, Region, RegionKind};
 use skep_pci::RootComplex;
 
 use crate::Error;
@@ -31,6 +32,7 @@ use saved::{Inherited, Numbers};
 pub use devices::{DeviceError, DeviceInfo, DeviceState, HotplugError, Removal};
 pub use hotplug::{BalloonInfo, Plugged};
 pub use platform::{Ejected, Named, Plan, Platform, Services};
+pub(crate) use saved::WeakImage;
 pub(crate) use saved::{Aarch64CpusState, X86CpusState};
 pub use saved::{ClockPolicy, DiskImages, Saved, check_disks, renew_addresses};
 
@@ -52,12 +54,16 @@ pub struct Machine<A: Platform> {
     clock: Clock,
     vm: Arc<dyn Vm<A>>,
     numbers: Numbers,
+    /// Once somebody wants to know what of RAM changes.
+    log: Option<Arc<DirtyLog>>,
     /// What follows changes of RAM, once somebody wants to save differences.
     tracker: Option<Tracker>,
     loaded_once: bool,
     /// RAM as it is saved: also what comes and goes as firmware says, which is no RAM by its kind.
     ram: Vec<Arc<Region>>,
     /// The firmware's code.
+    /// The file of its variables.
+    variables: Option<Arc<File>>,
     firmware: Option<Arc<Backing>>,
 }
 
@@ -126,11 +132,12 @@ impl<A: Platform> Machine<A> {
         let mut config = config.clone();
         config.finish()?;
         let (mut plan, builder) = Self::plan(&config, hypervisor)?;
-        let Inherited { memory: from, numbers } = inherited;
+        let Inherited { memory: from, numbers, locking } = inherited;
         adopt(&mut plan, builder.capabilities())?;
         let parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
         let firmware = services.firmware.as_ref().map(|files| files.code.clone());
+        let variables = variables(&services)?;
         let (backing, ram) = add_ram(&config, &plan, &memory, from, firmware.is_some())?;
         memory.listen(parts.vm.memory())?;
         let devices = Devices::new();
@@ -144,6 +151,7 @@ impl<A: Platform> Machine<A> {
             memory: &memory,
             running: false,
             numbers: &numbers,
+            locking,
         };
         site.add(&config)?;
         if let Some(first) = parts.vcpus.first() {
@@ -161,10 +169,12 @@ impl<A: Platform> Machine<A> {
             clock,
             vm: parts.vm,
             numbers,
+            log: None,
             tracker: None,
             loaded_once: false,
             ram,
             firmware,
+            variables,
         })
     }
 
@@ -283,24 +293,37 @@ impl<A: Platform> Machine<A> {
     }
 }
 
-/// Maps RAM, and gives the memory behind it back, and its regions.
-fn add_ram<A: Platform>(
-    config: &Config,
-    plan: &Plan<A>,
-    memory: &MemoryMap,
-    from: Option<Backing>,
-    firmware: bool,
-) -> Result<(Arc<Backing>, Vec<Arc<Region>>), Error> {
+/// The file of the firmware's variables, by whose lock others are kept from it.
+fn variables(services: &Services) -> Result<Option<Arc<File>>, Error> {
+    let Some(files) = &services.firmware else { return Ok(None) };
+    let file = files.vars.as_ref().and_then(|vars| vars.file.as_ref());
+    let failed = |source| Error::File { role: "firmware's variables", path: files.path.clone(), source };
+    Ok(file.map(File::try_clone).transpose().map_err(failed)?.map(Arc::new))
+}
+
+/// RAM as the config asks for it.
+pub(crate) fn take_ram(config: &Config) -> Result<Backing, MemoryError> {
     let wanted = &config.memory;
     let options = RamOptions {
         huge_pages: wanted.hugepages.map(|size| HugePages { page_size: size.bytes() }),
         prefault: wanted.prefault,
         shared: wanted.shared,
     };
-    let backing = Arc::new(match from {
+    Backing::new(wanted.size.bytes(), &options)
+}
+
+/// Maps RAM, and gives the memory behind it back, and its regions.
+fn add_ram<A: Platform>(
+    config: &Config,
+    plan: &Plan<A>,
+    memory: &MemoryMap,
+    from: Option<Arc<Backing>>,
+    firmware: bool,
+) -> Result<(Arc<Backing>, Vec<Arc<Region>>), Error> {
+    let backing = match from {
         Some(backing) => backing,
-        None => Backing::new(wanted.size.bytes(), &options)?,
-    });
+        None => Arc::new(take_ram(config)?),
+    };
     let mut regions = Vec::new();
     let mut offset = 0;
     for part in &plan.ram {

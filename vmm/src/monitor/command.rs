@@ -30,8 +30,16 @@ impl<A: Saved> Running<'_, A> {
     /// Does what is asked, and answers, now or when it is done.
     pub(super) fn obey(self, call: Call) {
         let Call { command, reply } = call;
-        if self.standing.is_saving() && !matches!(command, Command::DeviceList | Command::Status | Command::Quit) {
-            let text = "the machine is being saved\n  try: again when that is done";
+        if matches!(command, Command::Resume)
+            && let Some(back) = self.standing.take_back()
+        {
+            let done = back.map(|()| Answer::Nothing(Nothing {}));
+            return reply.send(done.map_err(|error| crate::Error::from(error).into()));
+        }
+        if self.standing.is_saving()
+            && !matches!(command, Command::DeviceList | Command::Status | Command::Quit | Command::MigrateCancel)
+        {
+            let text = "the machine is being saved, or on its way\n  try: again when that is done";
             return reply.send(Err(Failure::new(ErrorKind::Busy, text)));
         }
         let outcome = match command {
@@ -54,20 +62,25 @@ impl<A: Saved> Running<'_, A> {
             Command::Stats => Ok(Answer::Stats(self.stats())),
             Command::Status => Ok(Answer::Status(self.standing.status())),
             Command::Resume => {
-                self.standing.resume(self.machine);
-                Ok(Answer::Nothing(Nothing {}))
+                let resumed = self.standing.resume(self.machine).map(|()| Answer::Nothing(Nothing {}));
+                resumed.map_err(Failure::from)
             }
             // The loop itself does these.
-            Command::Pause | Command::Save(_) => return,
+            Command::Pause | Command::Save(_) | Command::Migrate(_) => return,
+            Command::MigrateCancel => self.standing.cancel_migration(),
             Command::PowerButton => Ok(Answer::Pressed(Pressed { heard: self.machine.press_power_button() })),
             Command::RenewGeneration => {
                 let renewed = self.machine.renew_generation().map(|told| Answer::Renewed(Renewed { told }));
                 renewed.map_err(|error| Failure::new(ErrorKind::Failed, error.to_string()))
             }
-            Command::Reset => {
-                self.requests.send(Request::Reset);
-                Ok(Answer::Nothing(Nothing {}))
-            }
+            // What begins anew runs, and so needs its images.
+            Command::Reset => match self.machine.hold_images() {
+                Ok(()) => {
+                    self.requests.send(Request::Reset);
+                    Ok(Answer::Nothing(Nothing {}))
+                }
+                Err(error) => Err(error.into()),
+            },
             Command::Quit => return quit(self.requests, reply),
         };
         reply.send(outcome);

@@ -1,11 +1,13 @@
 //! Runs a machine to its end.
 
 mod command;
+mod migrate;
 mod save;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use skep_block::Locking;
 use skep_chipset::{MachineRequest, PanicEvent};
 use skep_clock::Clock;
 use skep_config::{Action, Config};
@@ -18,10 +20,12 @@ use crate::console::Console;
 use crate::ctl::Server;
 use crate::ctl::{Call, Command};
 use crate::machine::{ClockPolicy, Machine, Platform, Saved, Services};
+use crate::migrate::Arrival;
 use crate::program;
 use crate::run::{Control, Gate, Request, Requests, StopReason};
 use crate::state::Snapshot;
 use command::Running;
+pub use migrate::receive;
 use save::{Parts, Standing};
 
 /// How a machine has ended.
@@ -42,6 +46,8 @@ pub enum Ending {
     Failed(VcpuError),
     /// The user or a signal has ended it.
     Stopped(StopReason),
+    /// It goes on in another process.
+    Moved,
 }
 
 /// What a run has come to.
@@ -76,6 +82,8 @@ pub enum Start {
         /// It is one of several: a guest that has a generation id gets a new one.
         clone: bool,
     },
+    /// It goes on where another process has left it ([`receive`]).
+    Arrival(Box<Arrival>),
 }
 
 /// Runs the machine of `config` on `hypervisor`, until it ends. `started` is when the program began.
@@ -104,6 +112,7 @@ pub fn run<A: Saved>(
         firmware: None,
     };
     let mut standing = Standing::default();
+    let mut came = None;
     let (mut machine, mut files) = match start {
         Start::Boot(files) => {
             let (mut kernel, firmware) = files.split();
@@ -126,6 +135,12 @@ pub fn run<A: Saved>(
             // Firmware begins a restart by itself; a kernel's files are opened when they are needed.
             (machine, config.boot.firmware.is_some().then_some(None))
         }
+        Start::Arrival(arrival) => {
+            let made = Machine::of_arrival(config, hypervisor, gate.clone(), services, &arrival);
+            let (machine, since) = made.inspect_err(|error| arrival.refuse(error))?;
+            came = Some((arrival, since));
+            (machine, config.boot.firmware.is_some().then_some(None))
+        }
     };
     control.add(console.attach(machine.serial(), requests.clone())?);
     if let Some(server) = server {
@@ -135,6 +150,12 @@ pub fn run<A: Saved>(
     let threads = |source| Error::Thread { what: "a vCPU", source };
     machine.vcpus_mut().start(&requests).map_err(threads)?;
     program::let_go_of_code();
+    if let Some((arrival, since)) = came {
+        // Last: nothing that could fail comes between the source's word and the guest.
+        let (tell, paused) = (requests.clone(), arrival.paused);
+        let settling = arrival.settle(move |go| tell.send(Request::Arrived(go)))?;
+        standing = Standing::arriving(settling, since, paused);
+    }
 
     let mut restarts = 0;
     // Devices that could not stop.
@@ -153,6 +174,10 @@ pub fn run<A: Saved>(
                 let given_up = match command {
                     Command::Pause => standing.pause(&mut parts, reply)?,
                     Command::Save(save) => standing.save(&mut parts, save, reply)?,
+                    Command::Migrate(migrate) => {
+                        standing.migrate(&mut parts, migrate, reply);
+                        None
+                    }
                     command => {
                         let (machine, standing) = (parts.machine, &mut standing);
                         Running { machine, requests: &requests, gate: &gate, started, restarts, standing }
@@ -170,6 +195,21 @@ pub fn run<A: Saved>(
                 standing.written();
                 continue;
             }
+            Request::HandOver => {
+                let mut parts =
+                    Parts { machine: &mut machine, control: &mut control, requests: &requests, gate: &gate };
+                if let Some(reason) = standing.hand_over(&mut parts)? {
+                    abandoned = true;
+                    break Ending::Stopped(reason);
+                }
+                continue;
+            }
+            Request::Migrated if standing.migrated() => break Ending::Moved,
+            Request::Migrated => continue,
+            Request::Arrived(go) => {
+                standing.arrived(&machine, go)?;
+                continue;
+            }
             request => request,
         };
         gate.close_and_wait();
@@ -185,7 +225,12 @@ pub fn run<A: Saved>(
             Request::SmmWanted => return Err(Error::SmmWanted),
             Request::Stop(reason) => break Ending::Stopped(reason),
             // Nobody waits for the one any more, and the other has been obeyed.
-            Request::Stopped | Request::Written | Request::Command(_) => continue,
+            Request::Stopped
+            | Request::Written
+            | Request::Command(_)
+            | Request::HandOver
+            | Request::Migrated
+            | Request::Arrived(_) => continue,
         };
         if action == Action::Exit {
             break ending;
@@ -201,7 +246,7 @@ pub fn run<A: Saved>(
         let files = match &mut files {
             Some(files) => files,
             // A machine that was restored has not needed them before.
-            none => none.insert(BootFiles::open(&config.boot.source()?, config.arch(), true)?.split().0),
+            none => none.insert(BootFiles::open(&config.boot.source()?, config.arch(), Locking::Now)?.split().0),
         };
         machine.load(files.as_deref_mut())?;
         standing.forget();
@@ -248,15 +293,20 @@ fn stop<A: Platform>(
 
 /// Waits until that has come, and says whether the user, or a signal, would not wait.
 fn wait_stopped(control: &mut Control, requests: &Requests) -> Result<Option<StopReason>, Error> {
-    loop {
+    let mut later = Vec::new();
+    let stopped = loop {
         match control.next_request()? {
-            Request::Stopped => return Ok(None),
-            Request::Stop(reason) => return Ok(Some(reason)),
+            Request::Stopped => break None,
+            Request::Stop(reason) => break Some(reason),
             Request::Command(call) => command::refuse(call, requests),
+            // Whoever saves or sends the machine waits for an answer.
+            request if !request.freezes() => later.push(request),
             // The machine stands, and what its vCPUs asked for before has been heard.
             _ => {}
         }
-    }
+    };
+    later.into_iter().for_each(|request| requests.send(request));
+    Ok(stopped)
 }
 
 /// The way from the devices to the control thread.

@@ -9,11 +9,13 @@ use skep_config::Config;
 use skep_memory::Region;
 use skep_state::Record;
 
+use super::migrate::Leaving;
 use super::stop;
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Activity, Answer, Failure, Nothing, Save, Saved, Status};
 use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
+use crate::migrate::{MigrateError, Settling};
 use crate::run::{Control, Gate, Request, Requests, StopReason};
 use crate::state::changes::Changes;
 use crate::state::records::DISKS;
@@ -23,7 +25,7 @@ use crate::state::{
 };
 
 /// A save that is being written.
-struct Job {
+pub(super) struct Job {
     progress: Arc<Progress>,
     /// The machine ends: nobody wants it any more.
     unwanted: Arc<AtomicBool>,
@@ -36,10 +38,14 @@ struct Job {
 #[derive(Default)]
 pub(super) struct Standing {
     /// When it began to stand.
-    since: Option<Instant>,
+    pub(super) since: Option<Instant>,
     /// Somebody has paused it.
-    paused: bool,
-    job: Option<Job>,
+    pub(super) paused: bool,
+    pub(super) job: Option<Job>,
+    /// It migrates to another process.
+    pub(super) leaving: Option<Leaving>,
+    /// It comes from another process, which has not given it away yet.
+    pub(super) arriving: Option<Settling>,
 }
 
 /// The parts of a machine that runs.
@@ -53,7 +59,7 @@ pub(super) struct Parts<'a, A: SavedMachine> {
 impl Standing {
     /// One that waits for somebody to resume it before it runs at all.
     pub(super) fn paused() -> Self {
-        Self { since: Some(Instant::now()), paused: true, job: None }
+        Self { since: Some(Instant::now()), paused: true, ..Self::default() }
     }
 
     /// Whether it stands.
@@ -61,28 +67,42 @@ impl Standing {
         self.since.is_some()
     }
 
-    /// Whether nothing of it may change, since it is being saved.
+    /// Whether nothing of it may change, since it is being saved, or on its way to another process or from one.
     pub(super) fn is_saving(&self) -> bool {
-        self.job.as_ref().is_some_and(|job| job.reads_memory)
+        let saving = self.job.as_ref().is_some_and(|job| job.reads_memory);
+        saving || self.arriving.is_some() || self.leaving.as_ref().is_some_and(Leaving::is_handed)
+    }
+
+    /// Whether somebody has paused it.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// It can't go on before somebody resumes it.
+    pub(super) fn stay_paused(&mut self) {
+        self.paused = true;
     }
 
     pub(super) fn status(&self) -> Status {
-        let activity = match (self.is_saving(), self.paused) {
-            (true, _) => Activity::Saving,
-            (false, true) => Activity::Paused,
-            (false, false) => Activity::Running,
+        let activity = match (&self.leaving, self.is_saving(), self.paused) {
+            (Some(_), _, _) => Activity::Migrating,
+            (None, true, _) => Activity::Saving,
+            (None, false, true) => Activity::Paused,
+            (None, false, false) => Activity::Running,
         };
-        let progress = self.job.as_ref().map(|job| &job.progress);
-        let get = |read: fn(&Progress) -> u64| progress.map_or(0, |progress| read(progress));
+        let job = self.job.as_ref().map(|job| &*job.progress);
+        let progress = self.leaving.as_ref().map(Leaving::progress).or(job);
+        let get = |read: fn(&Progress) -> u64| progress.map_or(0, read);
         Status {
             activity,
             done: get(|progress| progress.done.load(Ordering::Relaxed)),
             of: get(|progress| progress.of.load(Ordering::Relaxed)),
+            migration: self.leaving.as_ref().map(Leaving::status),
         }
     }
 
     /// Stops everything. Answers who ended the machine meanwhile.
-    fn freeze<A: SavedMachine>(&mut self, parts: &mut Parts<'_, A>) -> Result<Option<StopReason>, Error> {
+    pub(super) fn freeze<A: SavedMachine>(&mut self, parts: &mut Parts<'_, A>) -> Result<Option<StopReason>, Error> {
         if self.since.is_some() {
             return Ok(None);
         }
@@ -125,9 +145,12 @@ impl Standing {
         Ok(ended)
     }
 
-    pub(super) fn resume<A: SavedMachine>(&mut self, machine: &Machine<A>) {
+    pub(super) fn resume<A: SavedMachine>(&mut self, machine: &Machine<A>) -> Result<(), Error> {
+        // They may have been given to another process, which has not taken the machine.
+        machine.hold_images().map_err(MigrateError::Stranded)?;
         self.paused = false;
         self.thaw(machine);
+        Ok(())
     }
 
     /// The machine begins anew, and runs.
@@ -142,7 +165,8 @@ impl Standing {
         save: Save,
         reply: Reply,
     ) -> Result<Option<StopReason>, Error> {
-        if self.job.as_ref().is_some_and(|job| job.reads_memory || !job.thread.is_finished()) {
+        let busy = self.job.as_ref().is_some_and(|job| job.reads_memory || !job.thread.is_finished());
+        if busy || self.leaving.is_some() {
             reply.send(Err(being_saved()));
             return Ok(None);
         }
@@ -205,6 +229,10 @@ impl Standing {
 
     /// The machine ends: a save that has not read all of its memory is given up, one that has is waited for.
     pub(super) fn end(&mut self) {
+        self.refuse_arrival();
+        if let Some(leaving) = &self.leaving {
+            leaving.give_up();
+        }
         let Some(job) = self.job.take() else { return };
         job.unwanted.store(true, Ordering::Relaxed);
         // A panic there has been reported.
@@ -228,7 +256,7 @@ fn changes<A: SavedMachine>(machine: &mut Machine<A>, save: &Save) -> Result<Opt
 }
 
 fn being_saved() -> Failure {
-    SnapshotError::Busy("the machine is being saved".to_owned()).into()
+    SnapshotError::Busy("the machine is being saved, or migrates".to_owned()).into()
 }
 
 /// What writes a snapshot, on a thread of its own.

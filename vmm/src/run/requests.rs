@@ -36,6 +36,12 @@ pub enum Request {
     Stopped,
     /// Memory has been written to a snapshot, or that has failed: the guest can go on.
     Written,
+    /// A machine that migrates is to stand still, and its state to be handed over.
+    HandOver,
+    /// A migration has ended: the machine has gone, or stays.
+    Migrated,
+    /// A machine that has come is this process's to run (`true`), or will not be.
+    Arrived(bool),
     /// A client of the control socket wants something. The guest runs on meanwhile.
     Command(Call),
     /// The user, or a signal, ends the machine.
@@ -44,8 +50,11 @@ pub enum Request {
 
 impl Request {
     /// Whether the guest stands still until it is taken.
-    fn freezes(&self) -> bool {
-        !matches!(self, Request::Command(_) | Request::Written)
+    pub(crate) fn freezes(&self) -> bool {
+        !matches!(
+            self,
+            Request::Command(_) | Request::Written | Request::HandOver | Request::Migrated | Request::Arrived(_)
+        )
     }
 }
 
@@ -119,7 +128,7 @@ impl Requests {
 
     /// Forgets what was asked before a restart: two vCPUs may have asked for the same one. What comes from outside is kept.
     pub fn forget(&self) {
-        self.lock().retain(|request| matches!(request, Request::Stop(_) | Request::Command(_) | Request::Written));
+        self.lock().retain(|request| matches!(request, Request::Stop(_)) || !request.freezes());
     }
 
     /// Readable while there are requests.

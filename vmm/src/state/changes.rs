@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use skep_memory::{Consumer, DirtyLog, DirtySource, MemoryMap, PAGE_SIZE, Region, RegionKind};
+use skep_memory::{Consumer, DirtyLog, PAGE_SIZE, Region, RegionKind};
 
 use super::SnapshotError;
 use super::header::Checksum;
@@ -20,7 +20,7 @@ pub(crate) type Runs = Vec<Range<u64>>;
 const RUN: usize = 16;
 
 /// A bit for each page, by a region's address.
-type Bits = BTreeMap<u64, Vec<u64>>;
+pub(crate) type Bits = BTreeMap<u64, Vec<u64>>;
 
 /// A snapshot that differences are to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(crate) struct Origin {
 }
 
 struct Inner {
-    log: DirtyLog,
+    log: Arc<DirtyLog>,
     consumer: Consumer,
     /// What was changed and is in no snapshot yet.
     bits: Bits,
@@ -46,12 +46,7 @@ pub(crate) struct Tracker(Arc<Mutex<Inner>>);
 
 impl Tracker {
     /// One that sees what is changed from now on, since `origin` if that is what memory holds now.
-    pub(crate) fn begin(
-        memory: &MemoryMap,
-        source: Option<Arc<dyn DirtySource>>,
-        origin: Option<Origin>,
-    ) -> Result<Self, SnapshotError> {
-        let log = DirtyLog::new(memory.clone(), source.ok_or(SnapshotError::NoDirtyLog)?);
+    pub(crate) fn begin(log: Arc<DirtyLog>, origin: Option<Origin>) -> Result<Self, SnapshotError> {
         let consumer = log.subscribe("snapshot").map_err(SnapshotError::DirtyLog)?;
         Ok(Self(Arc::new(Mutex::new(Inner { log, consumer, bits: Bits::new(), origin }))))
     }
@@ -70,7 +65,33 @@ impl Tracker {
     }
 }
 
-fn merge(into: &mut Bits, from: impl IntoIterator<Item = (u64, Vec<u64>)>) {
+/// The pages of `ram` whose bits are set. What is no RAM to the memory map all the time is taken to have changed.
+pub(crate) fn runs(bits: &Bits, ram: &[Arc<Region>]) -> Runs {
+    let mut runs = Runs::new();
+    let mut before = 0;
+    for region in ram {
+        let pages = region.size() / PAGE_SIZE;
+        let bits = bits.get(&region.gpa()).map_or(&[][..], Vec::as_slice);
+        let all = region.kind() != RegionKind::Ram;
+        let is_set = |page: u64| all || bits.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 == 1);
+        let mut page = 0;
+        while page < pages {
+            let start = page;
+            while page < pages && is_set(page) {
+                page += 1;
+            }
+            if page > start {
+                runs.push(before + start..before + page);
+            }
+            page += 1;
+        }
+        before += pages;
+    }
+    runs
+}
+
+/// Adds pages to others.
+pub(crate) fn merge(into: &mut Bits, from: impl IntoIterator<Item = (u64, Vec<u64>)>) {
     for (gpa, bits) in from {
         let known = into.entry(gpa).or_insert_with(|| vec![0; bits.len()]);
         for (known, new) in known.iter_mut().zip(bits) {
@@ -88,30 +109,9 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// The changed pages of `ram`. What is no RAM to the memory map all the time is taken to have changed.
+    /// The changed pages of `ram`.
     pub(crate) fn runs(&self, ram: &[Arc<Region>]) -> Runs {
-        let mut runs = Runs::new();
-        let mut before = 0;
-        for region in ram {
-            let pages = region.size() / PAGE_SIZE;
-            let bits = self.bits.get(&region.gpa()).map_or(&[][..], Vec::as_slice);
-            let all = region.kind() != RegionKind::Ram;
-            let is_set =
-                |page: u64| all || bits.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 == 1);
-            let mut page = 0;
-            while page < pages {
-                let start = page;
-                while page < pages && is_set(page) {
-                    page += 1;
-                }
-                if page > start {
-                    runs.push(before + start..before + page);
-                }
-                page += 1;
-            }
-            before += pages;
-        }
-        runs
+        runs(&self.bits, ram)
     }
 
     /// What they are the difference to, if to anything, and the changed pages of `ram`.

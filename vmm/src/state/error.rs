@@ -150,6 +150,9 @@ pub enum SnapshotError {
         /// What differs.
         reason: String,
     },
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] skep_block::BlockError),
     /// A disk is not what it was.
     #[error("disk `{id}`: {reason}\n  try: {mend}")]
     Disk {

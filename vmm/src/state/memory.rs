@@ -19,8 +19,8 @@ use super::header::{Checksum, MemoryFile, RamRange};
 #[path = "memory_test.rs"]
 mod test;
 
-/// Bytes that a thread takes at once.
-const PIECE: u64 = 1 << 20;
+/// Bytes that are taken at once.
+pub(crate) const PIECE: u64 = 1 << 20;
 /// Threads at most: more don't make a disk or a memory bus faster.
 const MOST_THREADS: usize = 8;
 
@@ -49,7 +49,15 @@ pub(crate) fn firmware(code: &Arc<Backing>) -> io::Result<FirmwareState> {
 }
 
 /// A region, where it begins in the file, and a part of it.
-type Piece<'a> = (&'a Region, u64, Range<u64>);
+pub(crate) type Piece<'a> = (&'a Region, u64, Range<u64>);
+
+/// All of RAM that may be something else than zeroes, or these pages, in pieces.
+pub(crate) fn parts<'a>(ram: &'a [Arc<Region>], changed: Option<&[Range<u64>]>) -> io::Result<Vec<Piece<'a>>> {
+    pieces(ram, |region, before| match changed {
+        Some(runs) => Ok(within(runs, region, before)),
+        None => region.used(),
+    })
+}
 
 /// The parts of RAM that `which` names, by a region and its place in the file, in pieces for threads.
 fn pieces(
@@ -87,10 +95,7 @@ pub(crate) fn write(
 ) -> io::Result<MemoryFile> {
     let size = ram.iter().map(|region| region.size()).sum();
     file.set_len(size)?;
-    let pieces = pieces(ram, |region, before| match changed {
-        Some(runs) => Ok(within(runs, region, before)),
-        None => region.used(),
-    })?;
+    let pieces = parts(ram, changed)?;
     progress.of.store(pieces.iter().map(|(_, _, range)| range.end - range.start).sum(), Ordering::Relaxed);
     let sum = Sum::default();
     in_parallel(&pieces, |(region, before, range), buffer| {
@@ -159,6 +164,23 @@ pub(crate) fn read(file: &File, changed: Option<&[Range<u64>]>, ram: &[Arc<Regio
     })
 }
 
+/// Where those pages are that are no zeroes; `each` is told of them, by their numbers.
+pub(crate) fn data_runs(bytes: &[u8], mut each: impl FnMut(u64, &[u8])) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (number, page) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
+        if page == &ZEROES[..page.len()] {
+            continue;
+        }
+        each(number as u64, page);
+        let start = number * PAGE_SIZE as usize;
+        match runs.last_mut() {
+            Some(last) if last.end == start => last.end += page.len(),
+            _ => runs.push(start..start + page.len()),
+        }
+    }
+    runs
+}
+
 /// What the pages add up to.
 #[derive(Default)]
 struct Sum {
@@ -169,20 +191,11 @@ struct Sum {
 impl Sum {
     /// Adds pages from number `first` on, and answers where those are that are no zeroes.
     fn add(&self, bytes: &[u8], first: u64) -> Vec<Range<usize>> {
-        let mut runs: Vec<Range<usize>> = Vec::new();
         let (mut data, mut sum) = (0, 0_u64);
-        for (number, page) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
-            if page == &ZEROES[..page.len()] {
-                continue;
-            }
+        let runs = data_runs(bytes, |number, page| {
             data += page.len() as u64;
-            sum = sum.wrapping_add(xxh64(page, first + number as u64));
-            let start = number * PAGE_SIZE as usize;
-            match runs.last_mut() {
-                Some(last) if last.end == start => last.end += page.len(),
-                _ => runs.push(start..start + page.len()),
-            }
-        }
+            sum = sum.wrapping_add(xxh64(page, first + number));
+        });
         self.data.fetch_add(data, Ordering::Relaxed);
         self.xxh64.fetch_add(sum, Ordering::Relaxed);
         runs

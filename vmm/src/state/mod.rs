@@ -20,7 +20,7 @@
 //! state of its controllers; components and vCPUs give theirs; images are flushed; memory comes last. Then the guest goes on, while the host makes the
 //! files last. Restoring goes the other way round: memory, vCPUs, the backend's controllers, clocks, components, and the queues go on last.
 //!
-//! What it does not do yet: migration; it does not hold the content of disks.
+//! It does not hold the content of disks. A machine that migrates ([`crate::migrate`]) takes its records and its memory along without a folder.
 
 pub(crate) mod changes;
 mod error;

@@ -45,11 +45,17 @@ impl Records {
         if decoder.position() != bytes.len() {
             return Err(malformed("something follows their end".to_owned()));
         }
-        let mut names: Vec<_> = records.records.iter().map(|record| &record.name).collect();
+        records.are_apart()?;
+        Ok(records)
+    }
+
+    /// Refuses two of one name.
+    pub(crate) fn are_apart(&self) -> Result<(), SnapshotError> {
+        let mut names: Vec<_> = self.records.iter().map(|record| &record.name).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(malformed(format!("`{}` is there twice", pair[0]))),
-            None => Ok(records),
+            Some(pair) => Err(SnapshotError::Records { reason: format!("`{}` is there twice", pair[0]) }),
+            None => Ok(()),
         }
     }
 

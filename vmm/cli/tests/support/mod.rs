@@ -4,6 +4,7 @@
 
 pub mod calls;
 pub mod disk;
+pub mod proxy;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -47,6 +48,22 @@ pub fn debian_disk(scratch: &Path) -> PathBuf {
     let copy = scratch.join("debian.ext4");
     std::fs::copy(&disk, &copy).unwrap_or_else(|e| panic!("can't copy {}: {e}", disk.display()));
     copy
+}
+
+/// Whether this runs on an emulated host, where all takes longer.
+pub fn in_lab() -> bool {
+    std::env::var_os("SKEP_LAB").is_some()
+}
+
+/// How often a machine is put away, or goes, while it uses each of two disks: as often as `cargo xtask soak` says, or enough to see that it works.
+pub fn rounds() -> u32 {
+    let soak = std::env::var("SKEP_ROUNDS").ok().and_then(|rounds| rounds.parse::<u32>().ok());
+    soak.map_or(if in_lab() { 2 } else { 3 }, |rounds| rounds.div_ceil(2))
+}
+
+/// Accesses of a disk that last for so many rounds.
+pub fn accesses() -> u32 {
+    rounds() * if in_lab() { 6_000 } else { 20_000 }
 }
 
 /// Whether the guest is an x86_64 one: guests are of the host's architecture.
@@ -288,6 +305,13 @@ impl Machine {
         // No echo, no line that is wrapped, and a prompt that nothing else prints.
         self.send("stty -echo; bind 'set enable-bracketed-paste off'; PS1='<ready>'; PS2=\n");
         self.wait_for("<ready>");
+        self.wait_for("<ready>");
+    }
+
+    /// Goes on in the shell of a machine that came from another process, in which [`Self::log_in`] was done.
+    pub fn resume_log_in(&mut self) {
+        self.deadline += 2 * PATIENCE;
+        self.send("\n");
         self.wait_for("<ready>");
     }
 

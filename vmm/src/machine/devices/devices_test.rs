@@ -160,7 +160,7 @@ fn a_disk_does_no_more_than_its_rates_say() {
     fs::write(&path, vec![0; 1 << 20]).unwrap();
     // The first read of 512 bytes is made up for in as many seconds.
     let limited: skep_config::Disk = format!("{},format=raw,bandwidth=1B", path.display()).parse().unwrap();
-    let file = disk::open(&limited, 512).unwrap();
+    let file = disk::open(&limited, 512, Locking::Now).unwrap();
     let mut queue = disk::held(&limited, &file).open_queue(8).unwrap();
     for tag in 0..4 {
         let request = Request { tag, operation: Operation::Read { offset: 0 }, buffer: Buffer::zeroed(512) };

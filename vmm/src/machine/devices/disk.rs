@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use skep_block::{BlockError, ClosingDisk, FileDisk, FileOptions, ImageDisk, LimitedDisk, Qcow2Disk};
+use skep_block::{BlockError, ClosingDisk, FileDisk, FileOptions, ImageDisk, LimitedDisk, Locking, Qcow2Disk};
 use skep_config::{Config, Disk, DiskDevice, DiskSource, Format};
 use skep_nvme::{Controller, ControllerConfig, NamespaceConfig};
 use skep_virtio::{Blk, BlkConfig, VhostUserKind};
@@ -77,15 +77,21 @@ fn add_controller(site: Site<'_>, id: &str, disks: &[&Disk]) -> Result<(), Error
     let attach = |(number, disk): (u32, &&Disk)| {
         let id = disk.id.as_deref().unwrap_or_default();
         let nsid = site.numbers.namespaces.get(id).copied().unwrap_or(number);
-        attach(&controller, nsid, &serial, disk).map_err(named(id))
+        attach(&controller, nsid, &serial, disk, site.locking).map_err(named(id))
     };
     let images = (1..).zip(disks).map(attach).collect::<Result<_, _>>()?;
     site.push(id, endpoint, Kind::Nvme(controller), images).map_err(named(id))
 }
 
-fn attach(controller: &Controller, nsid: u32, serial: &str, disk: &Disk) -> Result<Image, DeviceError> {
+fn attach(
+    controller: &Controller,
+    nsid: u32,
+    serial: &str,
+    disk: &Disk,
+    locking: Locking,
+) -> Result<Image, DeviceError> {
     let block_size = disk.block_size.unwrap_or(SECTOR);
-    let file = open(disk, block_size)?;
+    let file = open(disk, block_size, locking)?;
     let namespace =
         NamespaceConfig { disk: held(disk, &file), block_size, read_only: disk.readonly, uuid: uuid(serial, nsid) };
     controller.attach(nsid, &namespace)?;
@@ -105,7 +111,7 @@ fn join(devices: &Devices, controller: &str, serial: &str, disk: &Disk) -> Resul
     let last = placed.last_namespace.max(taken.iter().copied().max().unwrap_or(0));
     let free = (last + 1..=NAMESPACES).chain(1..=NAMESPACES).find(|nsid| !taken.contains(nsid));
     let nsid = free.ok_or_else(|| refuse("has as many disks as it can"))?;
-    let image = attach(&nvme, nsid, serial, disk)?;
+    let image = attach(&nvme, nsid, serial, disk, Locking::Now)?;
     placed.last_namespace = nsid;
     placed.images.push(image);
     Ok(nsid)
@@ -113,7 +119,7 @@ fn join(devices: &Devices, controller: &str, serial: &str, disk: &Disk) -> Resul
 
 fn add_virtio(site: Site<'_>, id: &str, disk: &Disk) -> Result<(), DeviceError> {
     let socket = site.socket(disk.place)?;
-    let file = open(disk, SECTOR)?;
+    let file = open(disk, SECTOR, site.locking)?;
     let form = BlkConfig {
         name: id.to_owned(),
         disk: held(disk, &file),
@@ -149,8 +155,8 @@ fn image(disk: &Disk) -> (&Path, Format) {
 }
 
 /// Opens the image, which must be made of whole blocks.
-pub(super) fn open(disk: &Disk, block_size: u32) -> Result<Arc<dyn ImageDisk>, DeviceError> {
-    let options = FileOptions { read_only: disk.readonly, direct: disk.direct, ..FileOptions::default() };
+pub(super) fn open(disk: &Disk, block_size: u32, lock: Locking) -> Result<Arc<dyn ImageDisk>, DeviceError> {
+    let options = FileOptions { read_only: disk.readonly, direct: disk.direct, lock, ..FileOptions::default() };
     let (file, format) = image(disk);
     let opened: Result<Arc<dyn ImageDisk>, _> = match format {
         Format::Raw => FileDisk::open(file, &options).map(|disk| disk as _),

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
-use skep_block::{BlockError, ImageDisk};
+use skep_block::{BlockError, ImageDisk, Locking};
 use skep_clock::Clock;
 use skep_config::{Bytes, Config, Counted, FIRST_PORT, Net, Place, Rate, Requests};
 use skep_memory::{MemoryError, MemoryMap};
 use skep_ne2k::{Ne2k, Ne2kError};
-use skep_net::NetError;
+use skep_net::{Link, NetError};
 use skep_nvme::{Controller, NvmeError};
 use skep_pci::{Endpoint, OptionRom, PciError, PciPlace, RomError, RootComplex, SlotState, Socket};
 use skep_state::Component;
@@ -189,6 +189,8 @@ struct Inner {
     /// Those that the host has something to say to, while they are there.
     balloon: Weak<Balloon>,
     console: Weak<Console>,
+    /// Networks, and the cards' addresses in them.
+    links: Vec<(Weak<dyn Link>, [u8; 6])>,
 }
 
 /// The devices of a machine, in the order of its configuration, and what was plugged after it.
@@ -209,6 +211,8 @@ pub(super) struct Site<'a> {
     pub(super) running: bool,
     /// What a snapshot says of namespaces.
     pub(super) numbers: &'a Numbers,
+    /// When images are locked.
+    pub(super) locking: Locking,
 }
 
 impl Site<'_> {
@@ -377,6 +381,16 @@ impl Devices {
     /// What is saved of them.
     pub(super) fn components(&self) -> Vec<Named> {
         self.lock().placed.iter().flat_map(Placed::components).collect()
+    }
+
+    /// Tells the networks where the cards are now.
+    pub(super) fn announce(&self) {
+        let links = self.lock().links.clone();
+        for (link, mac) in links {
+            if let Some(link) = link.upgrade() {
+                link.announce(mac);
+            }
+        }
     }
 
     /// The images of all disks, by their names.

@@ -35,6 +35,11 @@ fn add_card(site: Site<'_>, id: &str, net: &Net) -> Result<(), DeviceError> {
         Some(name) => Arc::new(Tap::open(name, net.queues)?),
         None => Arc::new(Passt::start(&PasstConfig::default())?),
     };
+    {
+        let links = &mut site.devices.lock().links;
+        links.retain(|(link, _)| link.strong_count() > 0);
+        links.push((Arc::downgrade(&link), mac));
+    }
     let name = id.to_owned();
     match net.device {
         NetDevice::VirtioNet => {

@@ -54,12 +54,14 @@ impl Saved for Aarch64 {
         plan: &mut Plan<Self>,
         host: &Capabilities<Self>,
         saved: &Record,
-        first: &VcpuState,
+        first: Option<&VcpuState>,
     ) -> Result<(), SnapshotError> {
         let saved: Aarch64CpusState = saved.open().map_err(refused(CPUS))?;
         let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
-        let (hz, here) = (saved.counter_hz.unwrap_or(first.counter_hz), host.arch.counter_hz);
-        if hz != here {
+        let hz = saved.counter_hz.or(first.map(|first| first.counter_hz));
+        if let (Some(hz), here) = (hz, host.arch.counter_hz)
+            && hz != here
+        {
             return refuse(format!("the counter's frequency was {hz} Hz, and is {here} Hz here"));
         }
         if !plan.vcpus.iter().map(|vcpu| vcpu.mpidr).eq(saved.mpidrs.iter().copied()) {

@@ -1,23 +1,36 @@
 //! The images behind the disks: flushed before a save is whole, and known again after it.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use skep_block::{Buffer, ImageDisk, Operation, Request};
 use skep_config::{Config, Disk, DiskSource, Format};
 
+use crate::firmware::hold_vars;
 use crate::machine::devices::Devices;
 use crate::state::{DiskReference, DisksState, SnapshotError};
 
+/// An image that its machine may let go of.
+pub(crate) type WeakImage = (PathBuf, Weak<dyn ImageDisk>);
+
+fn flushing(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Host { what: "flush the disk's image", path, source }
+}
+
 /// The images of a machine.
-pub struct DiskImages(Vec<(Disk, PathBuf, Arc<dyn ImageDisk>)>);
+pub struct DiskImages {
+    disks: Vec<(Disk, PathBuf, Arc<dyn ImageDisk>)>,
+    /// The file of its firmware's variables.
+    variables: Option<Arc<File>>,
+}
 
 impl DiskImages {
-    pub(super) fn new(config: &Config, devices: &Devices) -> Self {
+    pub(super) fn new(config: &Config, devices: &Devices, variables: Option<Arc<File>>) -> Self {
         let files = devices.images();
         let find = |disk: &Disk| {
             let id = disk.id.as_deref().unwrap_or_default();
@@ -26,7 +39,7 @@ impl DiskImages {
                 .find(|(name, _)| name == id)
                 .and_then(|(_, file)| Some((disk.clone(), image(disk)?.0.to_owned(), file.clone())))
         };
-        Self(config.disk.iter().filter_map(find).collect())
+        Self { disks: config.disk.iter().filter_map(find).collect(), variables }
     }
 
     /// Makes all that was written last, and says what the images are then. No queue of a device's runs.
@@ -34,21 +47,64 @@ impl DiskImages {
     /// # Errors
     /// [`SnapshotError::Host`].
     pub fn flush(&self) -> Result<DisksState, SnapshotError> {
-        let disks = self.0.iter().map(|(disk, path, file)| {
-            let what = "flush the disk's image";
-            let failed = |source| SnapshotError::Host { what, path: path.clone(), source };
+        for (disk, path, file) in &self.disks {
             if !disk.readonly {
-                flush(&**file).map_err(failed)?;
+                flush(&**file).map_err(flushing(path))?;
+                file.settle()?;
             }
+        }
+        self.describe()
+    }
+
+    /// The same of images that are still written: what reaches the medium now need not do so later.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`].
+    pub(crate) fn flush_early(images: &[WeakImage]) -> Result<(), SnapshotError> {
+        for (path, image) in images {
+            // A disk that was removed is not waited for.
+            if let Some(image) = image.upgrade() {
+                flush(&*image).map_err(flushing(path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that may be written, without keeping them.
+    pub(crate) fn weak(&self) -> Vec<WeakImage> {
+        let written = self.disks.iter().filter(|(disk, ..)| !disk.readonly);
+        written.map(|(_, path, image)| (path.clone(), Arc::downgrade(image))).collect()
+    }
+
+    /// What the images are.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Host`].
+    pub(crate) fn describe(&self) -> Result<DisksState, SnapshotError> {
+        let disks = self.disks.iter().map(|(disk, path, file)| {
             Ok::<_, SnapshotError>(DiskReference {
                 id: disk.id.clone().unwrap_or_default(),
                 path: path.display().to_string(),
                 format: image(disk).map_or("", |(_, format)| name(format)).to_owned(),
                 size: file.info().size,
-                changed_nanos: changed(path).map_err(failed)?,
+                changed_nanos: changed(path).map_err(flushing(path))?,
             })
         });
         Ok(DisksState { disks: disks.collect::<Result<_, _>>()? })
+    }
+}
+
+impl DiskImages {
+    /// Takes the images' locks, or gives them away, after [`DiskImages::flush`].
+    ///
+    /// # Errors
+    /// [`SnapshotError::Image`] and [`SnapshotError::Host`] where somebody else has taken one.
+    pub(crate) fn hold(&self, held: bool) -> Result<(), SnapshotError> {
+        if let Some(file) = &self.variables {
+            let (what, path) = ("lock", "the firmware's variables".into());
+            hold_vars(file, held).map_err(|source| SnapshotError::Host { what, path, source })?;
+        }
+        Ok(self.disks.iter().try_for_each(|(_, _, image)| image.hold(held))?)
     }
 }
 

@@ -27,7 +27,7 @@ fn fresh_with<A: Saved>(config: &Config) -> Machine<A>
 where
     Fake<A>: Hypervisor<A> + Default,
 {
-    let firmware = BootFiles::open(&config.boot.source().unwrap(), A::KIND, true).unwrap().split().1;
+    let firmware = BootFiles::open(&config.boot.source().unwrap(), A::KIND, Locking::Now).unwrap().split().1;
     let services = Services { firmware, ..services() };
     let mut machine = Machine::new(config, &Fake::<A>::default(), Arc::default(), services).unwrap();
     machine.load(None).unwrap();

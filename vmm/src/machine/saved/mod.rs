@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use skep_block::Locking;
 use skep_config::Config;
 use skep_hypervisor::{Capabilities, Hypervisor};
-use skep_memory::Backing;
+use skep_memory::{Backing, DirtyLog, Region};
 use skep_state::Record;
 
 use super::platform::rng_seed_of_host;
@@ -21,11 +22,16 @@ use super::{Machine, Named, Plan, Platform, Services};
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::firmware::FirmwareFiles;
+use crate::migrate::wire::{self, Hello, Session};
+use crate::migrate::{Address, Arrival, OutgoingPlan};
 use crate::run::Gate;
 use crate::state::changes::{Origin, Tracker};
 use crate::state::records::{self, CPUS, FIRMWARE, INTERRUPTS, MACHINE, refused, vcpu};
-use crate::state::{FirmwareState, Layer, MachineState, NamedNumber, NamedRecord, Records, Snapshot, SnapshotError};
+use crate::state::{
+    FirmwareState, Layer, MachineState, NamedNumber, NamedRecord, RamRange, Records, Snapshot, SnapshotError,
+};
 pub(crate) use aarch64::Aarch64CpusState;
+pub(crate) use disks::WeakImage;
 pub use disks::{DiskImages, check_disks};
 
 pub(crate) use x86_64::X86CpusState;
@@ -40,7 +46,7 @@ pub trait Saved: Platform {
     /// What the guest was shown of its CPUs.
     fn cpus(plan: &Plan<Self>) -> Record;
 
-    /// Lets the plan have the CPUs of a snapshot, of which `first` is the first one's state.
+    /// Lets the plan have the CPUs of a snapshot, of which `first` is the first one's state, where it is known.
     ///
     /// # Errors
     /// [`SnapshotError::Cpu`] for what this host can't show, by name.
@@ -48,7 +54,7 @@ pub trait Saved: Platform {
         plan: &mut Plan<Self>,
         host: &Capabilities<Self>,
         saved: &Record,
-        first: &Self::VcpuState,
+        first: Option<&Self::VcpuState>,
     ) -> Result<(), SnapshotError>;
 
     /// The CPU features that a guest could be shown here and on the hosts of these lists, as a list.
@@ -105,8 +111,9 @@ impl From<&MachineState> for Numbers {
 /// Where a machine's RAM and its disks' numbers come from, where they are not new.
 #[derive(Default)]
 pub(super) struct Inherited {
-    pub(super) memory: Option<Backing>,
+    pub(super) memory: Option<Arc<Backing>>,
     pub(super) numbers: Numbers,
+    pub(super) locking: Locking,
 }
 
 fn host_nanos() -> i64 {
@@ -125,14 +132,11 @@ impl<A: Saved> Machine<A> {
     /// # Errors
     /// Where something can't be saved now.
     pub fn save(&mut self) -> Result<Records, SnapshotError> {
-        self.forget_gone();
+        self.can_be_saved()?;
         if let Some(id) = self.devices.going() {
             return Err(SnapshotError::Busy(format!(
                 "the guest has let `{id}` go, and what it had begun has not ended"
             )));
-        }
-        if let Some(id) = self.config.of_a_backend() {
-            return Err(SnapshotError::Backend { id: id.to_owned() });
         }
         // First: it writes into guest RAM, and what it writes there is saved with it.
         let interrupts = A::save_interrupts(&self.board)?;
@@ -149,6 +153,18 @@ impl<A: Saved> Machine<A> {
         let named = self.named().into_iter();
         records.extend(named.map(|(name, component)| NamedRecord::new(name, component.save_record())));
         Ok(Records { records })
+    }
+
+    /// Refuses a machine that can't be saved as it is put together now.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Backend`].
+    pub(crate) fn can_be_saved(&mut self) -> Result<(), SnapshotError> {
+        self.forget_gone();
+        match self.config.of_a_backend() {
+            Some(id) => Err(SnapshotError::Backend { id: id.to_owned() }),
+            None => Ok(()),
+        }
     }
 
     fn own_state(&self) -> Result<MachineState, SnapshotError> {
@@ -186,9 +202,21 @@ impl<A: Saved> Machine<A> {
     /// # Errors
     /// Where the backend has no dirty log, or refuses.
     pub(crate) fn track(&mut self, origin: Option<Origin>) -> Result<Tracker, SnapshotError> {
-        let tracker = Tracker::begin(&self.memory, self.vm.dirty_source(), origin)?;
+        let tracker = Tracker::begin(self.dirty_log()?, origin)?;
         self.tracker = Some(tracker.clone());
         Ok(tracker)
+    }
+
+    /// What says which pages of RAM are written. Who wants to know subscribes to it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoDirtyLog`].
+    pub(crate) fn dirty_log(&mut self) -> Result<Arc<DirtyLog>, SnapshotError> {
+        if let Some(log) = &self.log {
+            return Ok(log.clone());
+        }
+        let source = self.vm.dirty_source().ok_or(SnapshotError::NoDirtyLog)?;
+        Ok(self.log.insert(Arc::new(DirtyLog::new(self.memory.clone(), source))).clone())
     }
 
     /// What follows its changes, if anything does.
@@ -204,7 +232,7 @@ impl<A: Saved> Machine<A> {
         config: &Config,
         hypervisor: &dyn Hypervisor<A>,
         gate: Arc<Gate>,
-        mut services: Services,
+        services: Services,
         snapshot: &Snapshot,
         policy: ClockPolicy,
         track: bool,
@@ -215,18 +243,13 @@ impl<A: Saved> Machine<A> {
             return Err(SnapshotError::Missing { name: crate::state::MEMORY.to_owned() }.into());
         };
         let file = whole.file.try_clone().map_err(|source| in_memory(snapshot, source))?;
-        let memory = if mapped { Some(Backing::of_file(file)?) } else { None };
-        let inherited = Inherited { memory, numbers: Numbers::from(&own) };
-        let cpus = snapshot.records.get(CPUS)?;
-        let first = snapshot.records.open(&vcpu(0))?;
-        services.firmware = firmware(config, &snapshot.records)?;
-        let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus, &first);
-        let mut machine = Self::make(config, hypervisor, gate, services, inherited, adopt)?;
+        let memory = if mapped { Some(Arc::new(Backing::of_file(file)?)) } else { None };
+        let inherited = Inherited { memory, numbers: Numbers::from(&own), locking: Locking::Now };
+        let records = &snapshot.records;
+        let mut machine = Self::inherit(config, hypervisor, gate, services, inherited, records)?;
         let ram = machine.ram();
-        let here = ram.iter().map(|region| (region.gpa(), region.size()));
-        if !here.eq(snapshot.header.memory.ram.iter().map(|ram| (ram.address, ram.size))) {
-            let reason = "its pieces of RAM are not those of its config on this host".to_owned();
-            return Err(SnapshotError::Records { reason }.into());
+        if !ram_ranges(&ram).eq(snapshot.header.memory.ram.iter().copied()) {
+            return Err(other_ram().into());
         }
         let read = |layer: &Layer| crate::state::memory::read(&layer.file, layer.changed.as_deref(), &ram);
         let layers = if mapped { differences } else { &snapshot.layers };
@@ -234,11 +257,89 @@ impl<A: Saved> Machine<A> {
         if track {
             machine.track(Some(snapshot.origin()))?;
         }
-        machine.restore(&snapshot.records, &own, policy)?;
+        let passed = match policy {
+            ClockPolicy::Continue => 0,
+            ClockPolicy::Jump => u64::try_from(host_nanos().saturating_sub(own.host_nanos)).unwrap_or(0),
+        };
+        machine.restore(records, &own, passed)?;
         Ok(machine)
     }
 
-    fn restore(&mut self, records: &Records, own: &MachineState, policy: ClockPolicy) -> Result<(), Error> {
+    /// Whether this host could go on with a machine of that config and these CPUs, and with which pieces of RAM. Nothing is made.
+    ///
+    /// # Errors
+    /// What the host lacks, by name.
+    pub(crate) fn could_inherit(config: &Config, hypervisor: &dyn Hypervisor<A>, cpus: &Record) -> Result<(), Error> {
+        let (mut plan, builder) = Self::plan(config, hypervisor)?;
+        Ok(A::adopt(&mut plan, builder.capabilities(), cpus, None)?)
+    }
+
+    /// Makes the machine that another process has sent, and says since when its clocks stand. Nothing runs, the queues stand, and its images are still
+    /// to be locked ([`Machine::hold_images`]).
+    ///
+    /// # Errors
+    /// As for [`Machine::of_snapshot`].
+    pub(crate) fn of_arrival(
+        config: &Config,
+        hypervisor: &dyn Hypervisor<A>,
+        gate: Arc<Gate>,
+        services: Services,
+        arrival: &Arrival,
+    ) -> Result<(Self, Instant), Error> {
+        let (records, (memory, ram)) = (&arrival.records, &arrival.memory);
+        let own: MachineState = records.open(MACHINE)?;
+        let (memory, numbers) = (Some(memory.clone()), Numbers::from(&own));
+        let inherited = Inherited { memory, numbers, locking: Locking::Later };
+        let mut machine = Self::inherit(config, hypervisor, gate, services, inherited, records)?;
+        if !ram_ranges(&machine.ram()).eq(ram.iter().copied()) {
+            return Err(other_ram().into());
+        }
+        let now = Instant::now();
+        machine.restore(records, &own, arrival.stood())?;
+        Ok((machine, now))
+    }
+
+    /// What another process is told of the machine before it takes it, and all that is sent.
+    ///
+    /// # Errors
+    /// What can't be saved.
+    pub(crate) fn leave(&mut self, to: Address, downtime: Duration) -> Result<OutgoingPlan, Error> {
+        self.can_be_saved()?;
+        let mut session = Session::default();
+        let seed = rng_seed_of_host()?;
+        session.copy_from_slice(&seed[..16]);
+        let (ram, images) = (self.ram(), self.disk_images());
+        let hello = Hello {
+            protocol: wire::VERSION,
+            skep: env!("CARGO_PKG_VERSION").to_owned(),
+            requires: Vec::new(),
+            session,
+            architecture: self.config.arch().to_string(),
+            config: self.config.to_toml().map_err(in_config)?,
+            ram: ram.iter().map(|region| (region.gpa(), region.size())).collect(),
+            cpus: A::cpus(&self.plan),
+            disks: images.describe()?,
+        };
+        Ok(OutgoingPlan { to, downtime, hello, images: images.weak(), ram, log: self.dirty_log()? })
+    }
+
+    /// A machine with the CPUs of `records`, before its state is put into it.
+    fn inherit(
+        config: &Config,
+        hypervisor: &dyn Hypervisor<A>,
+        gate: Arc<Gate>,
+        mut services: Services,
+        inherited: Inherited,
+        records: &Records,
+    ) -> Result<Self, Error> {
+        let (cpus, first) = (records.get(CPUS)?, records.open(&vcpu(0))?);
+        services.firmware = firmware(config, records, inherited.locking)?;
+        let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus, Some(&first));
+        Self::make(config, hypervisor, gate, services, inherited, adopt)
+    }
+
+    /// `passed` are the nanoseconds by which its clocks have moved on since.
+    fn restore(&mut self, records: &Records, own: &MachineState, passed: u64) -> Result<(), Error> {
         let named = self.named();
         let vcpus = self.vcpus.paused().count();
         records.all_known(|name| {
@@ -247,10 +348,6 @@ impl<A: Saved> Machine<A> {
         })?;
         let states = (0..vcpus).map(|index| records.open::<A::VcpuState>(&vcpu(index)));
         let mut states = states.collect::<Result<Vec<_>, _>>()?;
-        let passed = match policy {
-            ClockPolicy::Continue => 0,
-            ClockPolicy::Jump => u64::try_from(host_nanos().saturating_sub(own.host_nanos)).unwrap_or(0),
-        };
         let guest_clock = states.first().map(|first| A::move_clock(own.guest_clock, first, passed));
         for (mut slot, state) in self.vcpus.paused().zip(&mut states) {
             A::move_counter(state, passed);
@@ -292,19 +389,40 @@ impl<A: Saved> Machine<A> {
     }
 
     /// RAM, in the order in which it is saved. What comes and goes as firmware says is none by its kind: the dirty log may not know it.
-    pub fn ram(&self) -> Vec<Arc<skep_memory::Region>> {
+    pub fn ram(&self) -> Vec<Arc<Region>> {
         self.ram.clone()
+    }
+
+    /// Takes the locks of the disks' images, and of the firmware's variables.
+    ///
+    /// # Errors
+    /// Where somebody else has taken one.
+    pub(crate) fn hold_images(&self) -> Result<(), SnapshotError> {
+        self.disk_images().hold(true)
+    }
+
+    /// Tells the networks that its cards are here now.
+    pub(crate) fn announce(&self) {
+        self.devices.announce();
     }
 
     /// The disks' images, to be flushed and told of.
     pub fn disk_images(&self) -> DiskImages {
-        DiskImages::new(&self.config, &self.devices)
+        DiskImages::new(&self.config, &self.devices, self.variables.clone())
     }
 
     /// The names that a header has.
     pub fn config(&self) -> &Config {
         &self.config
     }
+}
+
+fn ram_ranges(ram: &[Arc<Region>]) -> impl Iterator<Item = RamRange> {
+    ram.iter().map(|region| RamRange { address: region.gpa(), size: region.size() })
+}
+
+fn other_ram() -> SnapshotError {
+    SnapshotError::Records { reason: "its pieces of RAM are not those of its config on this host".to_owned() }
 }
 
 fn in_memory(snapshot: &Snapshot, source: std::io::Error) -> SnapshotError {
@@ -325,9 +443,9 @@ pub fn renew_addresses(config: &mut Config) -> Result<(), Error> {
 }
 
 /// Opens the firmware of a machine that has some, which must be what it was.
-fn firmware(config: &Config, records: &Records) -> Result<Option<FirmwareFiles>, Error> {
+fn firmware(config: &Config, records: &Records, lock: Locking) -> Result<Option<FirmwareFiles>, Error> {
     let Some(path) = &config.boot.firmware else { return Ok(None) };
-    let files = BootFiles::open(&config.boot.source()?, config.arch(), true)?.split().1;
+    let files = BootFiles::open(&config.boot.source()?, config.arch(), lock)?.split().1;
     let same = match &files {
         Some(files) => known_by(&files.code, path)? == records.open(FIRMWARE)?,
         None => true,

@@ -116,11 +116,11 @@ impl Saved for X86_64 {
         plan: &mut Plan<Self>,
         host: &Capabilities<Self>,
         saved: &Record,
-        first: &VcpuState,
+        first: Option<&VcpuState>,
     ) -> Result<(), SnapshotError> {
         let saved: X86CpusState = saved.open().map_err(refused(CPUS))?;
         let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
-        if let (Some(khz), Some(here)) = (first.tsc_khz, host.arch.tsc_khz)
+        if let (Some(khz), Some(here)) = (first.and_then(|first| first.tsc_khz), host.arch.tsc_khz)
             && !host.arch.can_run_tsc(khz)
         {
             return refuse(format!("the TSC's frequency was {khz} kHz, and is {here} kHz here, which can't scale it"));

@@ -1,0 +1,307 @@
+//! Machines that go from one process to another while their guests run, with the guests that are built in: on any /dev/kvm of either architecture.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use skep_guests::{IO_AARCH64, IO_X86_64};
+use skep_vmm::migrate::wire::Kind;
+use support::proxy::{Fault, Proxy};
+use support::{Builder, Finished, Machine, accesses, in_lab, is_x86_64, rounds};
+
+const SIZE: u64 = 16 << 20;
+
+/// Two processes and what they share.
+struct Rig {
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("io"), if is_x86_64() { IO_X86_64 } else { IO_AARCH64 }).unwrap();
+        fs::File::create(folder.path().join("nvme")).unwrap().set_len(SIZE).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn ctl(&self, socket: &str, words: &[&str]) -> Finished {
+        Builder::command(&[&["ctl", &self.text(socket)], words].concat()).finish()
+    }
+
+    /// A guest that echoes what it is sent.
+    fn echo(&self, socket: &str) -> Machine {
+        let words = ["hello", "echo", "--cpus", "2", "--memory", "64M", "--log", "info", "--control"];
+        let mut machine = Builder::command(&[&words[..], &[&self.text(socket)]].concat()).start();
+        machine.wait_for("echo: ready");
+        machine
+    }
+
+    /// A process that waits for a machine at `name`, which has its control socket at `socket` then.
+    fn receive(&self, name: &str, socket: &str, words: &[&str]) -> Machine {
+        let (at, control) = (format!("unix:{}", self.text(name)), self.text(socket));
+        let fixed = ["receive", &at, "--log", "info", "--control", &control];
+        let mut machine = Builder::command(&[&fixed[..], words].concat()).start();
+        machine.wait_for_log("waiting for a machine at unix:");
+        machine
+    }
+
+    fn migrate(&self, socket: &str, name: &str) -> Finished {
+        self.ctl(socket, &["migrate", &format!("unix:{}", self.text(name))])
+    }
+}
+
+fn echoes(machine: &mut Machine, text: &str) {
+    machine.send(&format!("{text}\r"));
+    machine.wait_for(&format!("echo: {text}"));
+}
+
+#[test]
+fn a_guest_goes_there_and_back() {
+    let rig = Rig::new();
+    let mut here = rig.echo("a");
+    rig.ctl("a", &["migrate", "unix:/nowhere"]).expect_code(1).expect_log("try: `skep receive` there first");
+    rig.ctl("a", &["migrate-cancel"]).expect_code(1).expect_log("does not migrate");
+    echoes(&mut here, "one");
+    for (from, to) in [("a", "b"), ("b", "c")] {
+        let mut there = rig.receive(&format!("to-{to}"), to, &[]);
+        rig.migrate(from, &format!("to-{to}"))
+            .expect_code(0)
+            .expect_console("gone: ")
+            .expect_console("the guest stood still for ");
+        here.finish().expect_code(15);
+        echoes(&mut there, to);
+        rig.ctl(to, &["status"]).expect_code(0).expect_console("running");
+        here = there;
+    }
+    // One that is paused is paused there; by TCP as well.
+    rig.ctl("c", &["pause"]).expect_code(0);
+    let control = rig.text("d");
+    let mut there = Builder::command(&["receive", "tcp:127.0.0.1:0", "--control", &control]).start();
+    let line = there.wait_for_log("waiting for a machine at tcp:127.0.0.1:");
+    rig.ctl("c", &["migrate", line.rsplit_once(' ').unwrap().1, "--downtime", "0"]).expect_code(0);
+    here.finish().expect_code(15);
+    while !rig.path("d").exists() {
+        std::thread::yield_now();
+    }
+    rig.ctl("d", &["status"]).expect_code(0).expect_console("paused");
+    rig.ctl("d", &["resume"]).expect_code(0);
+    echoes(&mut there, "four");
+    there.send("bye\r");
+    there.finish().expect_code(0).expect_console("problems: 0");
+}
+
+fn number(line: &str, key: &str) -> String {
+    let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    word.unwrap_or_else(|| panic!("no `{key}` in {line}")).to_owned()
+}
+
+/// What a guest says of its disks is what it says when it stays: each command was done, once.
+#[test]
+fn what_a_guest_does_with_its_disks_is_the_same_when_it_goes_meanwhile() {
+    let facts = |console: &str| {
+        let runs = console.lines().filter(|line| line.starts_with("io: "));
+        let keys = ["device", "op", "ops", "errors", "wrong", "checksum"];
+        runs.map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
+    };
+    let accesses = accesses();
+    let load = |device: &str| {
+        let words = "bs=4096 verify=1 op=write depth=32 count=4096 run op=randwrite";
+        format!("device={device} seed=7 ms=600000 {words} count={accesses} run op=read count=4096 run ")
+    };
+    let words = format!("shadow=1 {}{}", load("nvme"), load("virtio-blk"));
+    let start = |rig: &Rig| {
+        let (kernel, socket, nvme) = (rig.text("io"), rig.text("0"), format!("{},format=raw", rig.text("nvme")));
+        let virtio = format!("{},format=qcow2,device=virtio-blk,id=other", rig.text("virtio"));
+        let create = ["image", "create", &rig.text("virtio"), "--format", "qcow2", "--size", "16M"];
+        Builder::command(&create).finish().expect_code(0);
+        let fixed = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--disk", &virtio];
+        Builder::command(&[&fixed[..], &["--control", &socket, "--cmdline", &words]].concat()).start()
+    };
+    let alone = start(&Rig::new()).finish();
+    alone.expect_code(0).expect_console("problems: 0\r\n");
+    let rig = Rig::new();
+    let mut machine = start(&rig);
+    let mut console = String::new();
+    let mut socket = 0;
+    for device in ["nvme", "virtio-blk"] {
+        let begun = format!("io: device={device} op=write");
+        for round in 0..rounds() {
+            let (from, to) = (socket.to_string(), (socket + 1).to_string());
+            let next = rig.receive(&format!("to-{to}"), &to, &[]);
+            if round == 0 && !console.contains(&begun) {
+                machine.wait_for(&begun);
+            }
+            rig.migrate(&from, &format!("to-{to}")).expect_code(0);
+            let end = machine.finish();
+            end.expect_code(15);
+            console += &end.console;
+            (machine, socket) = (next, socket + 1);
+            // Later ones may come after that on a host that is slow to start programs.
+            let done = console.contains(&format!("device={device} op=randwrite"));
+            assert!(!done || round > 0, "it went while it wrote");
+        }
+    }
+    let end = machine.finish();
+    end.expect_code(0).expect_console("problems: 0\r\n");
+    console += &end.console;
+    assert_eq!(facts(&console), facts(&alone.console));
+    assert_eq!(facts(&console).len(), 6);
+    // Whoever had the image before has not written to it since.
+    Builder::command(&["image", "check", &rig.text("virtio"), "--format", "qcow2"]).finish().expect_code(0);
+}
+
+/// Lets a machine go by a connection with these faults, and says whether it went. It runs on one side, whichever it is.
+fn go(faults: Vec<Fault>) -> (bool, Vec<u32>) {
+    let rig = Rig::new();
+    let mut here = rig.echo("a");
+    let mut there = rig.receive("target", "b", &[]);
+    // One that has not heard who it is waits on.
+    let unheard = faults.iter().any(|fault| matches!(fault, Fault::Before(Kind::Hello) | Fault::Within(Kind::Hello)));
+    let plain = faults.is_empty();
+    let proxy = Proxy::start(&rig.path("proxy"), rig.path("target"), faults);
+    let gone = rig.migrate("a", "proxy").code == Some(0);
+    if !gone {
+        rig.ctl("a", &["status"]).expect_code(0).expect_console("running");
+        echoes(&mut here, "here");
+        // Nothing is left of it that would be in the way of the next.
+        if !unheard {
+            there.finish().expect_code(1);
+            there = rig.receive("again", "b", &[]);
+        }
+        rig.migrate("a", if unheard { "target" } else { "again" }).expect_code(0);
+    }
+    here.finish().expect_code(15);
+    echoes(&mut there, "there");
+    // What is heard last is said so; the proxy may see it later than the one who says it.
+    while plain && proxy.seen().last() != Some(&(Kind::Accept as u32)) {
+        std::thread::yield_now();
+    }
+    assert!(proxy.is_done());
+    (gone, proxy.seen())
+}
+
+#[test]
+fn wherever_the_connection_breaks_the_machine_runs_on_one_side() {
+    let (gone, seen) = go(vec![]);
+    assert!(gone);
+    let usual = [Kind::Hello, Kind::Accept, Kind::Pages, Kind::State, Kind::Ready, Kind::Go, Kind::Running];
+    let is_usual = |kind: &u32| usual.iter().any(|one| *one as u32 == *kind);
+    let mut seen: Vec<_> = seen.into_iter().filter(is_usual).collect();
+    seen.dedup();
+    let last = [Kind::Accept as u32];
+    assert_eq!(seen, usual.iter().map(|kind| *kind as u32).chain(last).collect::<Vec<_>>());
+    // Each takes a while on an emulated host: there those that decide.
+    let cut = if in_lab() { &[Kind::Pages, Kind::Go, Kind::Running][..] } else { &usual };
+    for &kind in cut {
+        let told = matches!(kind, Kind::Running);
+        for (fault, gone) in
+            [(Fault::Before(kind), told), (Fault::Within(kind), told), (Fault::After(kind), told || kind == Kind::Go)]
+        {
+            let (went, _) = go(vec![fault]);
+            assert_eq!(went, gone, "{kind:?}");
+        }
+    }
+}
+
+/// The question whose the machine is may be lost as well, and its answer.
+#[test]
+fn a_source_that_is_not_answered_asks_again() {
+    for (first, gone) in [(Fault::Before(Kind::Go), false), (Fault::After(Kind::Go), true)] {
+        for second in [Kind::Ask, Kind::Answer, Kind::Accept] {
+            let lost =
+                if second == Kind::Accept { vec![first.clone()] } else { vec![first.clone(), Fault::Before(second)] };
+            let (went, seen) = go(lost);
+            assert_eq!(went, gone);
+            assert_eq!(
+                seen.iter().filter(|kind| **kind == Kind::Ask as u32).count(),
+                if second == Kind::Accept { 1 } else { 2 }
+            );
+        }
+    }
+}
+
+#[test]
+fn who_decides_when_the_other_side_is_gone_is_the_user() {
+    let rig = Rig::new();
+    let mut here = rig.echo("a");
+    let there = rig.receive("target", "b", &[]);
+    let pid = rustix::process::Pid::from_raw(there.pid()).unwrap();
+    let kill = move || rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let _proxy = Proxy::start(&rig.path("proxy"), rig.path("target"), vec![Fault::Call(Kind::Go, Arc::new(kill))]);
+    let migrate = Builder::command(&["ctl", &rig.text("a"), "migrate", &format!("unix:{}", rig.text("proxy"))]).start();
+    while !rig.ctl("a", &["status"]).expect_code(0).console.contains("nobody says whether it runs there") {
+        std::thread::yield_now();
+    }
+    rig.ctl("a", &["migrate-cancel"]).expect_code(1).expect_log("it is too late");
+    rig.ctl("a", &["pause"]).expect_code(1).expect_log("or migrates");
+    rig.ctl("a", &["resume"]).expect_code(0);
+    migrate.finish().expect_code(1).expect_log("it was taken back");
+    echoes(&mut here, "mine again");
+    there.finish();
+}
+
+#[test]
+fn what_can_not_go_stays_and_says_why() {
+    let rig = Rig::new();
+    // Cancelled while memory is sent.
+    let mut here = rig.echo("a");
+    let there = rig.receive("one", "b", &[]);
+    let proxy = Proxy::start(&rig.path("proxy"), rig.path("one"), vec![Fault::Stall(Kind::Pages)]);
+    let migrate = Builder::command(&["ctl", &rig.text("a"), "migrate", &format!("unix:{}", rig.text("proxy"))]).start();
+    while !proxy.is_done() {
+        std::thread::yield_now();
+    }
+    rig.ctl("a", &["status"]).expect_code(0).expect_console("migrating: ");
+    rig.ctl("a", &["migrate", "unix:other"]).expect_code(1).expect_log("migrates already");
+    rig.ctl("a", &["save", &rig.text("snapshot")]).expect_code(1).expect_log("or migrates");
+    rig.ctl("a", &["migrate-cancel"]).expect_code(0);
+    migrate.finish().expect_code(1).expect_log("it was cancelled");
+    there.finish().expect_code(1).expect_log("the other side has hung up");
+    echoes(&mut here, "still here");
+    // Killed, a source leaves a target that ends.
+    let there = rig.receive("two", "b", &[]);
+    let pid = rustix::process::Pid::from_raw(here.pid()).unwrap();
+    let kill = move || rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let _proxy = Proxy::start(&rig.path("proxy2"), rig.path("two"), vec![Fault::Call(Kind::Hello, Arc::new(kill))]);
+    assert_ne!(rig.migrate("a", "proxy2").code, Some(0));
+    here.finish();
+    there.finish().expect_code(1).expect_log("the connection is lost");
+    // What is no skep is sent away, and the next one served.
+    let mut there = rig.receive("three", "b", &[]);
+    let stranger = std::os::unix::net::UnixStream::connect(rig.path("three")).unwrap();
+    std::io::Write::write_all(&mut &stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    there.wait_for_log("a connection that is no machine's");
+    let (kernel, nvme, socket) = (rig.text("io"), format!("{},format=raw", rig.text("nvme")), rig.text("c"));
+    let load = "device=nvme ms=600000 bs=4096 op=write count=1 run op=randwrite count=1000000000 run";
+    let words = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--control", &socket];
+    let mut here = Builder::command(&[&words[..], &["--cmdline", load]].concat()).start();
+    here.wait_for("op=write");
+    // A disk of another size is not the same; nor is one that is not there.
+    let small = rig.path("small");
+    fs::File::create(&small).unwrap().set_len(SIZE / 2).unwrap();
+    let refused = rig.receive("four", "d", &["--disk", &format!("disk0={}", small.display())]);
+    rig.migrate("c", "four").expect_code(1).expect_log("the other side refuses: disk `disk0`");
+    refused.finish().expect_code(1).expect_log("bytes, and had");
+    let refused = rig.receive("five", "d", &["--disk", "disk0=/nowhere"]);
+    rig.migrate("c", "five").expect_code(1).expect_log("the other side refuses").expect_log("/nowhere");
+    refused.finish().expect_code(1);
+    // Its image is its own, here and there.
+    let take = || Builder::command(&["run", "--kernel", &kernel, "--disk", &nvme]).finish();
+    take().expect_code(1).expect_log("is in use by");
+    rig.migrate("c", "three").expect_code(0);
+    here.finish().expect_code(15);
+    take().expect_code(1).expect_log("is in use by");
+    rig.ctl("b", &["quit"]).expect_code(0);
+    there.finish().expect_code(14);
+}

@@ -1,0 +1,107 @@
+use proptest::prelude::*;
+use skep_memory::{MemoryMap, RamOptions};
+
+use super::*;
+
+const PAGES: u64 = 600;
+
+fn ram() -> Vec<RamRange> {
+    [(0, 400), (4 << 30, PAGES - 400)].map(|(address, pages)| RamRange { address, size: pages * PAGE_SIZE }).to_vec()
+}
+
+fn backing() -> Arc<Backing> {
+    Arc::new(Backing::new(PAGES * PAGE_SIZE, &RamOptions::default()).unwrap())
+}
+
+fn source() -> MemoryMap {
+    let (map, backing) = (MemoryMap::new(), backing());
+    let mut offset = 0;
+    for RamRange { address, size } in ram() {
+        map.add(Region::new("RAM", RegionKind::Ram, address, size, backing.clone(), offset).unwrap()).unwrap();
+        offset += size;
+    }
+    map
+}
+
+fn read(regions: impl Iterator<Item = (u64, Vec<u8>)>) -> Vec<u8> {
+    regions.flat_map(|(_, bytes)| bytes).collect()
+}
+
+fn content(region: &Region) -> (u64, Vec<u8>) {
+    let mut bytes = vec![0; region.size() as usize];
+    region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
+    (region.gpa(), bytes)
+}
+
+fn take_all(incoming: &Incoming, mut sent: &[u8]) -> u64 {
+    let mut payload = Vec::new();
+    let mut frames = 0;
+    while !sent.is_empty() {
+        let kind = wire::receive(&mut sent, &mut payload).unwrap();
+        incoming.take(kind, &payload).unwrap();
+        frames += 1;
+    }
+    frames
+}
+
+#[test]
+fn only_what_is_no_zeroes_goes_first_and_what_became_zeroes_goes_later() {
+    let (map, incoming) = (source(), Incoming::new(backing(), &ram()).unwrap());
+    let regions = map.regions();
+    let put = |page: u64, byte: u8| {
+        let (region, page) = if page < 400 { (&regions[0], page) } else { (&regions[1], page - 400) };
+        region.write_slice(&[byte; PAGE_SIZE as usize], MemoryRegionAddress(page * PAGE_SIZE)).unwrap();
+    };
+    for page in [0, 1, 7, 399, 400, 599] {
+        put(page, 5);
+    }
+    put(9, 0);
+    let mut sent = Vec::new();
+    assert_eq!(send(&regions, None, &mut sent, &Progress::default()).unwrap(), 6 * PAGE_SIZE);
+    assert!(sent.len() as u64 <= 6 * PAGE_SIZE + 200);
+    take_all(&incoming, &sent);
+    put(1, 0);
+    put(7, 0);
+    put(8, 9);
+    sent.clear();
+    assert_eq!(send(&regions, Some(&[1..2, 7..9, 598..600]), &mut sent, &Progress::default()).unwrap(), 2 * PAGE_SIZE);
+    take_all(&incoming, &sent);
+    assert_eq!(read(regions.iter().map(|region| content(region))), read(incoming.regions.iter().map(content)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn what_is_there_is_what_was_sent(writes in prop::collection::vec((0..PAGES, 0_u8..3, 0_usize..3), 1..60)) {
+        let (map, incoming) = (source(), Incoming::new(backing(), &ram()).unwrap());
+        let regions = map.regions();
+        for round in 0..3 {
+            let mut touched = vec![];
+            for (page, byte, _) in writes.iter().filter(|(.., when)| *when == round) {
+                let (region, inside) = if *page < 400 { (&regions[0], *page) } else { (&regions[1], page - 400) };
+                region.write_slice(&[*byte; 4096], MemoryRegionAddress(inside * PAGE_SIZE)).unwrap();
+                touched.push(*page..page + 1);
+            }
+            touched.sort_by_key(|run| run.start);
+            touched.dedup();
+            let mut sent = Vec::new();
+            send(&regions, (round > 0).then_some(&touched), &mut sent, &Progress::default()).unwrap();
+            take_all(&incoming, &sent);
+        }
+        prop_assert_eq!(read(regions.iter().map(|region| content(region))), read(incoming.regions.iter().map(content)));
+    }
+
+    #[test]
+    fn fuzz_any_pages_are_taken_or_refused(kind in any::<bool>(), first in prop_oneof![0_u64..700, any::<u64>()], count in prop_oneof![0_u64..700, any::<u64>()], rest in 0_usize..9000) {
+        let incoming = Incoming::new(backing(), &ram()).unwrap();
+        let (kind, payload) = match kind {
+            true => (Kind::Pages, [&first.to_le_bytes()[..], &vec![3; rest]].concat()),
+            false => (Kind::Zeroes, [first.to_le_bytes(), count.to_le_bytes()].concat()),
+        };
+        let pages = if kind == Kind::Pages { rest as u64 / PAGE_SIZE } else { count };
+        let whole = kind == Kind::Zeroes || (rest as u64).is_multiple_of(PAGE_SIZE);
+        let fits = whole && pages > 0 && first.checked_add(pages).is_some_and(|end| end <= PAGES);
+        prop_assert_eq!(incoming.take(kind, &payload).is_ok(), fits);
+        prop_assert!(incoming.take(kind, &payload[..7]).is_err());
+    }
+}

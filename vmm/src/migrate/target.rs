@@ -1,0 +1,315 @@
+//! The side that the machine comes to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use skep_config::{ArchKind, Config};
+use skep_memory::Backing;
+
+use super::MigrateError;
+use super::link::{ASKING, Heard, Link, Listener, PATIENCE};
+use super::memory::Incoming;
+use super::wire::{self, Hello, Kind, Session, State};
+use crate::Error;
+use crate::machine::{self, check_disks};
+use crate::state::records::{DISKS, MACHINE};
+use crate::state::{MachineState, RamRange, Records, SnapshotError};
+
+/// How long a target that was ready answers whether the machine runs here, after it has lost its source.
+const ANSWERS_FOR: Duration = Duration::from_secs(60);
+
+/// A machine that has come, and whose source waits for it to be ready.
+pub struct Arrival {
+    /// Its config, as this host has it.
+    pub config: Config,
+    /// Somebody had paused it.
+    pub paused: bool,
+    pub(crate) memory: (Arc<Backing>, Vec<RamRange>),
+    pub(crate) records: Records,
+    /// How long it had stood still, and when that was so.
+    stood: (u64, Instant),
+    link: Link,
+    listener: Listener,
+    session: Session,
+}
+
+/// Lets the config of a machine that comes have what this host has: files, taps, sockets.
+type Adjust<'a> = &'a dyn Fn(&mut Config) -> Result<Vec<String>, Error>;
+/// Whether this host could run a machine, by its config and what the guest was shown of its CPUs.
+type Fits<'a> = &'a dyn Fn(&Config, &skep_state::Record) -> Result<(), Error>;
+
+impl Arrival {
+    /// Waits for a source at `listener`, and takes its machine's memory and state. `adjust` answers the disks that it has given other images.
+    ///
+    /// # Errors
+    /// What this host can't do, which the source has been told; what the source ends with.
+    pub(crate) fn receive(listener: Listener, adjust: Adjust<'_>, fits: Fits<'_>) -> Result<Self, Error> {
+        let (link, hello) = first(&listener)?;
+        match Self::take(&link, &hello, adjust, fits) {
+            Ok((config, memory, state, came)) => {
+                tracing::info!("the machine has come, and stands still");
+                Ok(Self {
+                    config,
+                    paused: state.paused,
+                    memory,
+                    records: state.records,
+                    stood: (state.stood_nanos, came),
+                    link,
+                    listener,
+                    session: hello.session,
+                })
+            }
+            Err(error) => {
+                refuse(&link, &error);
+                Err(error)
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "the parts of an Arrival")]
+    fn take(
+        link: &Link,
+        hello: &Hello,
+        adjust: Adjust<'_>,
+        fits: Fits<'_>,
+    ) -> Result<(Config, (Arc<Backing>, Vec<RamRange>), State, Instant), Error> {
+        let ours = |text: &str| {
+            let mut config = config(text, &hello.architecture)?;
+            let replaced = adjust(&mut config)?;
+            config.finish()?;
+            Ok::<_, Error>((config, replaced))
+        };
+        let (early, replaced) = ours(&hello.config)?;
+        check_disks(&early, &hello.disks, &replaced, true)?;
+        fits(&early, &hello.cpus)?;
+        let ram = hello.ram();
+        let backing = Arc::new(machine::take_ram(&early)?);
+        let incoming = Incoming::new(backing, &ram)?;
+        tracing::info!("a machine of {} comes, from skep {}", early.memory.size, hello.skep);
+        wire::send(link, Kind::Accept, &[])?;
+        let mut payload = Vec::new();
+        loop {
+            match wire::receive(link, &mut payload)? {
+                kind @ (Kind::Pages | Kind::Zeroes) => incoming.take(kind, &payload)?,
+                Kind::State => break,
+                Kind::Refused => return Err(wire::refused(&payload).into()),
+                kind => return Err(wire::unexpected(kind).into()),
+            }
+        }
+        let came = Instant::now();
+        let state: State = wire::decode(&payload)?;
+        state.records.are_apart()?;
+        let own: MachineState = state.records.open(MACHINE)?;
+        // What was plugged in meanwhile has come, too.
+        let (config, replaced) = ours(&own.config)?;
+        check_disks(&config, &state.records.open(DISKS)?, &replaced, true)?;
+        Ok((config, (incoming.backing, ram), state, came))
+    }
+
+    /// How long the machine has stood still, in nanoseconds.
+    pub(crate) fn stood(&self) -> u64 {
+        let (before, came) = self.stood;
+        before.saturating_add(u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Tells the source why the machine can't be made here.
+    pub(crate) fn refuse(&self, error: &Error) {
+        refuse(&self.link, error);
+    }
+
+    /// Tells the source that the machine is ready, by a thread that calls `tell` when the source has said to go (`true`), or when it never will.
+    pub(crate) fn settle(self, tell: impl FnOnce(bool) + Send + 'static) -> Result<Settling, Error> {
+        let (decide, decided) = channel();
+        let Self { link, listener, session, .. } = self;
+        let heard = Arc::<AtomicBool>::default();
+        let settle = Settle { link, listener, session, decided, heard: heard.clone() };
+        let thread = thread::Builder::new().name("migrate".to_owned());
+        let failed = |source| Error::Thread { what: "a thread that talks with the source", source };
+        let thread = thread.spawn(move || settle.run(tell)).map_err(failed)?;
+        Ok(Settling { decide, heard, thread })
+    }
+}
+
+fn refuse(link: &Link, error: &Error) {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    wire::refuse(link, &text);
+}
+
+fn config(text: &str, architecture: &str) -> Result<Config, Error> {
+    let reason = |reason: String| SnapshotError::Records { reason };
+    let arch = architecture.parse::<ArchKind>().map_err(reason)?;
+    let read = Config::from_toml(text, std::path::Path::new("the source's config"), arch);
+    Ok(read.map_err(|error| reason(format!("its config: {error}")))?)
+}
+
+/// The first source that comes. Who is none is sent away.
+fn first(listener: &Listener) -> Result<(Link, Hello), Error> {
+    let host = |source| MigrateError::Host { what: "listen at", address: "its socket".to_owned(), source };
+    loop {
+        listener.wait(None, None).map_err(host)?;
+        let Some(link) = listener.accept().map_err(host)? else { continue };
+        let hello = link.be_patient(Some(ASKING)).and_then(|()| hello(&link));
+        match hello.and_then(|hello| link.be_patient(Some(PATIENCE)).map(|()| hello)) {
+            Ok(hello) => return Ok((link, hello)),
+            Err(error) => {
+                tracing::warn!("a connection that is no machine's: {error}");
+                wire::refuse(&link, &error.to_string());
+            }
+        }
+    }
+}
+
+/// What every version's hello has.
+#[derive(minicbor::Decode)]
+#[cbor(map)]
+struct Front {
+    #[n(0)]
+    protocol: u32,
+    #[n(1)]
+    skep: String,
+    #[n(2)]
+    requires: Vec<String>,
+}
+
+fn hello(link: &Link) -> Result<Hello, MigrateError> {
+    let mut payload = Vec::new();
+    wire::expect(link, Kind::Hello, &mut payload)?;
+    let Front { protocol, skep, requires } = wire::decode(&payload)?;
+    if protocol > wire::VERSION {
+        return Err(MigrateError::Version { found: protocol, newest: wire::VERSION, skep });
+    }
+    if let Some(name) = requires.into_iter().next() {
+        return Err(MigrateError::Requires { name, skep });
+    }
+    wire::decode(&payload)
+}
+
+/// The control thread's end of a thread that talks with the source.
+pub(crate) struct Settling {
+    decide: Sender<Result<(), String>>,
+    /// The source has given the machine away.
+    heard: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Settling {
+    /// The machine runs from here on.
+    pub(crate) fn accept(self) {
+        // The thread waits for it.
+        let _ = self.decide.send(Ok(()));
+    }
+
+    /// It can't: the source hears of it before this returns, if it has given the machine away.
+    pub(crate) fn refuse(self, reason: String) {
+        // A thread that still waits for the source is not waited for: the source sees the connection end, and asks.
+        let _ = self.decide.send(Err(reason));
+        if self.heard.load(Ordering::Acquire) {
+            // A panic there has been reported.
+            let _ = self.thread.join();
+        }
+    }
+}
+
+struct Settle {
+    link: Link,
+    listener: Listener,
+    session: Session,
+    decided: Receiver<Result<(), String>>,
+    heard: Arc<AtomicBool>,
+}
+
+impl Settle {
+    fn run(self, tell: impl FnOnce(bool)) {
+        let mut payload = Vec::new();
+        let ready = wire::send(&self.link, Kind::Ready, &[]);
+        let go = if ready.is_ok() { self.hears_go(&mut payload) } else { Heard::Nobody };
+        match go {
+            Heard::Link => {}
+            // The source knows.
+            Heard::Newcomer => return tell(false),
+            // It may have told us to go, and not know that we have not heard it.
+            Heard::Nobody => {
+                self.link.hang_up();
+                self.answer(false, &mut payload);
+                return tell(false);
+            }
+        }
+        self.heard.store(true, Ordering::Release);
+        tell(true);
+        match self.decided.recv() {
+            Ok(Ok(())) => {
+                let told = wire::send(&self.link, Kind::Running, &[]);
+                match told.and_then(|()| wire::expect(&self.link, Kind::Accept, &mut payload)) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        tracing::debug!("the source may not have heard that the machine runs: {error}");
+                        self.link.hang_up();
+                        self.answer(true, &mut payload);
+                    }
+                }
+            }
+            refused => {
+                let reason = refused.unwrap_or_else(|_| Err("the process ends".to_owned()));
+                wire::refuse(&self.link, &reason.err().unwrap_or_default());
+            }
+        }
+    }
+
+    /// Waits for the source to say that the machine is ours ([`Heard::Link`]). One that asks anew has lost this connection, and is told that it is not
+    /// ([`Heard::Newcomer`]).
+    fn hears_go(&self, payload: &mut Vec<u8>) -> Heard {
+        loop {
+            match self.listener.wait(Some(&self.link), Some(Instant::now() + ANSWERS_FOR)) {
+                Ok(Heard::Link) => {
+                    return match wire::expect(&self.link, Kind::Go, payload) {
+                        Ok(()) => Heard::Link,
+                        Err(error) => {
+                            tracing::error!("the source is lost, which has not given the machine away: {error}");
+                            Heard::Nobody
+                        }
+                    };
+                }
+                Ok(Heard::Newcomer) => {
+                    if let Some(heard) = self.reply(false, payload) {
+                        self.link.hang_up();
+                        return if heard { Heard::Newcomer } else { Heard::Nobody };
+                    }
+                }
+                Ok(Heard::Nobody) | Err(_) => return Heard::Nobody,
+            }
+        }
+    }
+
+    /// Answers a newcomer that is the source, and says whether it has heard. Nobody else is answered.
+    fn reply(&self, runs: bool, payload: &mut Vec<u8>) -> Option<bool> {
+        let link = self.listener.accept().ok().flatten()?;
+        link.be_patient(Some(ASKING)).ok()?;
+        let asked = wire::expect(&link, Kind::Ask, payload).is_ok() && payload.as_slice() == self.session.as_slice();
+        let mut answer = || {
+            wire::send(&link, Kind::Answer, &[&[u8::from(runs)]])?;
+            wire::expect(&link, Kind::Accept, payload)
+        };
+        asked.then(|| answer().is_ok())
+    }
+
+    /// Answers the source that asks: for a while, or as long as the machine runs.
+    fn answer(&self, runs: bool, payload: &mut Vec<u8>) {
+        let end = (!runs).then(|| Instant::now() + ANSWERS_FOR);
+        while let Ok(Heard::Newcomer) = self.listener.wait(None, end) {
+            if self.reply(runs, payload) == Some(true) {
+                return;
+            }
+        }
+    }
+}
