@@ -2,7 +2,8 @@
 //!
 //! They fetch and make the guests' kernels ([`images`]), boot emulated hosts that have KVM ([`lab`]), run the integration
 //! tests there or on hardware ([`mod@test`]), show a guest booting ([`demo`]), measure it beside QEMU ([`mod@bench`]), let libFuzzer look for what
-//! hurts it ([`fuzz`]), check the rules of the house ([`lint`]), write the specification of saved state ([`state`]), and freeze records ([`golden`]).
+//! hurts it ([`fuzz`]), check the rules of the house ([`lint`]), write the specification of saved state ([`state`]), freeze records ([`golden`]), and repeat for long
+//! what tests do a few times ([`soak`]).
 //! They run on Linux machines of either architecture that have Debian's package tools; `tools/setup` installs what they
 //! call.
 
@@ -17,6 +18,7 @@ mod lab;
 mod lint;
 mod paths;
 mod process;
+mod soak;
 mod state;
 mod test;
 
@@ -37,6 +39,7 @@ enum Cli {
     Lint(lint::Args),
     State(state::Args),
     Golden(golden::Args),
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Cli::Fuzz(args) => fuzz::main(&args).map(|()| 0),
         Cli::Lint(args) => lint::main(&args),
         Cli::State(args) => state::main(&args).map(|()| 0),
+        Cli::Soak(args) => soak::main(&args),
         Cli::Golden(args) => golden::main(&args),
     };
     end(result)

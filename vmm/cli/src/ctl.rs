@@ -268,7 +268,7 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         }
         CtlCommand::Migrate { to, downtime } => {
             let to = match to {
-                Address::Unix(path) => Address::Unix(full(&path)),
+                Address::Unix(path) => Address::Unix(full_path(&path)),
                 to => to,
             };
             let watch = Watch::start(socket);

@@ -120,10 +120,12 @@ fn what_a_guest_does_with_its_disks_is_the_same_when_it_goes_meanwhile() {
         format!("device={device} seed=7 ms=600000 {words} count={accesses} run op=read count=4096 run ")
     };
     let words = format!("shadow=1 {}{}", load("nvme"), load("virtio-blk"));
+    // On an emulated host the threads that a qcow2 image takes would take minutes.
+    let format = if in_lab() { "raw" } else { "qcow2" };
     let start = |rig: &Rig| {
         let (kernel, socket, nvme) = (rig.text("io"), rig.text("0"), format!("{},format=raw", rig.text("nvme")));
-        let virtio = format!("{},format=qcow2,device=virtio-blk,id=other", rig.text("virtio"));
-        let create = ["image", "create", &rig.text("virtio"), "--format", "qcow2", "--size", "16M"];
+        let virtio = format!("{},format={format},device=virtio-blk,id=other", rig.text("virtio"));
+        let create = ["image", "create", &rig.text("virtio"), "--format", format, "--size", "16M"];
         Builder::command(&create).finish().expect_code(0);
         let fixed = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--disk", &virtio];
         Builder::command(&[&fixed[..], &["--control", &socket, "--cmdline", &words]].concat()).start()
@@ -157,8 +159,10 @@ fn what_a_guest_does_with_its_disks_is_the_same_when_it_goes_meanwhile() {
     console += &end.console;
     assert_eq!(facts(&console), facts(&alone.console));
     assert_eq!(facts(&console).len(), 6);
-    // Whoever had the image before has not written to it since.
-    Builder::command(&["image", "check", &rig.text("virtio"), "--format", "qcow2"]).finish().expect_code(0);
+    if format == "qcow2" {
+        // Whoever had the image before has not written to it since.
+        Builder::command(&["image", "check", &rig.text("virtio"), "--format", format]).finish().expect_code(0);
+    }
 }
 
 /// Lets a machine go by a connection with these faults, and says whether it went. It runs on one side, whichever it is.

@@ -1,7 +1,7 @@
-//! `cargo xtask bench state`: how long a guest stands still to be saved, and how soon it goes on, on this machine's `/dev/kvm`.
+//! `cargo xtask bench state`: how long a guest stands still to be saved or to migrate, and how soon it goes on, on this machine's `/dev/kvm`.
 //!
 //! The guest is the one that is built into skep, halted. It uses little of its memory; a machine whose memory is full is made by filling the snapshot. QEMU
-//! writes the same guest by `migrate exec:`, which is its way to a file in Debian's version.
+//! writes the same guest by `migrate exec:`, which is its way to a file in Debian's version. Both migrate to a process beside them, over TCP on loopback.
 
 use super::figures::{Table, median};
 use crate::arch::Arch;
@@ -12,13 +12,14 @@ use anyhow::{Context, Result, bail};
 use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Measure save and restore, on this machine's /dev/kvm
+/// Measure save, restore and migration, on this machine's /dev/kvm
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Rounds; a first one more is not counted
@@ -33,6 +34,8 @@ pub(crate) struct Args {
 const SIZES: [u64; 2] = [256, 4096];
 /// The guest uses nothing beyond this, in MiB.
 const USED: u64 = 64;
+/// Memory of a guest that migrates, in MiB.
+const MOVED: u64 = 1024;
 /// vCPUs that are paused.
 const VCPUS: &str = "254";
 /// A machine that is not there by then is not coming.
@@ -203,6 +206,132 @@ fn qemu(arch: Arch, scratch: &Path, size: u64) -> Result<f64> {
     Ok(time)
 }
 
+/// What a migration took, in milliseconds.
+#[derive(Default)]
+struct Migrations {
+    standstill: Vec<f64>,
+    whole: Vec<f64>,
+    sent: u64,
+}
+
+/// A skep that waits for a machine on loopback, and where.
+fn receiver(skep: &Path) -> Result<(Child, String)> {
+    let mut command = Command::new(skep);
+    command.args(["receive", "tcp:127.0.0.1:0", "--serial", "none"]);
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    let output = child.stderr.take().context("its standard error is a pipe")?;
+    BufReader::new(output).read_line(&mut line)?;
+    let place = line.trim().rsplit(' ').next().context("it does not say where it waits")?;
+    Ok((child, place.to_owned()))
+}
+
+/// One migration of a guest of [`MOVED`] MiB that is idle, or whose memory is full.
+fn migrate(skep: &Path, scratch: &Path, full: bool, series: &mut Migrations) -> Result<()> {
+    let path = |name: &str| scratch.join(name);
+    let (socket, memory) = (path("vm.sock"), format!("{MOVED}M"));
+    let mut command = Command::new(skep);
+    let mut machine = if full {
+        command.arg("restore").arg(path("full")).arg("--control").arg(&socket);
+        Machine::start(&mut command, &socket, None)?
+    } else {
+        command.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
+        Machine::start(&mut command, &socket, Some("skep hello: up"))?
+    };
+    let (mut child, place) = receiver(skep)?;
+    let (moved, _) = machine.ask(&format!("\"command\":\"migrate\",\"arguments\":{{\"to\":\"{place}\"}}"))?;
+    child.kill()?;
+    child.wait()?;
+    series.standstill.push(microseconds(&moved, "standstill-us")?);
+    series.whole.push(microseconds(&moved, "elapsed-us")?);
+    series.sent = moved["sent"].as_u64().unwrap_or_default();
+    drop(machine);
+    // It may have gone with its machine.
+    let _ = fs::remove_file(&socket);
+    Ok(())
+}
+
+/// A snapshot whose guest has something in all of its memory.
+fn filled(skep: &Path, scratch: &Path) -> Result<()> {
+    let (socket, memory) = (scratch.join("vm.sock"), format!("{MOVED}M"));
+    let mut hello = Command::new(skep);
+    hello.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
+    let mut machine = Machine::start(&mut hello, &socket, Some("skep hello: up"))?;
+    save(&mut machine, &scratch.join("full"), &mut Series::default())?;
+    drop(machine);
+    fs::remove_file(&socket)?;
+    fill(&scratch.join("full"), MOVED)
+}
+
+/// The same of QEMU, by its own figures: it counts milliseconds.
+fn qemu_migrates(arch: Arch, scratch: &Path, series: &mut Migrations) -> Result<()> {
+    let path = |name: &str| scratch.join(name).display().to_string();
+    let (guest, machine) = (path("hello"), if arch == Arch::X86_64 { "microvm" } else { "virt,gic-version=host" });
+    fs::write(&guest, if arch == Arch::X86_64 { HELLO_X86_64 } else { HELLO_AARCH64 })?;
+    let start = |socket: &str, more: &[&str], until| {
+        let mut command = Command::new(process::find(&format!("qemu-system-{arch}"))?);
+        command.args(super::qemu::arguments(machine, &guest, "first end=halt"));
+        command.args(["-m", &format!("{MOVED}M"), "-monitor", &format!("unix:{socket},server=on,wait=off")]);
+        Machine::start(command.args(more), Path::new(socket), until)
+    };
+    // A port that was free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let (here, there, channel) = (path("qemu-here"), path("qemu-there"), format!("tcp:127.0.0.1:{port}"));
+    let _there = start(&there, &["-incoming", &channel], None)?;
+    let mut machine = start(&here, &[], Some("skep hello: up"))?;
+    writeln!(machine.stream.get_mut(), "migrate_set_parameter max-bandwidth 100G\nmigrate {channel}\ninfo migrate")?;
+    let mut figures = [None, None];
+    while figures.contains(&None) {
+        let mut line = Vec::new();
+        if machine.stream.read_until(b'\n', &mut line)? == 0 {
+            bail!("QEMU ended before it told of its migration");
+        }
+        let line = String::from_utf8_lossy(&line);
+        for (figure, key) in figures.iter_mut().zip(["downtime: ", "total time: "]) {
+            let value = line.split_once(key).and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+            *figure = figure.or(value);
+        }
+    }
+    let [Some(standstill), Some(whole)] = figures else { bail!("QEMU does not tell of its migration") };
+    series.standstill.push(standstill);
+    series.whole.push(whole);
+    drop(machine);
+    for name in ["qemu-here", "qemu-there"] {
+        // It may have left them.
+        let _ = fs::remove_file(path(name));
+    }
+    Ok(())
+}
+
+fn migrations(arch: Arch, skep: &Path, scratch: &Path, rounds: u32) -> Result<Table> {
+    let mut table = Table::new(["guest that migrates", "sent, MiB", "standstill, ms", "in all, ms", "GiB/s"]);
+    filled(skep, scratch)?;
+    let mut all: [(&str, Migrations); 3] = [
+        ("skep, idle", Migrations::default()),
+        ("skep, full", Migrations::default()),
+        ("QEMU, idle", Migrations::default()),
+    ];
+    for number in 0..=rounds {
+        if number == 1 {
+            // The first one is not counted.
+            all.iter_mut().for_each(|(_, series)| *series = Migrations::default());
+        }
+        migrate(skep, scratch, false, &mut all[0].1)?;
+        migrate(skep, scratch, true, &mut all[1].1)?;
+        qemu_migrates(arch, scratch, &mut all[2].1).unwrap_or_else(|error| eprintln!("bench: QEMU: {error:#}"));
+    }
+    for (name, series) in all {
+        let middle = |values: &[f64]| median(values.iter().copied());
+        let text = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.1}"));
+        let sent = series.sent as f64 / f64::from(1 << 20);
+        let whole = middle(&series.whole);
+        let rate = whole.filter(|_| sent > 100.0).map(|ms| sent / 1024.0 / (ms / 1e3));
+        let sent = if series.sent > 0 { format!("{sent:.1}") } else { "-".to_owned() };
+        table.row([format!("{MOVED} MiB, {name}"), sent, text(middle(&series.standstill)), text(whole), text(rate)]);
+    }
+    Ok(table)
+}
+
 /// What it takes to pause many vCPUs that are halted.
 fn pause(skep: &Path, scratch: &Path, rounds: u32) -> Result<Vec<f64>> {
     let socket = scratch.join("vm.sock");
@@ -259,6 +388,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
         }
     }
     println!("{table}");
+    println!("{}", migrations(arch, &skep, scratch.path(), args.rounds)?);
     println!("pause of {VCPUS} halted vCPUs: {} ms", middle(&pause(&skep, scratch.path(), args.rounds)?));
     Ok(())
 }

@@ -54,6 +54,31 @@ pub(crate) struct Args {
     timeout: u64,
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Rounds of what `cargo xtask soak` repeats
+    #[arg(skip)]
+    rounds: Option<u32>,
+}
+
+impl Args {
+    /// One test of a file that needs no hardware virtualization, so often: on this machine, or in the labs.
+    pub(crate) fn soak(arch: Vec<Arch>, lab: bool, file: &str, filter: &str, rounds: u32) -> Self {
+        let (test, filter) = (vec![file.to_owned()], Some(filter.to_owned()));
+        Self {
+            arch,
+            native: !lab,
+            lab,
+            board: None,
+            test,
+            test_threads: 1,
+            timeout: 3 * 3600,
+            filter,
+            rounds: Some(rounds),
+        }
+    }
+
+    fn rounds(&self) -> String {
+        self.rounds.map(|rounds| rounds.to_string()).unwrap_or_default()
+    }
 }
 
 /// Runs what the arguments say, and gives back the exit code.
@@ -153,6 +178,7 @@ fn in_lab(args: &Args, board: Board, built: &Built) -> Result<Vec<Line>> {
             .env("SKEP_DEBIAN", format!("{LAB}/{}", if test.firmware { "debian-gpt.img" } else { "debian.ext4" }))
             .env("SKEP_FIRMWARE", format!("{LAB}/firmware"))
             .env("SKEP_LAB", board.name())
+            .env("SKEP_ROUNDS", args.rounds())
             .env("RUST_BACKTRACE", "1")
             .limit(limit);
         programs.push(program);
@@ -200,6 +226,7 @@ fn native(args: &Args, arch: Arch, built: &Built) -> Result<Vec<Line>> {
             .env("SKEP_DEBIAN", debian.as_deref().unwrap_or(Path::new("")))
             .env("SKEP_FIRMWARE", firmware.as_deref().unwrap_or(Path::new("")))
             .env_remove("SKEP_LAB")
+            .env("SKEP_ROUNDS", args.rounds())
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
