@@ -28,7 +28,11 @@ fn code_that_ran_once_is_no_longer_resident() {
     }
     let (_, _, before) = code();
     assert_eq!(before, bytes);
-    release();
-    let (_, _, after) = code();
+    // Other tests run meanwhile, and what they need of it comes back.
+    let rounds = (0..64).map(|_| {
+        release();
+        code().2
+    });
+    let after = rounds.min().unwrap();
     assert!(after < before / 2, "{after} of {before} bytes are still there");
 }
