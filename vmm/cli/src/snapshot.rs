@@ -58,29 +58,58 @@ enum Clock {
     Jump,
 }
 
+/// What a machine has here that it had otherwise where it comes from.
 #[derive(Debug, Args)]
-pub(crate) struct RestoreArgs {
-    /// The snapshot
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
-    folder: PathBuf,
+pub(crate) struct Here {
     /// Listen at this Unix socket for `skep ctl`
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
     /// Where the first serial port leads, as for `skep run`
     #[arg(long, value_name = "stdio|file=FILE|pty|socket=PATH|none")]
     serial: Option<Serial>,
-    /// Use another image for a disk: a copy made when the snapshot was saved
+    /// Use another image for a disk, which holds what its own held at that moment
     #[arg(long, value_name = "ID=FILE")]
     disk: Vec<Instead>,
+    /// Connect a network card to another tap interface
+    #[arg(long, value_name = "ID=TAP")]
+    tap: Vec<Instead>,
+    /// How much is logged
+    #[arg(long)]
+    log: Option<LogLevel>,
+    /// Print exits by kind and the time to the first instruction at the end
+    #[arg(long)]
+    stats: bool,
+}
+
+impl Here {
+    pub(crate) fn log(&self) -> LogLevel {
+        self.log.unwrap_or_default()
+    }
+
+    /// Lets the config have it, and says whose images have changed.
+    pub(crate) fn apply(&self, config: &mut Config) -> Result<Vec<String>, SnapshotError> {
+        config.control.clone_from(&self.control);
+        config.serial = self.serial.clone().unwrap_or_default();
+        config.log = self.log();
+        config.stats = self.stats;
+        connect(config, &self.tap)?;
+        replace(config, &self.disk)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The snapshot
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    folder: PathBuf,
+    #[command(flatten)]
+    here: Here,
     /// Take disks whose images have been written since: they must hold what they held when the snapshot was saved, or the guest's files are lost
     #[arg(long)]
     trust_disks: bool,
     /// Make a qcow2 image for a disk, behind which its own stays as it is, for any number of machines that are restored so
     #[arg(long, value_name = "ID=FILE")]
     overlay: Vec<Instead>,
-    /// Connect a network card to another tap interface
-    #[arg(long, value_name = "ID=TAP")]
-    tap: Vec<Instead>,
     /// Make a file for the firmware's variables, with what they were when the snapshot was saved
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     firmware_vars: Option<PathBuf>,
@@ -97,12 +126,6 @@ pub(crate) struct RestoreArgs {
     /// Follow what the guest changes from here on, so that `skep ctl SOCKET save --diff` can save that alone
     #[arg(long, requires = "control")]
     track: bool,
-    /// How much is logged
-    #[arg(long)]
-    log: Option<LogLevel>,
-    /// Print exits by kind and the time to the first instruction at the end
-    #[arg(long)]
-    stats: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,12 +157,7 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     let failed = || of(&args.folder);
     let snapshot = Snapshot::open(&args.folder).map_err(failed())?;
     let mut config = snapshot.config().map_err(failed())?;
-    config.control = args.control.clone();
-    config.serial = args.serial.clone().unwrap_or_default();
-    config.log = args.log.unwrap_or_default();
-    config.stats = args.stats;
-    let replaced = replace(&mut config, &args.disk).map_err(failed())?;
-    connect(&mut config, &args.tap).map_err(failed())?;
+    let replaced = args.here.apply(&mut config).map_err(failed())?;
     if args.clone {
         renew_addresses(&mut config)?;
     }
@@ -193,7 +211,7 @@ fn disk<'a>(config: &'a mut Config, id: &str) -> Result<&'a mut DiskSource, Snap
 }
 
 /// Connects network cards to other tap interfaces.
-pub(crate) fn connect(config: &mut Config, instead: &[Instead]) -> Result<(), SnapshotError> {
+fn connect(config: &mut Config, instead: &[Instead]) -> Result<(), SnapshotError> {
     for tap in instead {
         let cards = config.net.iter_mut().filter(|net| net.tap.is_some());
         let cards = cards.filter_map(|net| Some((net.id.clone()?, &mut net.tap)));
@@ -203,7 +221,7 @@ pub(crate) fn connect(config: &mut Config, instead: &[Instead]) -> Result<(), Sn
 }
 
 /// Lets disks have other images, and says whose have changed.
-pub(crate) fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, SnapshotError> {
+fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, SnapshotError> {
     for Instead { id, new } in instead {
         *disk(config, id)?.path_mut() = new.into();
     }
