@@ -4,39 +4,16 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use skep_guests::{IO_AARCH64, IO_X86_64};
 use skep_vmm::migrate::wire::Kind;
 use support::proxy::{Fault, Proxy};
-use support::{Builder, Finished, Machine, accesses, in_lab, is_x86_64, rounds};
-
-const SIZE: u64 = 16 << 20;
-
-/// Two processes and what they share.
-struct Rig {
-    folder: tempfile::TempDir,
-}
+use support::rig::{Rig, SIZE, facts, load};
+use support::{Builder, Finished, Machine, in_lab, rounds};
 
 impl Rig {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("io"), if is_x86_64() { IO_X86_64 } else { IO_AARCH64 }).unwrap();
-        fs::File::create(folder.path().join("nvme")).unwrap().set_len(SIZE).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
     fn ctl(&self, socket: &str, words: &[&str]) -> Finished {
-        Builder::command(&[&["ctl", &self.text(socket)], words].concat()).finish()
+        self.ctl_at(socket, words)
     }
 
     /// A guest that echoes what it is sent.
@@ -101,34 +78,17 @@ fn a_guest_goes_there_and_back() {
     there.finish().expect_code(0).expect_console("problems: 0");
 }
 
-fn number(line: &str, key: &str) -> String {
-    let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    word.unwrap_or_else(|| panic!("no `{key}` in {line}")).to_owned()
-}
-
 /// What a guest says of its disks is what it says when it stays: each command was done, once.
 #[test]
 fn what_a_guest_does_with_its_disks_is_the_same_when_it_goes_meanwhile() {
-    let facts = |console: &str| {
-        let runs = console.lines().filter(|line| line.starts_with("io: "));
-        let keys = ["device", "op", "ops", "errors", "wrong", "checksum"];
-        runs.map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
-    };
-    let accesses = accesses();
-    let load = |device: &str| {
-        let words = "bs=4096 verify=1 op=write depth=32 count=4096 run op=randwrite";
-        format!("device={device} seed=7 ms=600000 {words} count={accesses} run op=read count=4096 run ")
-    };
     let words = format!("shadow=1 {}{}", load("nvme"), load("virtio-blk"));
     // On an emulated host the threads that a qcow2 image takes would take minutes.
     let format = if in_lab() { "raw" } else { "qcow2" };
     let start = |rig: &Rig| {
-        let (kernel, socket, nvme) = (rig.text("io"), rig.text("0"), format!("{},format=raw", rig.text("nvme")));
-        let virtio = format!("{},format={format},device=virtio-blk,id=other", rig.text("virtio"));
-        let create = ["image", "create", &rig.text("virtio"), "--format", format, "--size", "16M"];
+        let image = rig.text("virtio");
+        let create = ["image", "create", &image, "--format", format, "--size", "16M", "--force"];
         Builder::command(&create).finish().expect_code(0);
-        let fixed = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--disk", &virtio];
-        Builder::command(&[&fixed[..], &["--control", &socket, "--cmdline", &words]].concat()).start()
+        rig.drive("0", format, &words)
     };
     let alone = start(&Rig::new()).finish();
     alone.expect_code(0).expect_console("problems: 0\r\n");

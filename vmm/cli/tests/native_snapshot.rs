@@ -4,53 +4,25 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use skep_guests::{IO_AARCH64, IO_X86_64};
 use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest};
 use skep_vmm::Ending;
 use skep_vmm::machine::{ClockPolicy, Saved};
 use skep_vmm::monitor::{self, Start};
 use skep_vmm::state::Snapshot;
-use support::{Builder, Finished, Machine, accesses, in_lab, is_x86_64, rounds};
-
-const SIZE: u64 = 16 << 20;
-
-/// A guest of its own on files in a folder.
-struct Rig {
-    folder: tempfile::TempDir,
-}
+use support::rig::{Rig, SIZE, facts, load};
+use support::{Builder, Finished, Machine, in_lab, rounds};
 
 impl Rig {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("io"), if is_x86_64() { IO_X86_64 } else { IO_AARCH64 }).unwrap();
-        for name in ["nvme", "virtio"] {
-            fs::File::create(folder.path().join(name)).unwrap().set_len(SIZE).unwrap();
-        }
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
     fn ctl(&self, words: &[&str]) -> Finished {
-        Builder::command(&[&["ctl", &self.text("vm.sock")], words].concat()).finish()
+        self.ctl_at("vm.sock", words)
     }
 
     /// The guest that drives both disks.
     fn start(&self, cmdline: &str) -> Machine {
-        let (kernel, socket) = (self.text("io"), self.text("vm.sock"));
-        let nvme = format!("{},format=raw", self.text("nvme"));
-        let virtio = format!("{},format=raw,device=virtio-blk,id=other", self.text("virtio"));
-        let words = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--disk", &virtio, "--control"];
-        Builder::command(&[&words[..], &[&socket, "--cmdline", cmdline]].concat()).start()
+        self.drive("vm.sock", "raw", cmdline)
     }
 
     fn restore(&self, name: &str, words: &[&str]) -> Machine {
@@ -70,25 +42,9 @@ impl Rig {
     }
 }
 
-/// Fills a disk, writes it anew anywhere, and reads all of it.
-fn load(device: &str) -> String {
-    let words = "bs=4096 verify=1 op=write depth=32 count=4096 run op=randwrite";
-    format!("device={device} seed=7 ms=600000 {words} count={} run op=read count=4096 run ", accesses())
-}
-
-fn number(line: &str, key: &str) -> String {
-    let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    word.unwrap_or_else(|| panic!("no `{key}` in {line}")).to_owned()
-}
-
 /// What a guest says of its runs when it was put away meanwhile is what it says when it was not: each command was done, once.
 #[test]
 fn what_a_guest_does_with_its_disks_is_the_same_when_it_is_put_away_meanwhile() {
-    let facts = |console: &str| {
-        let runs = console.lines().filter(|line| line.starts_with("io: "));
-        let keys = ["device", "op", "ops", "errors", "wrong", "checksum"];
-        runs.map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
-    };
     let ways = ["shadow=1", "shadow=0 indirect=1"];
     for way in &ways[..if in_lab() { 1 } else { 2 }] {
         let words = format!("{way} {}{}", load("nvme"), load("virtio-blk"));

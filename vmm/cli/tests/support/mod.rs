@@ -5,6 +5,7 @@
 pub mod calls;
 pub mod disk;
 pub mod proxy;
+pub mod rig;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
