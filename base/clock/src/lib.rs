@@ -60,7 +60,9 @@ impl Inner {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
+/// A duration in nanoseconds; one that is longer than a clock can tell is as long as it can.
+#[must_use]
+pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -176,7 +176,7 @@ impl Shared {
 
     /// Nanoseconds since the controller was made.
     pub(crate) fn nanos(&self) -> u64 {
-        let passed = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let passed = skep_clock::nanos(self.begun.elapsed());
         #[cfg(test)]
         let passed = passed + self.skipped.load(Ordering::Relaxed);
         passed

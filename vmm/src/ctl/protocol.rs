@@ -406,7 +406,7 @@ impl Failure {
     }
 
     /// From an error and its causes.
-    fn of(kind: ErrorKind, error: &(dyn StdError + 'static)) -> Self {
+    pub(crate) fn of(kind: ErrorKind, error: &(dyn StdError + 'static)) -> Self {
         let mut failure = Self::new(kind, error.to_string());
         let mut next = error.source();
         while let Some(cause) = next {

@@ -62,9 +62,9 @@ pub struct Machine<A: Platform> {
     /// RAM as it is saved: also what comes and goes as firmware says, which is no RAM by its kind.
     ram: Vec<Arc<Region>>,
     /// The firmware's code.
+    firmware: Option<Arc<Backing>>,
     /// The file of its variables.
     variables: Option<Arc<File>>,
-    firmware: Option<Arc<Backing>>,
 }
 
 /// A plan, and the backend's builder that it was made for.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
+use rustix::io::ioctl_fionbio;
 use rustix::net::Shutdown;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
@@ -87,34 +88,30 @@ impl Link {
     /// Connects to a skep that waits at `address`.
     pub(super) fn connect(address: &Address) -> Result<Self, MigrateError> {
         let stream = match address {
-            Address::Unix(path) => UnixStream::connect(path).and_then(Self::unix),
+            Address::Unix(path) => UnixStream::connect(path).and_then(Self::new),
             Address::Tcp(place) => reach(place).and_then(Self::tcp),
         };
         stream.map_err(MigrateError::host("connect to", address))
     }
 
-    fn unix(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Self(OwnedFd::from(stream).into()).patient()
+    fn new(socket: impl Into<OwnedFd>) -> io::Result<Self> {
+        let socket = socket.into();
+        ioctl_fionbio(&socket, false)?;
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&socket, direction, Some(PATIENCE))?;
+        }
+        Ok(Self(socket.into()))
+    }
+
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
+        // What is short decides something, and is to be heard at once.
+        stream.set_nodelay(true)?;
+        Self::new(stream)
     }
 
     /// Sets how long a read waits.
     pub(super) fn be_patient(&self, patience: Option<Duration>) -> Result<(), MigrateError> {
         set_socket_timeout(&self.0, Timeout::Recv, patience).map_err(|errno| MigrateError::Lost(errno.into()))
-    }
-
-    fn patient(self) -> io::Result<Self> {
-        set_socket_timeout(&self.0, Timeout::Recv, Some(PATIENCE))?;
-        Ok(self)
-    }
-
-    fn tcp(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        // What is short decides something, and is to be heard at once.
-        stream.set_nodelay(true)?;
-        Self(OwnedFd::from(stream).into()).patient()
     }
 
     /// Another handle of the same connection.
@@ -193,7 +190,7 @@ impl Listener {
     /// Who has come, if anybody has.
     pub(super) fn accept(&self) -> io::Result<Option<Link>> {
         let link = match &self.0 {
-            Socket::Unix(socket, _) => socket.accept().and_then(|(stream, _)| Link::unix(stream)),
+            Socket::Unix(socket, _) => socket.accept().and_then(|(stream, _)| Link::new(stream)),
             Socket::Tcp(socket) => socket.accept().and_then(|(stream, _)| Link::tcp(stream)),
         };
         match link {

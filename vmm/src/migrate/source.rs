@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use skep_clock::nanos;
 use skep_memory::{DirtyLog, PAGE_SIZE, Region};
 use skep_state::Record;
 
@@ -261,7 +262,7 @@ impl Worker {
         let disks = images.flush()?;
         records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
         self.pages(link, &ram, Some(changes::runs(&changed, &ram)))?;
-        let stood_nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let stood_nanos = nanos(since.elapsed());
         self.waits = true;
         wire::send(link, Kind::State, &[&wire::encode(&State { records, stood_nanos, paused })])?;
         self.expect(link, Kind::Ready)?;
@@ -353,7 +354,7 @@ impl Worker {
                 // The guest stands still until this has ended: what runs there wins over a word that came too late.
                 return if known || answer == Answer::Runs { answer } else { Answer::Decided };
             }
-            if begin.elapsed() > PATIENCE / 12 && self.shared.move_on(Stage::Committed, Stage::Asking) {
+            if begin.elapsed() > ASKING && self.shared.move_on(Stage::Committed, Stage::Asking) {
                 tracing::error!(
                     "nobody at {} says whether the machine runs there: it stands still here\n  \
                      try: `skep ctl SOCKET resume` if you know that it does not, or `quit` if it does",
@@ -366,9 +367,7 @@ impl Worker {
             thread::sleep(ASK_AGAIN);
         }
     }
-}
 
-impl Worker {
     fn ask_once(&mut self) -> Result<Answer, MigrateError> {
         let link = Link::connect(&self.plan.to)?;
         link.be_patient(Some(ASKING))?;

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use skep_clock::nanos;
 use skep_config::{ArchKind, Config};
 use skep_memory::Backing;
 
@@ -14,6 +15,7 @@ use super::link::{ASKING, Heard, Link, Listener, PATIENCE};
 use super::memory::Incoming;
 use super::wire::{self, Hello, Kind, Session, State};
 use crate::Error;
+use crate::ctl::protocol::{ErrorKind, Failure};
 use crate::machine::{self, check_disks};
 use crate::state::records::{DISKS, MACHINE};
 use crate::state::{MachineState, RamRange, Records, SnapshotError};
@@ -112,7 +114,7 @@ impl Arrival {
     /// How long the machine has stood still, in nanoseconds.
     pub(crate) fn stood(&self) -> u64 {
         let (before, came) = self.stood;
-        before.saturating_add(u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        before.saturating_add(nanos(came.elapsed()))
     }
 
     /// Tells the source why the machine can't be made here.
@@ -133,17 +135,9 @@ impl Arrival {
     }
 }
 
+/// Tells the source why the machine can't come, as the control socket would.
 fn refuse(link: &Link, error: &Error) {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    wire::refuse(link, &text);
+    wire::refuse(link, &Failure::of(ErrorKind::Failed, error).to_string());
 }
 
 fn config(text: &str, architecture: &str) -> Result<Config, Error> {

@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use skep_clock::nanos;
 use skep_hypervisor::Hypervisor;
 
+use super::command::microseconds;
 use super::save::{Parts, Standing};
 use crate::Error;
 use crate::ctl::Reply;
@@ -85,14 +87,13 @@ impl Standing {
             if let Some(reason) = self.freeze(parts)? {
                 return Ok(Some(reason));
             }
-            let paused = self.is_paused();
             let images = parts.machine.disk_images();
             // Counters that the backend keeps have run on since: the others follow, so that the records are of one moment.
             let since = Instant::now();
             if let Some(before) = self.since.replace(since) {
                 parts.machine.pass_time(nanos(since.saturating_duration_since(before)));
             }
-            parts.machine.save().map(|records| Handed { records, images, begin, since, paused })
+            parts.machine.save().map(|records| Handed { records, images, begin, since, paused: self.paused })
         };
         if let Some(leaving) = &mut self.leaving {
             leaving.handed = handed.is_ok();
@@ -113,7 +114,7 @@ impl Standing {
             Err(error) => {
                 tracing::warn!("the machine stays: {error}");
                 if matches!(error, MigrateError::Stranded(_)) {
-                    self.stay_paused();
+                    self.paused = true;
                 }
                 reply.send(Err(Error::from(error).into()));
                 false
@@ -166,18 +167,13 @@ impl Standing {
     }
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 fn told(moved: &Moved) -> Migrated {
-    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Migrated {
         memory: moved.memory,
         sent: moved.sent,
         rounds: moved.rounds,
-        standstill_us: us(moved.standstill),
-        elapsed_us: us(moved.elapsed),
+        standstill_us: microseconds(moved.standstill),
+        elapsed_us: microseconds(moved.elapsed),
     }
 }
 

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use skep_clock::nanos;
 use skep_config::Config;
 use skep_memory::Region;
 use skep_state::Record;
 
+use super::command::microseconds;
 use super::migrate::Leaving;
 use super::stop;
 use crate::Error;
@@ -73,16 +75,6 @@ impl Standing {
         saving || self.arriving.is_some() || self.leaving.as_ref().is_some_and(Leaving::is_handed)
     }
 
-    /// Whether somebody has paused it.
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    /// It can't go on before somebody resumes it.
-    pub(super) fn stay_paused(&mut self) {
-        self.paused = true;
-    }
-
     pub(super) fn status(&self) -> Status {
         let activity = match (&self.leaving, self.is_saving(), self.paused) {
             (Some(_), _, _) => Activity::Migrating,
@@ -123,7 +115,7 @@ impl Standing {
         }
         let Some(since) = self.since.take() else { return Duration::ZERO };
         let stood = since.elapsed();
-        machine.pass_time(u64::try_from(stood.as_nanos()).unwrap_or(u64::MAX));
+        machine.pass_time(nanos(stood));
         machine.resume();
         stood
     }
@@ -345,6 +337,6 @@ impl Writer {
         }
         let (memory, data) = (header.memory.size, header.memory.data);
         tracing::info!("saved: {data} bytes of {memory}, with the guest at a standstill for {standstill:?}");
-        Ok(Saved { memory, data, standstill_us: u64::try_from(standstill.as_micros()).unwrap_or(u64::MAX) })
+        Ok(Saved { memory, data, standstill_us: microseconds(standstill) })
     }
 }
