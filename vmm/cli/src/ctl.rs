@@ -258,8 +258,12 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
         CtlCommand::Save { folder, quit, track, diff } => {
             let folder = full_path(&folder);
             let text = |saved: Saved| {
-                let (data, memory) = (Size(saved.data), Size(saved.memory));
-                format!("saved {data} of {memory}; the guest stood still for {}\n", milliseconds(saved.standstill_us))
+                let Saved { data, memory, standstill_us, elapsed_us } = saved;
+                let (data, memory, elapsed) = (Size(data), Size(memory), milliseconds(elapsed_us));
+                format!(
+                    "saved {data} of {memory} in {elapsed}; the guest stood still for {}\n",
+                    milliseconds(standstill_us)
+                )
             };
             let watch = Watch::start(socket);
             let done = it.ask("save", &Save { folder, quit, track, diff }, None, text);

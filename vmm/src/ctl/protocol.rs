@@ -165,6 +165,8 @@ pub struct Saved {
     pub data: u64,
     /// How long the guest stood still for it, in microseconds, so far as it goes on.
     pub standstill_us: u64,
+    /// How long all of it took, in microseconds.
+    pub elapsed_us: u64,
 }
 
 /// Arguments of `migrate`.

@@ -337,6 +337,7 @@ impl Writer {
         }
         let (memory, data) = (header.memory.size, header.memory.data);
         tracing::info!("saved: {data} bytes of {memory}, with the guest at a standstill for {standstill:?}");
-        Ok(Saved { memory, data, standstill_us: microseconds(standstill) })
+        let elapsed_us = microseconds(begin.elapsed());
+        Ok(Saved { memory, data, standstill_us: microseconds(standstill), elapsed_us })
     }
 }

@@ -5,27 +5,19 @@
 
 use super::figures::{Table, median};
 use super::qemu;
-use super::{MEMORY, MEMORY_BYTES, release};
+use super::{InLabs, MEMORY, MEMORY_BYTES, release};
 use crate::arch::Arch;
 use crate::images::Images;
-use crate::lab::{Board, LAB, Lab, Program, Progress};
+use crate::lab::{LAB, Lab, Program, Progress};
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
 use std::time::Duration;
 use stopwatch::Reading;
 
 /// Measure the boot of Debian's cloud kernel in labs whose clocks count instructions
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this architecture
-    #[arg(long)]
-    arch: Option<Arch>,
-    /// Interleaved rounds; a first one more is not counted
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Measure this skep (static, of the lab's architecture) instead of building one; again to compare several
-    #[arg(long, value_name = "PROGRAM", requires = "arch")]
-    skep: Vec<PathBuf>,
+    #[command(flatten)]
+    labs: InLabs,
 }
 
 /// What the guest's init says first. With `quiet` it is also what the guest says first.
@@ -56,7 +48,7 @@ impl Contender {
 }
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
+    for arch in args.labs.archs() {
         let contenders = measure(arch, args)?;
         println!("{arch}:\n\n{}", table("monitor, kernel", &contenders)?);
     }
@@ -64,20 +56,14 @@ pub(super) fn main(args: &Args) -> Result<()> {
 }
 
 fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {
-    let portable = qemu::portable(arch)?;
-    let skeps = super::skeps(arch, &args.skep)?;
-    let mut lab = Lab::new(Board::of(arch))
+    let (names, lab) = args.labs.lab(arch)?;
+    let lab = lab
         .icount(true)
         .carry(Images::get(arch)?.guest(), "images")
-        .carry(portable, "qemu")
         .carry(release("stopwatch", arch)?, "bin/stopwatch")
         .limit(LIMIT);
-    for (name, program) in &skeps {
-        lab = lab.carry(program, format!("bin/{name}"));
-    }
-    let names: Vec<&str> = skeps.iter().map(|(name, _)| name.as_str()).collect();
     let mut contenders = contenders(arch, &names);
-    run(&lab, &mut contenders, args.rounds)?;
+    run(&lab, &mut contenders, args.labs.rounds)?;
     Ok(contenders)
 }
 
@@ -104,7 +90,7 @@ pub(super) fn run(lab: &Lab, contenders: &mut [Contender], rounds: u32) -> Resul
     Ok(())
 }
 
-fn contenders(arch: Arch, skeps: &[&str]) -> Vec<Contender> {
+fn contenders(arch: Arch, skeps: &[String]) -> Vec<Contender> {
     // The kernel's file, its format, and the machines of QEMU's that start it here: their names in the table, and QEMU's for them.
     type Row = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
     let kernels: &[Row] = match arch {

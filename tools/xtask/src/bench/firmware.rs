@@ -6,26 +6,18 @@
 //! made by then, by KVM's own count.
 
 use super::boot::{self, Contender};
-use super::{qemu, release};
+use super::{InLabs, qemu, release};
 use crate::arch::Arch;
 use crate::images::{firmware, rootfs};
-use crate::lab::{Board, LAB, Lab};
+use crate::lab::LAB;
 use anyhow::Result;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Measure the boot of Debian by UEFI firmware in labs whose clocks count instructions
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this architecture
-    #[arg(long)]
-    arch: Option<Arch>,
-    /// Interleaved rounds; a first one more is not counted
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Measure this skep (static, of the lab's architecture) instead of building one; again to compare several
-    #[arg(long, value_name = "PROGRAM", requires = "arch")]
-    skep: Vec<PathBuf>,
+    #[command(flatten)]
+    labs: InLabs,
     /// Only to GRUB
     #[arg(long)]
     grub: bool,
@@ -37,27 +29,22 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
-        let skeps = super::skeps(arch, &args.skep)?;
-        let mut lab = Lab::new(Board::of(arch))
+    for arch in args.labs.archs() {
+        let (names, lab) = args.labs.lab(arch)?;
+        let lab = lab
             .icount(true)
-            .carry(qemu::portable(arch)?, "qemu")
             .carry(release("stopwatch", arch)?, "bin/stopwatch")
             .carry(firmware::directory(arch, false)?, "firmware")
             .carry(rootfs::bootable(arch)?, "debian-gpt.img")
             .limit(LIMIT);
-        for (name, program) in &skeps {
-            lab = lab.carry(program, format!("bin/{name}"));
-        }
-        let names: Vec<&str> = skeps.iter().map(|(name, _)| name.as_str()).collect();
         let mut contenders = contenders(arch, &names, args.grub);
-        boot::run(&lab, &mut contenders, args.rounds)?;
+        boot::run(&lab, &mut contenders, args.labs.rounds)?;
         println!("{arch}:\n\n{}", boot::table("monitor, to", &contenders)?);
     }
     Ok(())
 }
 
-fn contenders(arch: Arch, skeps: &[&str], only_grub: bool) -> Vec<Contender> {
+fn contenders(arch: Arch, skeps: &[String], only_grub: bool) -> Vec<Contender> {
     let (code, vars, machine) = match arch {
         Arch::X86_64 => ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd", "q35"),
         Arch::Aarch64 => ("AAVMF_CODE.fd", "AAVMF_VARS.fd", "virt,gic-version=3"),

@@ -4,30 +4,22 @@
 //! emulated host's CPUs are slow and shared, so that only the ratio of what ran in the same run says anything.
 
 use super::figures::{Table, median};
-use super::qemu;
+use super::{InLabs, qemu};
 use crate::arch::Arch;
 use crate::images::{Images, portable, rootfs};
-use crate::lab::{Board, LAB, Lab, Program, Progress};
+use crate::lab::{LAB, Program, Progress};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Measure disks and networks with fio and iperf3, in the labs
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this architecture
-    #[arg(long)]
-    arch: Option<Arch>,
-    /// Interleaved rounds
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    #[command(flatten)]
+    labs: InLabs,
     /// Seconds of each measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Measure this skep (static, of the lab's architecture) instead of building one; again to compare several
-    #[arg(long, value_name = "PROGRAM", requires = "arch")]
-    skep: Vec<PathBuf>,
 }
 
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -84,40 +76,36 @@ const READ_IT: &str =
     "aGVhZCAtYyA0MDk2IC9kZXYvbnZtZTFuMSB8IHRyIC1kICdcMCcgPi90bXAvaW5zaWRlOyBzaCAtZSAvdG1wL2luc2lkZQ==";
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]) {
+    for arch in args.labs.archs() {
         println!("{arch}:\n\n{}", measure(arch, args)?);
     }
     Ok(())
 }
 
 fn measure(arch: Arch, args: &Args) -> Result<Table> {
-    let skeps = super::skeps(arch, &args.skep)?;
+    let (names, lab) = args.labs.lab(arch)?;
     let tools = portable::TOOLS.get(arch)?;
     let scratch = crate::paths::Scratch::new()?;
     let around = scratch.path().join("around.sh");
     std::fs::write(&around, AROUND)?;
     let script = scratch.path().join("inside.sh");
     std::fs::write(&script, inside(args.seconds))?;
-    let mut lab = Lab::new(Board::of(arch))
+    let lab = lab
         .carry(Images::get(arch)?.guest(), "images")
         .carry(rootfs::disk(arch, false)?, "debian.ext4")
-        .carry(qemu::portable(arch)?, "qemu")
         .carry(tools.join("bin"), "bin")
         .carry(tools.join("lib"), "lib")
         .carry(&around, "around.sh")
         .carry(&script, "inside.sh")
         .limit(LIMIT);
-    for (name, program) in &skeps {
-        lab = lab.carry(program, format!("bin/{name}"));
-    }
-    let contenders = contenders(arch, skeps.iter().map(|(name, _)| name.as_str()));
+    let contenders = contenders(arch, names.iter().map(String::as_str));
     let around = ["sh".to_owned(), format!("{LAB}/around.sh")];
     let one = |(_, command): &(String, Vec<String>)| Program::new([&around[..], command].concat());
-    let programs: Vec<Program> = (0..args.rounds).flat_map(|_| contenders.iter().map(one)).collect();
+    let programs: Vec<Program> = (0..args.labs.rounds).flat_map(|_| contenders.iter().map(one)).collect();
     let name = |number: usize| contenders[number % contenders.len()].0.as_str();
     let outcomes = lab.run(&programs, &mut |progress| match progress {
         Progress::Begin(number) => {
-            eprintln!("bench: round {} of {}: {}", number / contenders.len() + 1, args.rounds, name(number));
+            eprintln!("bench: round {} of {}: {}", number / contenders.len() + 1, args.labs.rounds, name(number));
         }
         Progress::End(number, outcome) if readings(&outcome.output).is_empty() => {
             eprintln!("bench: {}: {}", name(number), String::from_utf8_lossy(&outcome.output).trim_end());

@@ -7,6 +7,7 @@ mod figures;
 mod firmware;
 mod io;
 mod lab_io;
+mod lab_state;
 mod qemu;
 mod size;
 mod start;
@@ -14,6 +15,7 @@ mod state;
 
 use crate::arch::Arch;
 use crate::cargo;
+use crate::lab::{Board, Lab};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use std::path::PathBuf;
@@ -32,6 +34,7 @@ enum What {
     Firmware(firmware::Args),
     Io(io::Args),
     LabIo(lab_io::Args),
+    LabState(lab_state::Args),
     Size(size::Args),
     State(state::Args),
 }
@@ -44,6 +47,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         What::Firmware(args) => firmware::main(args),
         What::Io(args) => io::main(args),
         What::LabIo(args) => lab_io::main(args),
+        What::LabState(args) => lab_state::main(args),
         What::Size(args) => size::main(args),
         What::State(args) => state::main(args),
     }
@@ -53,6 +57,35 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 const MEMORY: &str = "256M";
 /// The same in bytes.
 const MEMORY_BYTES: u64 = 256 << 20;
+
+/// What the benchmarks in the labs have in common.
+#[derive(clap::Args)]
+struct InLabs {
+    /// Only this architecture
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Interleaved rounds
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measure this skep (static, of the lab's architecture) instead of building one; again to compare several
+    #[arg(long, value_name = "PROGRAM", requires = "arch")]
+    skep: Vec<PathBuf>,
+}
+
+impl InLabs {
+    /// The architectures that are measured.
+    fn archs(&self) -> Vec<Arch> {
+        self.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch])
+    }
+
+    /// The skeps that are measured, by their names, and a lab that has them as `bin/NAME`, and QEMU as `qemu`.
+    fn lab(&self, arch: Arch) -> Result<(Vec<String>, Lab)> {
+        let skeps = skeps(arch, &self.skep)?;
+        let lab = Lab::new(Board::of(arch)).carry(qemu::portable(arch)?, "qemu");
+        let carry = |lab: Lab, (name, program): &(String, PathBuf)| lab.carry(program, format!("bin/{name}"));
+        Ok((skeps.iter().map(|(name, _)| name.clone()).collect(), skeps.iter().fold(lab, carry)))
+    }
+}
 
 /// Builds the static `package` of `arch` as users get it.
 fn release(package: &str, arch: Arch) -> Result<PathBuf> {
