@@ -34,7 +34,8 @@ pub use arch::{Arch, ArchKind, MemoryIo};
 pub use error::{HypervisorError, VcpuError};
 pub use vcpu::{Exit, ExitCounts, Kick, Vcpu};
 pub use vm::{
-    Capabilities, Doorbell, DoorbellSpace, Doorbells, GuestClock, Hypervisor, Parts, Powers, Vm, VmBuilder, VmRequest,
+    Capabilities, Doorbell, DoorbellSpace, Doorbells, GuestClock, Hypervisor, Parts, PostedWrites, Powers, Vm,
+    VmBuilder, VmRequest,
 };
 pub use x86_64::X86_64;
 

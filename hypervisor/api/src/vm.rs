@@ -1,5 +1,6 @@
 //! A hypervisor, its builder, and a virtual machine.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use skep_memory::{DirtySource, Listener};
@@ -19,6 +20,8 @@ bitflags::bitflags! {
         const RESAMPLE = 1 << 2;
         /// A log of the pages that vCPUs write ([`Vm::dirty_source`]).
         const DIRTY_LOG = 1 << 3;
+        /// A guest's writes that make no exit of their own ([`Vm::posted_writes`]).
+        const POSTED_WRITES = 1 << 4;
     }
 }
 
@@ -102,6 +105,9 @@ pub trait Vm<A: Arch>: Send + Sync {
     /// Eventfd doorbells.
     fn doorbells(&self) -> Option<&dyn Doorbells>;
 
+    /// Writes that the guest does not wait for.
+    fn posted_writes(&self) -> Option<Arc<dyn PostedWrites>>;
+
     /// The log of pages that vCPUs write.
     fn dirty_source(&self) -> Option<Arc<dyn DirtySource>>;
 
@@ -144,6 +150,24 @@ pub trait Doorbells: Send + Sync {
     /// # Errors
     /// Where the backend refuses.
     fn detach(&self, doorbell: Doorbell, fd: &EventFd) -> Result<(), HypervisorError>;
+}
+
+/// Writes to memory that no region backs, for which their vCPU does not leave guest code: the bus has them later, in the order in which they were made.
+///
+/// Nobody who asks the bus sees that they were late: they come before the next callback of any vCPU, and before a vCPU's [`run`](crate::Vcpu::run) returns. A
+/// device whose writes have effects that are seen without asking it, an interrupt or a doorbell, must not have them posted.
+pub trait PostedWrites: Send + Sync {
+    /// Lets writes that lie inside these guest physical addresses be posted. Some may still call back at once, where there is no room.
+    ///
+    /// # Errors
+    /// Where the backend refuses.
+    fn attach(&self, range: Range<u64>) -> Result<(), HypervisorError>;
+
+    /// Has writes to what was attached call back at once again. What was posted by then comes as it would have.
+    ///
+    /// # Errors
+    /// Where the backend refuses.
+    fn detach(&self, range: Range<u64>) -> Result<(), HypervisorError>;
 }
 
 /// The clock that the guest reads without an exit: kvmclock's nanoseconds on x86_64, the virtual counter's ticks (CNTVCT_EL0) on aarch64.

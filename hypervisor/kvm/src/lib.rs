@@ -22,6 +22,7 @@ mod host;
 mod ioctl;
 mod kick;
 mod meaning;
+mod posted;
 mod report;
 mod routes;
 mod slots;

@@ -70,7 +70,7 @@ fn pieces(size: u64) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// The host's page size in bytes, which is the unit of KVM's dirty log: 4, 16 or 64 KiB on arm64.
-fn host_page_size() -> u64 {
+pub(crate) fn host_page_size() -> u64 {
     // SAFETY: the call has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(PAGE_SIZE)

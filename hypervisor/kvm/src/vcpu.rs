@@ -18,6 +18,7 @@ use skep_state::StateError;
 
 use crate::host::Virtualization;
 use crate::kick::{Kicker, Running};
+use crate::posted::{Posted, Ring};
 use crate::slots::Slots;
 use crate::{NAME, ioctl, kick, meaning};
 
@@ -41,6 +42,8 @@ pub(crate) struct Core {
     page_size: usize,
     kicker: Arc<Kicker>,
     pub(crate) exits: ExitCounts,
+    ring: Option<Ring>,
+    posted: Arc<Posted>,
     /// Guest memory stays while the vCPU can run.
     _slots: Arc<Slots>,
 }
@@ -50,12 +53,20 @@ unsafe impl Send for Core {}
 
 impl Core {
     /// Makes vCPU number `index` with KVM's id `id`.
-    pub(crate) fn new(vm: &VmFd, slots: &Arc<Slots>, index: u32, id: u64) -> Result<Self, HypervisorError> {
+    pub(crate) fn new(
+        vm: &VmFd,
+        slots: &Arc<Slots>,
+        posted: &Arc<Posted>,
+        index: u32,
+        id: u64,
+    ) -> Result<Self, HypervisorError> {
         let failed = |source: io::Error| HypervisorError::call(format!("make vCPU {index} (KVM's id {id})"), source);
         kick::install_handler().map_err(failed)?;
         let mut fd = vm.create_vcpu(id).map_err(|e| failed(e.into()))?;
         let page = NonNull::from(fd.get_kvm_run());
-        let (kicker, slots) = (Arc::default(), slots.clone());
+        // SAFETY: it is what kvm-ioctls has mapped of the vCPU, and goes with `fd`.
+        let ring = unsafe { Ring::of(page, vm.run_size()) };
+        let (kicker, slots, posted) = (Arc::default(), slots.clone(), posted.clone());
         Ok(Self {
             index,
             fd,
@@ -64,6 +75,8 @@ impl Core {
             page_size: vm.run_size(),
             kicker,
             exits: ExitCounts::default(),
+            ring,
+            posted,
             _slots: slots,
         })
     }
@@ -87,8 +100,16 @@ impl Core {
         unsafe { self.kicker.running(self.immediate_exit()) }
     }
 
-    /// Completes the access that the last exit began, and runs guest code.
-    pub(crate) fn enter(&mut self) -> Result<Entered, VcpuError> {
+    /// Completes the access that the last exit began, and runs guest code. What was posted meanwhile has come to `io` when this returns.
+    pub(crate) fn enter<I: MemoryIo + ?Sized>(&mut self, io: &mut I) -> Result<Entered, VcpuError> {
+        let entered = self.run_guest();
+        if let Some(ring) = &self.ring {
+            ring.deliver(&self.posted, |address, data| io.memory_write(address, data));
+        }
+        entered
+    }
+
+    fn run_guest(&mut self) -> Result<Entered, VcpuError> {
         let Err(source) = ioctl::run(&self.fd) else { return Ok(Entered::Exit(self.exit_reason())) };
         match source.raw_os_error() {
             Some(libc::EINTR) => {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +14,7 @@ use skep_arch::topology::Topology;
 use skep_chipset::fw_cfg::{Content, NamedItem, key};
 use skep_chipset::{Flash, FlashConfig, FwCfg, FwCfgConfig, flash};
 use skep_config::Config;
+use skep_hypervisor::PostedWrites;
 use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use skep_memory::{Backing, BusMaster, MemoryMap, Region, RegionKind, RequesterId};
 
@@ -27,6 +29,8 @@ pub(super) struct Firmware {
     pub(super) files: FirmwareFiles,
     /// The memory behind RAM: on x86_64 a part of it comes and goes.
     pub(super) ram: Arc<Backing>,
+    /// Where the backend posts writes.
+    pub(super) posting: Option<Arc<dyn PostedWrites>>,
 }
 
 /// A piece of memory that the guest is to reach.
@@ -59,21 +63,40 @@ impl Piece {
     }
 }
 
-/// Memory that comes and goes as registers say: flash that is read, ROM and what shadows it.
+/// How the guest is to reach what registers move about.
+#[derive(Default)]
+pub(super) struct Reach {
+    /// What is memory.
+    pub(super) pieces: Vec<Piece>,
+    /// Where writes may be posted, which is in none of them.
+    pub(super) posted: Option<Range<u64>>,
+}
+
+/// Memory that comes and goes as registers say: flash that is read, ROM and what shadows it; and posted writes.
 pub(super) struct Overlay {
     memory: MemoryMap,
-    present: Mutex<Vec<Piece>>,
+    /// Where the backend posts writes, and may.
+    posting: Option<Arc<dyn PostedWrites>>,
+    present: Mutex<Reach>,
 }
 
 impl Overlay {
-    pub(super) fn new(memory: MemoryMap) -> Self {
-        Self { memory, present: Mutex::default() }
+    pub(super) fn new(memory: MemoryMap, posting: Option<Arc<dyn PostedWrites>>) -> Self {
+        Self { memory, posting, present: Mutex::default() }
     }
 
     /// Has the guest reach what `wanted` answers, and nothing else of what it reached by the last call. `wanted` is called when no other update runs.
-    pub(super) fn update(&self, wanted: impl FnOnce() -> Vec<Piece>) {
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = wanted();
+    pub(super) fn update(&self, wanted: impl FnOnce() -> Reach) {
+        let mut guard = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let Reach { pieces: present, posted } = &mut *guard;
+        let Reach { pieces: wanted, posted: wanted_posted } = wanted();
+        let changes = *posted != wanted_posted;
+        if changes
+            && let (Some(old), Some(posting)) = (posted.take(), &self.posting)
+            && let Err(error) = posting.detach(old)
+        {
+            tracing::error!(%error, "the guest's writes to flash may come late");
+        }
         present.retain(|old| {
             let stays = wanted.iter().any(|new| new.is(old));
             if !stays && let Err(error) = self.memory.remove(old.gpa) {
@@ -91,6 +114,13 @@ impl Overlay {
                 Err(error) => tracing::error!(%error, "memory can't be given to the guest"),
             }
         }
+        if changes && let (Some(new), Some(posting)) = (wanted_posted, &self.posting) {
+            match posting.attach(new.clone()) {
+                Ok(()) => *posted = Some(new),
+                // Each is an exit then, which is as good.
+                Err(error) => tracing::debug!(%error, "no posted writes"),
+            }
+        }
     }
 }
 
@@ -101,10 +131,11 @@ pub(super) fn vars_bank(vars: Variables, base: u64, geometry: flash::Geometry) -
     Ok(Arc::new(Flash::new(config)?))
 }
 
-/// The bank as memory, while it is read.
-pub(super) fn mapped(flash: &Flash) -> Option<Piece> {
-    let mapping = flash.mapping()?;
-    Some(Piece::rom(mapping.name, mapping.base, &mapping.content))
+/// Firmware's `code`, and the bank with its variables: as memory while it is read.
+pub(super) fn reach(code: Piece, flash: Option<&Flash>) -> Reach {
+    let mapping = flash.and_then(Flash::mapping);
+    let mapped = mapping.map(|mapping| Piece::rom(mapping.name, mapping.base, &mapping.content));
+    Reach { pieces: [code].into_iter().chain(mapped).collect(), posted: flash.and_then(Flash::posts) }
 }
 
 /// What an architecture adds to what every machine tells.

@@ -76,3 +76,52 @@ proptest! {
         }
     }
 }
+
+/// What a backend was told of posted writes.
+#[derive(Default)]
+struct Posting(Mutex<Vec<(bool, Range<u64>)>>);
+
+impl PostedWrites for Posting {
+    fn attach(&self, range: Range<u64>) -> Result<(), skep_hypervisor::HypervisorError> {
+        self.0.lock().unwrap().push((true, range));
+        Ok(())
+    }
+
+    fn detach(&self, range: Range<u64>) -> Result<(), skep_hypervisor::HypervisorError> {
+        self.0.lock().unwrap().push((false, range));
+        Ok(())
+    }
+}
+
+/// A bank is memory, or has its writes posted, or neither: as its mode is, after each write that says so.
+#[test]
+fn writes_to_flash_are_posted_while_a_buffer_is_filled() {
+    const BASE: u64 = 64 << 20;
+    let backing = |size| Arc::new(Backing::new(size, &RamOptions::default()).unwrap());
+    let variables = Variables { content: backing(1 << 20), file: None };
+    let flash = vars_bank(variables, BASE, flash::Geometry::VIRT).unwrap();
+    let (memory, posting, code) = (MemoryMap::new(), Arc::<Posting>::default(), backing(64 << 10));
+    let overlay = Overlay::new(memory.clone(), Some(posting.clone()));
+    let bank = BASE..BASE + (1 << 20);
+    let is_memory = || memory.regions().iter().any(|region| region.gpa() == BASE);
+    let put = |value: u32| {
+        let action = flash.write(0, 0, &value.to_le_bytes());
+        if action == skep_bus::Action::Remap {
+            overlay.update(|| reach(Piece::rom("firmware", 0, &code), Some(&flash)));
+        }
+        (is_memory(), std::mem::take(&mut *posting.0.lock().unwrap()))
+    };
+    overlay.update(|| reach(Piece::rom("firmware", 0, &code), Some(&flash)));
+    assert!(is_memory());
+    assert_eq!(put(0x00e8_00e8), (false, vec![]));
+    assert_eq!(put(0x0001_0001), (false, vec![(true, bank.clone())]), "two words come");
+    assert_eq!(put(0x1234_5678), (false, vec![]));
+    assert_eq!(put(0x1234_5678), (false, vec![]));
+    assert_eq!(put(0x00d0_00d0), (false, vec![(false, bank.clone())]));
+    assert_eq!(put(0x00ff_00ff), (true, vec![]));
+    // A machine that is reset in the midst of it.
+    assert_eq!(put(0x00e8_00e8), (false, vec![]));
+    assert_eq!(put(0x0001_0001), (false, vec![(true, bank.clone())]));
+    overlay.update(|| reach(Piece::rom("firmware", 0, &code), None));
+    assert_eq!(*posting.0.lock().unwrap(), [(false, bank)]);
+}

@@ -206,8 +206,12 @@ impl Platform for X86_64 {
         let range = layout::port::PCI_CONFIG;
         ports.space.map("pci-config", range.base, range.size, 0, config_ports)?;
         ports.components.push(("pci".to_owned(), pci.root.clone()));
-        let firmware =
-            files.map(|files| FirmwareBoard::new(config, plan, &map, Firmware { files, ram })).transpose()?;
+        let firmware = files
+            .map(|files| {
+                let firmware = Firmware { files, ram, posting: vm.posted_writes() };
+                FirmwareBoard::new(config, plan, &map, firmware)
+            })
+            .transpose()?;
         if let Some(firmware) = &firmware {
             mch.on_smm_wanted(move || requests.send(MachineRequest::SmmWanted));
             let range = layout::port::FW_CFG;

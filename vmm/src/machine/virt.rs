@@ -32,7 +32,7 @@ use skep_memory::{Backing, MemoryMap};
 use skep_pci::{ECAM_REGION, GenericHostBridge, IoSpace, NoMessages, RootComplex, Window, Windows};
 use skep_state::Component;
 
-use super::firmware::{Overlay, Piece, Told, fw_cfg, late, mapped, renew_generation, vars_bank};
+use super::firmware::{Overlay, Piece, Told, fw_cfg, late, reach, renew_generation, vars_bank};
 use super::pci::{Pci, window};
 use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
 use crate::Error;
@@ -181,7 +181,7 @@ impl Platform for Aarch64 {
                     space.map("flash", flash.base(), flash.size(), 0, flash.clone())?;
                     components.push(("flash".to_owned(), flash.clone()));
                 }
-                let overlay = Overlay::new(memory.clone());
+                let overlay = Overlay::new(memory.clone(), vm.posted_writes());
                 let edge = |number| lines.line(spi::FIRST + number, Trigger::Edge, Polarity::High);
                 let (power_button, generation) = (edge(spi::GED_POWER)?, edge(spi::GED_GENERATION)?);
                 Some(FirmwareBoard { fw_cfg, flash, code: files.code, overlay, power_button, generation })
@@ -209,7 +209,7 @@ impl Platform for Aarch64 {
         let Some(firmware) = &board.firmware else { return };
         firmware.overlay.update(|| {
             let code = Piece::rom("firmware", layout::FLASH_CODE.base, &firmware.code);
-            [code].into_iter().chain(firmware.flash.as_deref().and_then(mapped)).collect()
+            reach(code, firmware.flash.as_deref())
         });
     }
 

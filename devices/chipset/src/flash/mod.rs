@@ -11,7 +11,9 @@
 //! # As memory
 //!
 //! While it is read ([`Flash::mapping`]), the bank is memory, and code runs from it at full speed; a write reaches the bus. In all other
-//! modes it has no memory, and reads reach the bus as well. A command that changes that returns [`Action::Remap`].
+//! modes it has no memory, and reads reach the bus as well. While the data of a buffered program comes ([`Flash::posts`]), writes may reach the bus late: what
+//! they do shows first where the guest asks for the status. No other command may, least of all the return to read array. What changes any of
+//! that returns [`Action::Remap`].
 //!
 //! # What lasts
 //!
@@ -124,6 +126,24 @@ enum Mode {
     Confirm,
 }
 
+/// How the guest reaches the bank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Memory,
+    Posted,
+    Bus,
+}
+
+impl Mode {
+    fn reach(self) -> Reach {
+        match self {
+            Mode::Array => Reach::Memory,
+            Mode::Fill | Mode::Confirm => Reach::Posted,
+            _ => Reach::Bus,
+        }
+    }
+}
+
 const MODES: [Mode; 10] = [
     Mode::Array,
     Mode::Status,
@@ -225,7 +245,13 @@ impl Flash {
     #[must_use]
     pub fn mapping(&self) -> Option<FlashMapping> {
         let (name, base, content) = (self.name, self.base, self.content.clone());
-        (self.lock().mode == Mode::Array).then_some(FlashMapping { name, base, content })
+        (self.lock().mode.reach() == Reach::Memory).then_some(FlashMapping { name, base, content })
+    }
+
+    /// Where its writes may be posted now.
+    #[must_use]
+    pub fn posts(&self) -> Option<Range<u64>> {
+        (self.lock().mode.reach() == Reach::Posted).then(|| self.base..self.base + self.size())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -462,7 +488,7 @@ impl Device for Flash {
     fn write(&self, _region: u32, offset: u64, data: &[u8]) -> Action {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let was_memory = inner.mode == Mode::Array;
+        let reach = inner.mode.reach();
         let first = data.first().copied().unwrap_or(0);
         match inner.mode {
             Mode::Program => {
@@ -493,7 +519,7 @@ impl Device for Flash {
             }
             Mode::Array | Mode::Status | Mode::Id | Mode::Query => self.command(inner, first),
         }
-        if was_memory == (inner.mode == Mode::Array) { Action::None } else { Action::Remap }
+        if reach == inner.mode.reach() { Action::None } else { Action::Remap }
     }
 }
 

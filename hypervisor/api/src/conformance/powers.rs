@@ -8,7 +8,7 @@ use super::rig::{Rig, Stop};
 use super::{Subject, Target};
 use crate::{Doorbell, DoorbellSpace, Powers};
 
-use Operation::{AddMemory, ReadMemory, TouchPages, WriteMemory};
+use Operation::{AddMemory, ReadMemory, SpinUntil, StartCpu, TouchPages, WriteMemory};
 
 /// There is no power that was not asked for, and each optional method answers as the capabilities say.
 pub fn powers_are_at_most_what_was_asked_for<A: Target>(subject: &Subject<A>) {
@@ -17,6 +17,7 @@ pub fn powers_are_at_most_what_was_asked_for<A: Target>(subject: &Subject<A>) {
         assert!(subject.powers.contains(powers), "{powers:?} of {:?}", subject.powers);
         assert_eq!(rig.vm.doorbells().is_some(), powers.contains(Powers::DOORBELLS));
         assert_eq!(rig.vm.dirty_source().is_some(), powers.contains(Powers::DIRTY_LOG));
+        assert_eq!(rig.vm.posted_writes().is_some(), powers.contains(Powers::POSTED_WRITES));
         let (eventfds, resample) = A::offers(&rig);
         assert_eq!(eventfds, powers.contains(Powers::INTERRUPT_EVENTFDS));
         if let Some(resample) = resample {
@@ -82,6 +83,86 @@ pub fn doorbells_take_the_place_of_callbacks<A: Target>(subject: &Subject<A>) {
     assert_eq!(rig.bus.log().len() - 1, 12, "what has called back: {:x?}", rig.bus.log());
     assert!(fds.iter().all(|fd| fd.read().is_err()), "a detached doorbell is silent");
     rig.results(list);
+}
+
+/// Posted writes come in their order among all accesses, whole, once, and by few exits; also where there are more than there is room for, and when they are
+/// no more to be posted. Without the power each is an exit.
+pub fn posted_writes_come_in_their_order<A: Target>(subject: &Subject<A>) {
+    const EACH: u64 = 300;
+    let mut rig = Rig::new(subject, 1);
+    let start = A::DEVICE + 2 * PAGE_SIZE;
+    let (posted, beyond) = (start..start + PAGE_SIZE, start + PAGE_SIZE);
+    let width = |n: u64| Width::ALL[(n % 4) as usize];
+    let write = |n: u64| WriteMemory { address: start + n * 8, value: n, width: width(n) };
+    let read = |address| ReadMemory { address, width: Width::Four };
+    let round: Vec<_> = (0..EACH)
+        .map(write)
+        .chain([read(start + 0x10), write(1), WriteMemory { address: beyond, value: 7, width: Width::Two }])
+        .chain([write(2), read(beyond), write(3)])
+        .collect();
+    let pauses = [rig.pause(), rig.pause()];
+    let list = rig.list(&[&round[..], &pauses[0], &round, &pauses[1], &round].concat());
+    rig.boot(0, list);
+    let mut check = |stop, few: bool| {
+        let before = rig.vcpu(0).exits().memory_writes;
+        assert_eq!(rig.run(0), stop);
+        let log = rig.bus.log();
+        let seen: Vec<_> = log.iter().take(round.len()).map(|a| (a.write, a.address, a.width)).collect();
+        let expected = round.iter().map(|operation| match operation {
+            WriteMemory { address, width, .. } => (true, *address, usize::from(width.bytes())),
+            ReadMemory { address, width } => (false, *address, usize::from(width.bytes())),
+            other => panic!("{other:?} is in no round"),
+        });
+        assert_eq!(seen, expected.collect::<Vec<_>>());
+        let values = log.iter().take(EACH as usize).map(|access| access.value);
+        assert!(values.eq((0..EACH).map(|n| width(n).truncate(n))), "what was written");
+        let exits = rig.vcpu(0).exits().memory_writes - before;
+        assert!(if few { exits < EACH / 2 } else { exits > EACH }, "{exits} exits");
+        rig.bus.forget();
+        rig.vm.posted_writes()
+    };
+    let Some(power) = check(Stop::At(0), false) else { return };
+    power.attach(posted.clone()).expect("the backend posts writes");
+    check(Stop::At(1), true);
+    power.detach(posted).expect("the backend posts no more");
+    check(Stop::End, false);
+    rig.results(list);
+}
+
+/// Who has heard of another CPU's write by RAM finds it on the bus.
+pub fn posted_writes_of_another_cpu_come_first<A: Target>(subject: &Subject<A>) {
+    const ROUNDS: u64 = 20;
+    let mut rig = Rig::new(subject, 2);
+    let device = A::DEVICE + 2 * PAGE_SIZE;
+    if let Some(power) = rig.vm.posted_writes() {
+        power.attach(device..device + PAGE_SIZE).expect("the backend posts writes");
+    }
+    let cells = rig.allocate(16, 64);
+    let table = rig.table();
+    let word = |address, value| WriteMemory { address, value, width: Width::Eight };
+    let until = |address, value| SpinUntil { address, value, width: Width::Eight };
+    let (mut here, mut there) = (vec![A::init_interrupts(&rig, table)], Vec::new());
+    for round in 1..=ROUNDS {
+        there.extend([word(device, round), word(cells, round), until(cells + 8, round)]);
+        let asked = ReadMemory { address: device + 8, width: Width::Four };
+        here.extend([until(cells, round), asked, word(cells + 8, round)]);
+    }
+    let theirs = rig.list(&there);
+    let stack = rig.stack();
+    here.insert(1, StartCpu { cpu: A::cpu_id(1), list: theirs.gpa, stack });
+    let ours = rig.list(&here);
+    rig.boot(0, ours);
+    let running: Vec<_> = (0..2).map(|cpu| rig.start(cpu)).collect();
+    for running in running {
+        assert_eq!(rig.join(running), Stop::End);
+    }
+    let log = rig.bus.log();
+    let on_device = log.iter().filter(|access| (device..device + 16).contains(&access.address));
+    let seen: Vec<_> = on_device.map(|access| (access.write, if access.write { access.value } else { 0 })).collect();
+    let expected: Vec<_> = (1..=ROUNDS).flat_map(|round| [(true, round), (false, 0)]).collect();
+    assert_eq!(seen, expected);
+    rig.results(ours);
+    rig.results(theirs);
 }
 
 /// The dirty log has each page that the guest or a device has written, no other, and each once.

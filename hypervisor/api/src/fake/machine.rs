@@ -12,10 +12,12 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::memory::Memory;
+use super::posted::Posted;
 use super::vcpu::{FakeVcpu, Outcome};
 use super::{Script, limit, lock};
 use crate::{
-    Arch, Capabilities, Doorbell, DoorbellSpace, Doorbells, Exit, GuestClock, HypervisorError, Kick, Powers, Vcpu, Vm,
+    Arch, Capabilities, Doorbell, DoorbellSpace, Doorbells, Exit, GuestClock, HypervisorError, Kick, PostedWrites,
+    Powers, Vcpu, Vm,
 };
 
 /// The registers in which an interpreter of operations keeps where it is, so that a saved state holds all of it.
@@ -174,6 +176,7 @@ pub(super) struct Machine<A: Model> {
     pub controller: A::Controller,
     pub clock: Clock,
     pub script: Arc<Script<A>>,
+    pub posted: Arc<Posted>,
     cpus: Mutex<Vec<Arc<Mailbox>>>,
     doorbells: Mutex<BTreeMap<Doorbell, EventFd>>,
     routes: Mutex<BTreeMap<u32, (EventFd, Option<Delivery>)>>,
@@ -198,6 +201,7 @@ impl<A: Model> Machine<A> {
             controller,
             clock: Clock(AtomicU64::new(0)),
             script,
+            posted: Arc::default(),
             cpus: Mutex::default(),
             doorbells: Mutex::default(),
             routes: Mutex::default(),
@@ -314,6 +318,10 @@ impl<A: Model> Vm<A> for Machine<A> {
 
     fn doorbells(&self) -> Option<&dyn Doorbells> {
         self.has(Powers::DOORBELLS).then_some(self)
+    }
+
+    fn posted_writes(&self) -> Option<Arc<dyn PostedWrites>> {
+        self.has(Powers::POSTED_WRITES).then(|| self.posted.clone() as _)
     }
 
     fn dirty_source(&self) -> Option<Arc<dyn DirtySource>> {

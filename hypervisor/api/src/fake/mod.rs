@@ -13,6 +13,7 @@
 mod aarch64;
 mod machine;
 mod memory;
+mod posted;
 mod vcpu;
 mod x86_64;
 

@@ -85,6 +85,7 @@ impl<A: Model> FakeVcpu<A> {
         let part = &mut data[..usize::from(width.bytes())];
         if !self.machine.memory.read(address, part) {
             self.exits.memory_reads += 1;
+            self.machine.posted.deliver(io);
             io.memory_read(address, part);
         }
         u64::from_le_bytes(data)
@@ -96,10 +97,12 @@ impl<A: Model> FakeVcpu<A> {
         if self.machine.memory.write(address, data)
             || A::write_controller(self, address, value as u32)
             || self.machine.ring(DoorbellSpace::Memory, address, value, width)
+            || self.machine.posted.post(address, data)
         {
             return;
         }
         self.exits.memory_writes += 1;
+        self.machine.posted.deliver(io);
         io.memory_write(address, data);
     }
 
@@ -339,6 +342,8 @@ impl<A: Model> Vcpu<A> for FakeVcpu<A> {
             return Err(error);
         }
         loop {
+            // Other callbacks than memory's are operations of their own.
+            self.machine.posted.deliver(io);
             if self.mailbox.take_kick() {
                 self.exits.kicks += 1;
                 return Ok(Exit::Kicked);

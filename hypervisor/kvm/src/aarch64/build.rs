@@ -6,8 +6,8 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_SVE,
     KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PMU_V3, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC,
-    KVM_CAP_ARM_SVE, KVM_CAP_ARM_VM_IPA_SIZE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE,
-    KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
+    KVM_CAP_ARM_SVE, KVM_CAP_ARM_VM_IPA_SIZE, KVM_CAP_COALESCED_MMIO, KVM_CAP_IOEVENTFD, KVM_CAP_IRQFD,
+    KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
 };
 use kvm_ioctls::VmFd;
 use skep_hypervisor::aarch64::{self, Features, GicConfig, GicVersion, Interrupts, VcpuConfig, VmConfig};
@@ -22,6 +22,7 @@ use super::vm::KvmVm;
 use crate::NAME;
 use crate::device::{Kvm, no_vm};
 use crate::doorbells::IoEvents;
+use crate::posted::Posted;
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::vcpu::Core;
@@ -69,6 +70,7 @@ pub(super) fn capabilities(vm: &VmFd, powers: Powers, address_bits: u32) -> Capa
         (Powers::DOORBELLS, KVM_CAP_IOEVENTFD),
         (Powers::INTERRUPT_EVENTFDS, KVM_CAP_IRQFD),
         (Powers::RESAMPLE, KVM_CAP_IRQFD_RESAMPLE),
+        (Powers::POSTED_WRITES, KVM_CAP_COALESCED_MMIO),
     ];
     let missing = offered.into_iter().filter(|(power, cap)| powers.contains(*power) && check(vm, *cap) == 0);
     let missing = missing.fold(Powers::empty(), |all, (power, _)| all | power);
@@ -170,7 +172,8 @@ impl VmBuilder<Aarch64> for Builder {
         let Self { vm, capabilities } = *self;
         let powers = capabilities.powers;
         let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots, capabilities.address_bits));
-        let cores = (0u32..).zip(vcpus).map(|(index, _)| Core::new(&vm, &slots, index, index.into()));
+        let posted = Arc::new(Posted::new(vm.clone()));
+        let cores = (0u32..).zip(vcpus).map(|(index, _)| Core::new(&vm, &slots, &posted, index, index.into()));
         let cores = cores.collect::<Result<Vec<_>, _>>()?;
         let Some(first) = cores.first() else { return Err(missing("a VM without vCPUs", "")) };
         let clock = Arc::new(Clock::new(&vm, &first.fd)?);
@@ -201,7 +204,7 @@ impl VmBuilder<Aarch64> for Builder {
         };
         let interrupts = Interrupts { gic: Arc::new(gic), lines: Arc::new(Spis(lines)), its };
         let doorbells = IoEvents::new(vm);
-        let vm = Arc::new(KvmVm { powers, slots, doorbells, clock });
+        let vm = Arc::new(KvmVm { powers, slots, posted, doorbells, clock });
         let vcpus = made.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu<Aarch64>>).collect();
         Ok(Parts { vm, vcpus, interrupts })
     }

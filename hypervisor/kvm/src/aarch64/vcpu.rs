@@ -117,7 +117,7 @@ impl Vcpu<Aarch64> for KvmVcpu {
     fn run(&mut self, io: &mut (dyn Io + 'static)) -> Result<Exit, VcpuError> {
         let _running = self.core.running();
         loop {
-            match self.core.enter()? {
+            match self.core.enter(io)? {
                 Entered::Again => {}
                 Entered::Kicked => return Ok(Exit::Kicked),
                 Entered::Exit(KVM_EXIT_MMIO) => self.core.memory_access(io),

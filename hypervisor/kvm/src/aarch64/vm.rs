@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use skep_hypervisor::aarch64::VcpuConfig;
-use skep_hypervisor::{Aarch64, Doorbells, GuestClock, HypervisorError, Powers, Vcpu, Vm};
+use skep_hypervisor::{Aarch64, Doorbells, GuestClock, HypervisorError, PostedWrites, Powers, Vcpu, Vm};
 use skep_memory::{DirtySource, Listener};
 
 use super::clock::Clock;
 use crate::doorbells::IoEvents;
+use crate::posted::Posted;
 use crate::slots::Slots;
 
 /// A VM on KVM.
 pub(super) struct KvmVm {
     pub(super) powers: Powers,
     pub(super) slots: Arc<Slots>,
+    pub(super) posted: Arc<Posted>,
     pub(super) doorbells: IoEvents,
     pub(super) clock: Arc<Clock>,
 }
@@ -30,6 +32,10 @@ impl Vm<Aarch64> for KvmVm {
 
     fn doorbells(&self) -> Option<&dyn Doorbells> {
         self.powers.contains(Powers::DOORBELLS).then_some(&self.doorbells as &dyn Doorbells)
+    }
+
+    fn posted_writes(&self) -> Option<Arc<dyn PostedWrites>> {
+        self.powers.contains(Powers::POSTED_WRITES).then(|| self.posted.clone() as Arc<dyn PostedWrites>)
     }
 
     fn dirty_source(&self) -> Option<Arc<dyn DirtySource>> {

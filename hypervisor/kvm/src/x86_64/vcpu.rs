@@ -38,7 +38,7 @@ pub(super) struct X86Vcpu {
 impl X86Vcpu {
     /// A vCPU in its power-on state.
     pub(super) fn new(shared: &Arc<Shared>, index: u32, config: &VcpuConfig) -> Result<Self, HypervisorError> {
-        let core = Core::new(&shared.vm, &shared.slots, index, config.apic_id.into())?;
+        let core = Core::new(&shared.vm, &shared.slots, &shared.posted, index, config.apic_id.into())?;
         let failed = |what: &str, source| HypervisorError::call(format!("vCPU {index}: {what}"), source);
         let leaves = cpuid::to_kvm(&config.cpuid).map_err(|e| failed("CPUID has too many leaves", e))?;
         core.fd.set_cpuid2(&leaves).map_err(|e| failed("KVM refuses its CPUID", e.into()))?;
@@ -175,7 +175,7 @@ impl Vcpu<X86_64> for X86Vcpu {
             if self.takes_external {
                 self.external_interrupt(io)?;
             }
-            let entered = self.core.enter()?;
+            let entered = self.core.enter(io)?;
             self.between_instructions = !matches!(entered, Entered::Exit(reason) if reason != KVM_EXIT_IRQ_WINDOW_OPEN);
             match entered {
                 Entered::Exit(KVM_EXIT_IO) => self.port_access(io),

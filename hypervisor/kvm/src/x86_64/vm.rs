@@ -12,7 +12,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use skep_hypervisor::x86_64::{Capabilities as X86Capabilities, Interrupts, VcpuConfig, VmConfig};
 use skep_hypervisor::{
-    Capabilities, Doorbells, GuestClock, HypervisorError, Parts, Powers, Vcpu, Vm, VmBuilder, VmRequest, X86_64,
+    Capabilities, Doorbells, GuestClock, HypervisorError, Parts, PostedWrites, Powers, Vcpu, Vm, VmBuilder, VmRequest,
+    X86_64,
 };
 use skep_memory::{DirtySource, Listener};
 
@@ -23,6 +24,7 @@ use super::tsc::Standstill;
 use super::vcpu::X86Vcpu;
 use super::{cpuid, ioctl};
 use crate::doorbells::IoEvents;
+use crate::posted::Posted;
 use crate::slots::Slots;
 use crate::{Kvm, NAME, device};
 
@@ -148,6 +150,7 @@ pub(super) struct Shared {
     pub(super) kvm: Kvm,
     pub(super) vm: Arc<VmFd>,
     pub(super) slots: Arc<Slots>,
+    pub(super) posted: Arc<Posted>,
     pub(super) capabilities: Arc<Capabilities<X86_64>>,
     pins: u32,
     /// The bootstrap processor's APIC id.
@@ -169,9 +172,22 @@ impl Shared {
     ) -> Result<Arc<Self>, HypervisorError> {
         prepare(&vm, cpuid::is_amd(&capabilities.arch.cpuid), pins, boot_cpu)?;
         let slots = Arc::new(Slots::new(vm.clone(), capabilities.memory_slots, capabilities.address_bits));
+        let posted = Arc::new(Posted::new(vm.clone()));
         let (standstill, support, spare) = (Standstill::default(), OnceLock::new(), Mutex::new(None));
         let tsc_told = Once::new();
-        Ok(Arc::new(Self { kvm, vm, slots, capabilities, pins, boot_cpu, standstill, support, tsc_told, spare }))
+        Ok(Arc::new(Self {
+            kvm,
+            vm,
+            slots,
+            posted,
+            capabilities,
+            pins,
+            boot_cpu,
+            standstill,
+            support,
+            tsc_told,
+            spare,
+        }))
     }
 
     /// What saving and restoring need to know; `vcpu` is any of this VM.
@@ -217,6 +233,11 @@ impl Vm<X86_64> for X86Vm {
 
     fn doorbells(&self) -> Option<&dyn Doorbells> {
         self.doorbells.as_ref().map(|doorbells| doorbells as &dyn Doorbells)
+    }
+
+    fn posted_writes(&self) -> Option<Arc<dyn PostedWrites>> {
+        let offered = self.shared.capabilities.powers.contains(Powers::POSTED_WRITES);
+        offered.then(|| self.shared.posted.clone() as Arc<dyn PostedWrites>)
     }
 
     fn dirty_source(&self) -> Option<Arc<dyn DirtySource>> {

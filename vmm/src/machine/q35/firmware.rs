@@ -17,7 +17,7 @@ use skep_pci::{Mapping, Mch, Space};
 use zerocopy::IntoBytes;
 
 use crate::Error;
-use crate::machine::firmware::{Firmware, Overlay, Piece, Told, fw_cfg, mapped, vars_bank};
+use crate::machine::firmware::{Firmware, Overlay, Piece, Told, fw_cfg, reach, vars_bank};
 use crate::machine::platform::Plan;
 
 /// Bytes of the firmware's end that a processor finds below 1 MiB as well, as long as nothing shadows them.
@@ -45,7 +45,7 @@ impl FirmwareBoard {
         memory: &MemoryMap,
         firmware: Firmware,
     ) -> Result<Self, Error> {
-        let Firmware { mut files, ram } = firmware;
+        let Firmware { mut files, ram, posting } = firmware;
         let code = files.code.clone();
         let flash = match files.vars.take() {
             Some(vars) => {
@@ -83,15 +83,15 @@ impl FirmwareBoard {
         };
         let fw_cfg = fw_cfg(config, memory, &mut files, told)?;
         let shadow = Arc::new(Shadow::new(&ram, &code)?);
-        Ok(Self { fw_cfg, flash, code, ram, shadow, overlay: Overlay::new(memory.clone()) })
+        Ok(Self { fw_cfg, flash, code, ram, shadow, overlay: Overlay::new(memory.clone(), posting) })
     }
 
     /// Has the guest reach what flash and host bridge say.
     pub(super) fn remap(&self, mch: &Mch) {
         self.overlay.update(|| {
             let code = Piece::rom("firmware", layout::FLASH_SPACE.end() - self.code.size(), &self.code);
-            let flash = self.flash.as_deref().and_then(mapped);
-            let mut pieces: Vec<Piece> = [code].into_iter().chain(flash).collect();
+            let mut reach = reach(code, self.flash.as_deref());
+            let pieces = &mut reach.pieces;
             if mch.smram_is_open() {
                 let base = CONVENTIONAL.end();
                 pieces.push(self.ram_at(base, 0xc_0000 - base, RegionKind::Ram));
@@ -109,7 +109,7 @@ impl FirmwareBoard {
                     (_, None) => {}
                 }
             }
-            pieces
+            reach
         });
     }
 
