@@ -33,6 +33,8 @@ pub struct Plan<A: Platform> {
     pub vcpus: Vec<A::VcpuConfig>,
     /// The hardware ids (APIC id, MPIDR affinity) of all vCPUs that there may ever be; those in `vcpus` come first.
     pub possible: Vec<u64>,
+    /// The frequency of the counter that the guest reads, where it is known: the TSC's in kHz, CNTVCT_EL0's in Hz.
+    pub counter: Option<u32>,
 }
 
 /// What a machine gives its devices.

@@ -127,7 +127,8 @@ impl Platform for X86_64 {
             vcpus.iter_mut().try_for_each(|vcpu| list.limit(&mut vcpu.cpuid)).map_err(lacking)?;
         }
         let possible = (0..cpus.max).map(|index| identity.apic_ids().id(index).into()).collect();
-        Ok(Plan { ram: layout.ram.clone(), layout, vm: VmConfig { ioapic_pins: gsi::COUNT }, vcpus, possible })
+        let (vm, counter) = (VmConfig { ioapic_pins: gsi::COUNT }, capabilities.arch.tsc_khz);
+        Ok(Plan { ram: layout.ram.clone(), layout, vm, vcpus, possible, counter })
     }
 
     fn describe(layout: &Layout) -> Vec<Row> {

@@ -100,7 +100,8 @@ impl Platform for Aarch64 {
         // A GIC takes no CPU once it is initialised, so those that may come later are made now, powered off.
         let possible: Vec<u64> = (0..max).map(|index| mpidr(gic.version, index)).collect();
         let vcpus = possible.iter().map(|&mpidr| VcpuConfig { mpidr, features }).collect();
-        Ok(Plan { ram: layout.ram.clone(), layout, vm, vcpus, possible })
+        let counter = Some(capabilities.arch.counter_hz);
+        Ok(Plan { ram: layout.ram.clone(), layout, vm, vcpus, possible, counter })
     }
 
     fn describe(layout: &Layout) -> Vec<Row> {

@@ -18,7 +18,7 @@ pub(crate) struct Aarch64CpusState {
     /// Their affinities, as in MPIDR_EL1.
     #[n(0)]
     pub mpidrs: Vec<u64>,
-    /// The counter's frequency in Hz (CNTFRQ_EL0).
+    /// The counter's frequency in Hz (CNTFRQ_EL0), where a machine is told of before its vCPUs' states, which hold it.
     #[n(1)]
     pub counter_hz: Option<u32>,
     /// They have the Scalable Vector Extension.
@@ -40,11 +40,11 @@ impl State for Aarch64CpusState {
 }
 
 impl Saved for Aarch64 {
-    fn cpus(plan: &Plan<Self>) -> Record {
+    fn cpus(plan: &Plan<Self>, counter: Option<u32>) -> Record {
         let first = plan.vcpus.first().map(|vcpu| vcpu.features).unwrap_or_default();
         Record::of(&Aarch64CpusState {
             mpidrs: plan.vcpus.iter().map(|vcpu| vcpu.mpidr).collect(),
-            counter_hz: None,
+            counter_hz: counter,
             sve: first.sve,
             pointer_authentication: first.pointer_authentication,
         })

@@ -43,8 +43,8 @@ mod test;
 
 /// What an architecture answers for its machine to be saved.
 pub trait Saved: Platform {
-    /// What the guest was shown of its CPUs.
-    fn cpus(plan: &Plan<Self>) -> Record;
+    /// What the guest was shown of its CPUs; with the frequency of its counter (see [`Plan::counter`]) where their states do not come with it.
+    fn cpus(plan: &Plan<Self>, counter: Option<u32>) -> Record;
 
     /// Lets the plan have the CPUs of a snapshot, of which `first` is the first one's state, where it is known.
     ///
@@ -141,7 +141,7 @@ impl<A: Saved> Machine<A> {
         // First: it writes into guest RAM, and what it writes there is saved with it.
         let interrupts = A::save_interrupts(&self.board)?;
         let mut records = vec![NamedRecord::new(MACHINE, Record::of(&self.own_state()?))];
-        records.push(NamedRecord::new(CPUS, A::cpus(&self.plan)));
+        records.push(NamedRecord::new(CPUS, A::cpus(&self.plan, None)));
         for (index, mut slot) in self.vcpus.paused().enumerate() {
             let slot = &mut *slot;
             records.push(NamedRecord::new(vcpu(index), Record::of(&slot.vcpu.save(&mut *slot.io)?)));
@@ -317,7 +317,7 @@ impl<A: Saved> Machine<A> {
             architecture: self.config.arch().to_string(),
             config: self.config.to_toml().map_err(in_config)?,
             ram: ram.iter().map(|region| (region.gpa(), region.size())).collect(),
-            cpus: A::cpus(&self.plan),
+            cpus: A::cpus(&self.plan, self.plan.counter),
             disks: images.describe()?,
         };
         Ok(OutgoingPlan { to, downtime, hello, images: images.weak(), ram, log: self.dirty_log()? })

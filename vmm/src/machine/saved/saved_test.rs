@@ -64,8 +64,15 @@ fn fresh<A: Saved>(folder: &Path) -> Machine<A>
 where
     Fake<A>: Hypervisor<A> + Default,
 {
+    fresh_on(&Fake::<A>::default(), folder)
+}
+
+fn fresh_on<A: Saved>(host: &Fake<A>, folder: &Path) -> Machine<A>
+where
+    Fake<A>: Hypervisor<A>,
+{
     let config = config(A::KIND, folder);
-    let machine = Machine::new(&config, &Fake::<A>::default(), Arc::default(), services()).unwrap();
+    let machine = Machine::new(&config, host, Arc::default(), services()).unwrap();
     stop(&machine);
     machine
 }
@@ -385,6 +392,33 @@ fn a_counter_of_another_frequency_is_refused_unless_it_can_be_scaled() {
     assert!(text.contains("the counter's frequency was 19200000 Hz, and is "), "{text}");
     host.capabilities.arch.counter_hz = 19_200_000;
     restore_on(&host, &snapshot).unwrap();
+}
+
+/// The same where a machine is to migrate, before any of it is sent.
+#[test]
+fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = fresh::<X86_64>(folder.path());
+    let told = X86_64::cpus(&machine.plan, Some(2_500_000));
+    let could = |khz, scaling| {
+        let mut host = Fake::<X86_64>::new();
+        (host.capabilities.arch.tsc_khz, host.capabilities.arch.tsc_scaling) = (khz, scaling);
+        Machine::<X86_64>::could_inherit(&machine.config, &host, &told).map_err(|error| error.to_string())
+    };
+    for (khz, scaling) in [(Some(2_500_625), false), (None, false), (Some(2_400_000), true)] {
+        could(khz, scaling).unwrap();
+    }
+    let text = could(Some(2_400_000), false).unwrap_err();
+    assert!(text.ends_with("was 2500000 kHz, and is 2400000 kHz here, which can't scale it"), "{text}");
+
+    // What it tells of itself is what its guest sees: that of the host that it began on.
+    let mut first = Fake::<Aarch64>::new();
+    first.capabilities.arch.counter_hz = 19_200_000;
+    let mut machine = fresh_on::<Aarch64>(&first, folder.path());
+    let hello = machine.leave(Address::Unix(folder.path().join("nowhere")), Duration::ZERO).unwrap().hello;
+    Machine::<Aarch64>::could_inherit(&machine.config, &first, &hello.cpus).unwrap();
+    let text = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &hello.cpus).unwrap_err().to_string();
+    assert!(text.contains("the counter's frequency was 19200000 Hz, and is "), "{text}");
 }
 
 #[test]

@@ -52,6 +52,9 @@ pub(crate) struct X86CpusState {
     /// The CPUs.
     #[n(1)]
     pub cpus: Vec<X86CpuState>,
+    /// The TSC's frequency in kHz, where a machine is told of before its vCPUs' states, which hold it.
+    #[n(2)]
+    pub tsc_khz: Option<u32>,
 }
 
 impl State for X86CpusState {
@@ -101,7 +104,7 @@ impl Saved for X86_64 {
         common?.map(|common| common.text()).map_err(differs)
     }
 
-    fn cpus(plan: &Plan<Self>) -> Record {
+    fn cpus(plan: &Plan<Self>, counter: Option<u32>) -> Record {
         let leaves = |vcpu: &VcpuConfig| vcpu.cpuid.0.iter().map(leaf).collect::<Vec<_>>();
         let first = plan.vcpus.first().map(leaves).unwrap_or_default();
         let cpu = |vcpu: &VcpuConfig| X86CpuState {
@@ -109,7 +112,7 @@ impl Saved for X86_64 {
             own: leaves(vcpu).into_iter().filter(|leaf| !first.contains(leaf)).collect(),
         };
         let cpus = plan.vcpus.iter().map(cpu).collect();
-        Record::of(&X86CpusState { first, cpus })
+        Record::of(&X86CpusState { first, cpus, tsc_khz: counter })
     }
 
     fn adopt(
@@ -120,7 +123,9 @@ impl Saved for X86_64 {
     ) -> Result<(), SnapshotError> {
         let saved: X86CpusState = saved.open().map_err(refused(CPUS))?;
         let refuse = |reason: String| Err(SnapshotError::Cpu { reason });
-        if let (Some(khz), Some(here)) = (first.and_then(|first| first.tsc_khz), host.arch.tsc_khz)
+        let khz = saved.tsc_khz.or(first.and_then(|first| first.tsc_khz));
+        plan.counter = khz.or(plan.counter);
+        if let (Some(khz), Some(here)) = (khz, host.arch.tsc_khz)
             && !host.arch.can_run_tsc(khz)
         {
             return refuse(format!("the TSC's frequency was {khz} kHz, and is {here} kHz here, which can't scale it"));
