@@ -1,6 +1,6 @@
 //! A device that is saved and restored behaves as one that was not: what a driver reads and is answered, what the host gets, and what is saved next.
 //!
-//! A socket device is not among them: its connections end where it goes on elsewhere, which is a test of its own. The transport has its twins as well.
+//! A socket device's twins are with its tests: its connections end where it goes on elsewhere. The transport has its twins as well.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;

@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
+use skep_state::Component;
 
 use super::connection::BUFFER;
 use super::engine::MOST_CONNECTIONS;
@@ -414,5 +415,103 @@ skep_fuzzing::targets! {
                 prop_assert_eq!(world.rig.rings[queue].used_index(), state.next);
             }
         }
+    }
+}
+
+/// A device whose host has a listener at port 7, and its connections by the guest's port.
+struct Twin {
+    world: World,
+    listener: UnixListener,
+    streams: std::collections::BTreeMap<u32, UnixStream>,
+}
+
+impl Twin {
+    fn new(world: World) -> Self {
+        let listener = world.listen(7);
+        Self { world, listener, streams: std::collections::BTreeMap::new() }
+    }
+
+    /// A step, and all that it showed to the guest, to the host, and of what is saved.
+    fn act(&mut self, (kind, port, bytes): &(u8, u32, Vec<u8>)) -> (Option<Got>, Vec<u8>, VsockState) {
+        let (guest, is_open) = (1000 + port, self.streams.contains_key(&(1000 + port)));
+        let (mut got, mut heard) = (None, Vec::new());
+        match kind {
+            0 if !is_open => {
+                self.world.send(&Sent::new(guest, 7, op::REQUEST), &[]);
+                self.streams.insert(guest, self.listener.accept().unwrap().0);
+                got = Some(self.world.receive());
+            }
+            // Nobody listens.
+            1 => {
+                self.world.send(&Sent::new(guest, 8, op::REQUEST), &[]);
+                got = Some(self.world.receive());
+            }
+            2 => {
+                self.world.send(&Sent::new(guest, 7, op::RW), bytes);
+                match self.streams.get_mut(&guest) {
+                    Some(stream) => heard = read(stream, bytes.len()),
+                    None => got = Some(self.world.receive()),
+                }
+            }
+            3 if !bytes.is_empty() => {
+                if let Some(stream) = self.streams.get_mut(&guest) {
+                    stream.write_all(bytes).unwrap();
+                    got = Some(self.world.receive());
+                }
+            }
+            4 => self.close(guest),
+            _ => {}
+        }
+        (got, heard, self.world.rig.device.save())
+    }
+
+    fn close(&mut self, guest: u32) {
+        if let Some(mut stream) = self.streams.remove(&guest) {
+            self.world.send(&Sent::new(guest, 7, op::RST), &[]);
+            assert_eq!(stream.read(&mut [0; 4]).unwrap(), 0);
+        }
+    }
+}
+
+fn twin_steps() -> impl Strategy<Value = Vec<(u8, u32, Vec<u8>)>> {
+    proptest::collection::vec((0u8..5, 0u32..3, proptest::collection::vec(any::<u8>(), 0..20)), 1..30)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// A device that is saved, whatever its connections, goes on elsewhere as one whose driver has ended them, once the driver has been told; to be told
+    /// is saved itself.
+    #[test]
+    fn fuzz_a_saved_socket_device_behaves_the_same(before in twin_steps(), after in twin_steps(), again in any::<bool>()) {
+        let mut one = Twin::new(world());
+        before.iter().for_each(|step| drop(one.act(step)));
+        let states = one.world.rig.stop_all();
+        let mut record = one.world.rig.device.save_record();
+        one.world.rig.start_all(&states);
+        let open: Vec<_> = one.streams.keys().copied().collect();
+        open.into_iter().for_each(|guest| one.close(guest));
+
+        let elsewhere = |record: &skep_state::Record| {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("v");
+            let rig = Rig::idle(Vsock::new("vsock", CID, &path).unwrap(), true);
+            rig.device.restore_record(record).unwrap();
+            World { rig, path, _directory: directory }
+        };
+        if again {
+            record = elsewhere(&record).rig.device.save_record();
+            prop_assert!(record.open::<VsockState>().unwrap().ended);
+        }
+        let mut two = Twin::new(elsewhere(&record));
+        prop_assert!(two.world.rig.device.save().ended);
+        two.world.rig.start_all(&[]);
+        prop_assert_eq!(two.world.rig.call(2, &[Piece::Write(4)]).data, [0; 4]);
+        for step in &after {
+            prop_assert_eq!(one.act(step), two.act(step), "{:?}", step);
+        }
+        one.world.rig.stop_all();
+        two.world.rig.stop_all();
+        prop_assert_eq!(one.world.rig.device.save_record(), two.world.rig.device.save_record());
     }
 }
