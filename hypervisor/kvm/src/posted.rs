@@ -1,6 +1,7 @@
 //! Posted writes by `KVM_REGISTER_COALESCED_MMIO`: the kernel puts them into a ring, which all vCPUs of a VM share.
 #![allow(unsafe_code)] // A page that the kernel writes to.
 
+use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,29 +26,26 @@ impl Posted {
     }
 }
 
-/// An address and a size as KVM takes them.
-fn zone(range: &Range<u64>) -> Option<(IoEventAddress, u32)> {
-    let size = u32::try_from(range.end.checked_sub(range.start)?).ok()?;
-    Some((IoEventAddress::Mmio(range.start), size))
+fn failed(what: &str, range: &Range<u64>, source: impl Into<io::Error>) -> HypervisorError {
+    HypervisorError::call(format!("{what} posted writes at {:#x} to {:#x}", range.start, range.end), source)
 }
 
-fn failed(what: &str, range: &Range<u64>, source: impl Into<std::io::Error>) -> HypervisorError {
-    HypervisorError::call(format!("{what} posted writes at {:#x} to {:#x}", range.start, range.end), source)
+/// An address and a size as KVM takes them.
+fn zone(what: &str, range: &Range<u64>) -> Result<(IoEventAddress, u32), HypervisorError> {
+    let size = range.end.checked_sub(range.start).and_then(|size| u32::try_from(size).ok());
+    let size = size.ok_or_else(|| failed(what, range, io::ErrorKind::InvalidInput))?;
+    Ok((IoEventAddress::Mmio(range.start), size))
 }
 
 impl PostedWrites for Posted {
     fn attach(&self, range: Range<u64>) -> Result<(), HypervisorError> {
-        let what = "attach";
-        let (address, size) =
-            zone(&range).ok_or_else(|| failed(what, &range, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
-        self.vm.register_coalesced_mmio(address, size).map_err(|e| failed(what, &range, e))
+        let (address, size) = zone("attach", &range)?;
+        self.vm.register_coalesced_mmio(address, size).map_err(|e| failed("attach", &range, e))
     }
 
     fn detach(&self, range: Range<u64>) -> Result<(), HypervisorError> {
-        let what = "detach";
-        let (address, size) =
-            zone(&range).ok_or_else(|| failed(what, &range, std::io::Error::from(std::io::ErrorKind::InvalidInput)))?;
-        self.vm.unregister_coalesced_mmio(address, size).map_err(|e| failed(what, &range, e))
+        let (address, size) = zone("detach", &range)?;
+        self.vm.unregister_coalesced_mmio(address, size).map_err(|e| failed("detach", &range, e))
     }
 }
 

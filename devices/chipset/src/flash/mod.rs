@@ -13,8 +13,7 @@
 //! While it is read ([`Flash::mapping`]), the bank is memory, and code runs from it at full speed; a write reaches the bus. In all other
 //! modes it has no memory, and reads reach the bus as well. While the data of a buffered program comes ([`Flash::posts`]), writes may reach the bus late: what
 //! they do shows first where the guest asks for the status, as drivers do after each confirm. A guest that does not ask may have what it writes next, the return to
-//! read array among it, come late as well, until its next exit. What changes any of
-//! that returns [`Action::Remap`].
+//! read array among it, come late as well, until its next exit. What changes any of that returns [`Action::Remap`].
 //!
 //! # What lasts
 //!

@@ -48,11 +48,7 @@ impl Contender {
 }
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.labs.archs() {
-        let contenders = measure(arch, args)?;
-        println!("{arch}:\n\n{}", table("monitor, kernel", &contenders)?);
-    }
-    Ok(())
+    args.labs.print(|arch| table("monitor, kernel", &measure(arch, args)?))
 }
 
 fn measure(arch: Arch, args: &Args) -> Result<Vec<Contender>> {

@@ -10,6 +10,16 @@ pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     Some((values[low] + values[high]) / 2.0)
 }
 
+/// The figures in what a program has said, among other lines: `MARK: CASE: NUMBER`.
+pub(super) fn told(output: &[u8], mark: &str) -> Vec<(String, f64)> {
+    let text = String::from_utf8_lossy(output);
+    let one = |line: &str| {
+        let (case, number) = line.trim_end().strip_prefix(mark)?.strip_prefix(": ")?.rsplit_once(": ")?;
+        Some((case.to_owned(), number.parse().ok()?))
+    };
+    text.lines().filter_map(one).collect()
+}
+
 /// A table in Markdown; columns but the first are flush right.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,

@@ -29,7 +29,7 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.labs.archs() {
+    args.labs.print(|arch| {
         let (names, lab) = args.labs.lab(arch)?;
         let lab = lab
             .icount(true)
@@ -39,9 +39,8 @@ pub(super) fn main(args: &Args) -> Result<()> {
             .limit(LIMIT);
         let mut contenders = contenders(arch, &names, args.grub);
         boot::run(&lab, &mut contenders, args.labs.rounds)?;
-        println!("{arch}:\n\n{}", boot::table("monitor, to", &contenders)?);
-    }
-    Ok(())
+        boot::table("monitor, to", &contenders)
+    })
 }
 
 fn contenders(arch: Arch, skeps: &[String], only_grub: bool) -> Vec<Contender> {

@@ -3,7 +3,7 @@
 //! Both monitors are given the same kernel, the same disks (files in the host's memory) and the same tap interface, one boot each in a round. The
 //! emulated host's CPUs are slow and shared, so that only the ratio of what ran in the same run says anything.
 
-use super::figures::{Table, median};
+use super::figures::{Table, median, told};
 use super::{InLabs, qemu};
 use crate::arch::Arch;
 use crate::images::{Images, portable, rootfs};
@@ -76,10 +76,7 @@ const READ_IT: &str =
     "aGVhZCAtYyA0MDk2IC9kZXYvbnZtZTFuMSB8IHRyIC1kICdcMCcgPi90bXAvaW5zaWRlOyBzaCAtZSAvdG1wL2luc2lkZQ==";
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.labs.archs() {
-        println!("{arch}:\n\n{}", measure(arch, args)?);
-    }
-    Ok(())
+    args.labs.print(|arch| measure(arch, args))
 }
 
 fn measure(arch: Arch, args: &Args) -> Result<Table> {
@@ -131,14 +128,9 @@ fn measure(arch: Arch, args: &Args) -> Result<Table> {
     table(&cases, &figures, &contenders)
 }
 
-/// What the guest says: `bench: CASE: NUMBER`.
+/// What the guest says, but for measurements that have come to nothing.
 fn readings(output: &[u8]) -> Vec<(String, f64)> {
-    let text = String::from_utf8_lossy(output);
-    let reading = |line: &str| {
-        let (case, value) = line.trim_end().strip_prefix("bench: ")?.rsplit_once(": ")?;
-        Some((case.to_owned(), value.parse().ok().filter(|value| *value > 0.0)?))
-    };
-    text.lines().filter_map(reading).collect()
+    told(output, "bench").into_iter().filter(|(_, value)| *value > 0.0).collect()
 }
 
 /// Each one's name, and its command in the lab.

@@ -3,7 +3,7 @@
 //! The guest is halted, and has used little of its memory. Both monitors tell what they took themselves: skep in microseconds, QEMU in milliseconds. A first round, which
 //! fills the lab's page cache, is not counted.
 
-use super::figures::{Table, median};
+use super::figures::{Table, median, told};
 use super::{InLabs, MEMORY, qemu};
 use crate::arch::Arch;
 use crate::lab::{LAB, Program, Progress};
@@ -27,6 +27,8 @@ pub(crate) struct Args {
 
 /// What one round does there.
 const SCRIPT: &str = include_str!("lab_state.sh");
+/// What its lines with figures begin with; these are microseconds.
+const MARK: &str = "state";
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Figures that a monitor tells, in the order of the table's columns.
@@ -48,10 +50,7 @@ struct Contender {
 }
 
 pub(super) fn main(args: &Args) -> Result<()> {
-    for arch in args.labs.archs() {
-        println!("{arch}:\n\n{}", measure(arch, args)?);
-    }
-    Ok(())
+    args.labs.print(|arch| measure(arch, args))
 }
 
 fn measure(arch: Arch, args: &Args) -> Result<Table> {
@@ -86,7 +85,7 @@ fn measure(arch: Arch, args: &Args) -> Result<Table> {
     let mut figures: BTreeMap<(usize, String), Vec<f64>> = BTreeMap::new();
     for (number, outcome) in outcomes.iter().enumerate() {
         let (round, which) = (number / contenders.len(), number % contenders.len());
-        let (contender, told) = (&contenders[which], told(&outcome.output));
+        let (contender, told) = (&contenders[which], told(&outcome.output, MARK));
         if told.iter().map(|(what, _)| what.as_str()).ne(contender.tells.iter().copied()) {
             bail!("{} ended with code {}, and did not tell {:?}", contender.name, outcome.code, contender.tells);
         }
@@ -126,14 +125,4 @@ fn contenders(arch: Arch, skeps: &[String]) -> Vec<Contender> {
         tells: &THEIRS,
     });
     contenders
-}
-
-/// What is told: `state: WHAT: MICROSECONDS`, among other lines.
-fn told(output: &[u8]) -> Vec<(String, f64)> {
-    let text = String::from_utf8_lossy(output);
-    let one = |line: &str| {
-        let (what, us) = line.trim_end().strip_prefix("state: ")?.rsplit_once(": ")?;
-        Some((what.to_owned(), us.parse().ok()?))
-    };
-    text.lines().filter_map(one).collect()
 }

@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn figures_are_found_between_what_else_is_said() {
     let said = b"[    1.0] kvm\r\nstate: saved, in all: 1500\r\nstate: migrated, standstill: \r\n";
-    assert_eq!(told(said), [("saved, in all".to_owned(), 1500.0)]);
+    assert_eq!(told(said, MARK), [("saved, in all".to_owned(), 1500.0)]);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::cargo;
 use crate::lab::{Board, Lab};
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use figures::Table;
 use std::path::PathBuf;
 
 /// Measure skep beside QEMU
@@ -73,9 +74,12 @@ struct InLabs {
 }
 
 impl InLabs {
-    /// The architectures that are measured.
-    fn archs(&self) -> Vec<Arch> {
-        self.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch])
+    /// Prints what `measure` has found on each architecture.
+    fn print(&self, measure: impl Fn(Arch) -> Result<Table>) -> Result<()> {
+        self.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]).into_iter().try_for_each(|arch| {
+            println!("{arch}:\n\n{}", measure(arch)?);
+            Ok(())
+        })
     }
 
     /// The skeps that are measured, by their names, and a lab that has them as `bin/NAME`, and QEMU as `qemu`.
