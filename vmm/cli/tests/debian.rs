@@ -128,7 +128,10 @@ fn goes_there_and_back(mut machine: Machine, folder: &Path) -> Machine {
     machine.sh("until [ -e /tmp/rounds ] && [ $(grep -c sec /tmp/stream) -gt 1 ]; do sleep 0.2; done");
     let client = machine.sh("cat /tmp/client");
     for (round, tap) in [(1, "skep4"), (2, "skep2")] {
-        let uptime = |machine: &mut Machine| machine.sh("cut -d' ' -f1 /proc/uptime").parse::<f64>().unwrap();
+        let uptime = |machine: &mut Machine| {
+            let said = machine.sh("cut -d' ' -f1 /proc/uptime");
+            said.parse::<f64>().unwrap_or_else(|_| panic!("no time: `{said}`"))
+        };
         let text = |name: &str| folder.join(name).display().to_string();
         let [from, to] = [round - 1, round].map(|number| text(&number.to_string()));
         let at = format!("unix:{}", text(&format!("to-{round}")));

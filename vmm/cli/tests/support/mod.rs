@@ -141,8 +141,8 @@ impl Builder {
         };
         // In the lab, a library that each process has at another address is translated anew for each; and an emulated host that stands still for
         // a while is no fault of its guest's.
-        let lab =
-            if std::env::var_os("SKEP_LAB").is_some() { "norandmaps rcupdate.rcu_cpu_stall_suppress=1" } else { "" };
+        let patient = "norandmaps rcupdate.rcu_cpu_stall_suppress=1 nowatchdog";
+        let lab = if std::env::var_os("SKEP_LAB").is_some() { patient } else { "" };
         builder.cmdline(root).cmdline(lab).args(&["--disk", &format!("{},format=raw,device={device}", disk.display())])
     }
 
@@ -307,6 +307,8 @@ impl Machine {
         self.send("stty -echo; bind 'set enable-bracketed-paste off'; PS1='<ready>'; PS2=\n");
         self.wait_for("<ready>");
         self.wait_for("<ready>");
+        // What the kernel has to say is looked at in its log, not amid what a command prints.
+        self.sh("dmesg -n 1");
     }
 
     /// Goes on in the shell of a machine that came from another process, in which [`Self::log_in`] was done.
