@@ -1,11 +1,13 @@
 //! `skep receive`.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use skep_config::Config;
 use skep_vmm::migrate::{Address, Listener};
 use skep_vmm::monitor::{self, Start};
+use skep_vmm::state::SnapshotError;
 
 use crate::exit::{Exit, Failure};
 use crate::snapshot::Here;
@@ -27,6 +29,9 @@ pub(crate) struct ReceiveArgs {
     at: Address,
     #[command(flatten)]
     here: Here,
+    /// Keep the firmware's variables in this file: one that holds what they are, or one that is made
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    firmware_vars: Option<PathBuf>,
 }
 
 /// Waits for a machine, and runs it.
@@ -39,7 +44,13 @@ pub(crate) fn receive(args: ReceiveArgs, started: Instant) -> Result<Exit, Failu
         (at, _) => at.to_string(),
     };
     report::say(&format!("skep: waiting for a machine at {place}\n"));
-    let adjust = |config: &mut Config| Ok(args.here.apply(config)?);
+    let adjust = |config: &mut Config| {
+        if let Some(file) = &args.firmware_vars {
+            let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables)?;
+            vars.file.clone_from(file);
+        }
+        Ok(args.here.apply(config)?)
+    };
     let hypervisor = skep_kvm::open()?;
     let arrival = monitor::receive(listener, &hypervisor, &adjust)?;
     let config = arrival.config.clone();

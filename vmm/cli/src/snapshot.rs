@@ -163,7 +163,7 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     }
     if let Some(file) = &args.firmware_vars {
         let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables).map_err(failed())?;
-        make_saved(file, &snapshot)?;
+        make_saved(file, &snapshot)?.keep();
         vars.file.clone_from(file);
     }
     config.finish()?;

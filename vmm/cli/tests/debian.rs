@@ -9,9 +9,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use support::{Builder, Machine, debian_disk};
+use support::{Builder, Finished, Machine, debian_disk};
 
 fn logged_in(machine: Builder) -> Machine {
     let mut machine = machine.start();
@@ -109,7 +109,69 @@ fn debian_on_virtio_blk() {
     power_off(machine);
 }
 
-/// It goes to another process and back while fio writes and verifies on both kinds of disks, and while an iperf3 stream goes to the host.
+/// Reads a clock again and again, and tells how often it went back, and the largest step.
+const TIMER: &str = "\
+    use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC sleep);
+    open my $pid, '>', '/tmp/timer.pid'; print $pid $$; close $pid;
+    my ($back, $count, $most, $end) = (0, 0, 0, 0);
+    $SIG{INT} = sub { $end = 1 };
+    my $last = clock_gettime(CLOCK_MONOTONIC);
+    until ($end) {
+        sleep(0.01);
+        my $now = clock_gettime(CLOCK_MONOTONIC);
+        $back++ if $now < $last;
+        $count++;
+        $most = $now - $last if $now - $last > $most;
+        $last = $now;
+    }
+    print qq(back $back of $count, largest step $most s\\n);
+";
+
+/// A guest's clock, beside the host's.
+struct Time {
+    /// Before the guest's was read, and after.
+    outer: Instant,
+    inner: Instant,
+    guest: f64,
+}
+
+fn uptime(machine: &mut Machine) -> f64 {
+    let said = machine.sh("cut -d' ' -f1 /proc/uptime");
+    said.parse().unwrap_or_else(|_| panic!("no time: `{said}`"))
+}
+
+impl Time {
+    fn begin(machine: &mut Machine) -> Self {
+        let outer = Instant::now();
+        let guest = uptime(machine);
+        Self { outer, inner: Instant::now(), guest }
+    }
+
+    /// That the guest's has gone on with the host's: without what passed while it was away, and without some of what nobody knows of.
+    fn expect_passed(&self, machine: &mut Machine, away: Duration, unknown: Duration) {
+        let inner = self.inner.elapsed();
+        let passed = uptime(machine) - self.guest;
+        let outer = self.outer.elapsed();
+        println!(
+            "the guest's clock went on by {passed} s, the host's by {inner:?} to {outer:?}, away {away:?}, unknown {unknown:?}"
+        );
+        // Clocks of an emulated host differ a little in their rates.
+        let slack = 0.05 + outer.as_secs_f64() / 50.0;
+        let least = inner.saturating_sub(away).saturating_sub(unknown).as_secs_f64() - slack;
+        let most = (outer - away).as_secs_f64() + slack;
+        assert!(passed > least && passed < most, "{passed} s of {inner:?} to {outer:?}, {away:?} away");
+    }
+}
+
+/// What a guest stood still for, as it is told.
+fn stood(end: &Finished) -> Duration {
+    let told = end.console.split_once("stood still for ").and_then(|(_, text)| text.split_once(" ms"));
+    let milliseconds: f64 = told.unwrap_or_else(|| panic!("no time: {}", end.console)).0.parse().unwrap();
+    Duration::from_secs_f64(milliseconds / 1e3)
+}
+
+/// It goes to another process and back, and is put away and goes on, while fio writes and verifies on both kinds of disks, and while an iperf3 stream goes
+/// to the host.
 fn goes_there_and_back(mut machine: Machine, folder: &Path) -> Machine {
     let verify = "--rw=randwrite --bs=4k --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1";
     let jobs = "--name=one --filename=/dev/nvme0n1 --name=two --filename=/dev/vdb";
@@ -127,37 +189,56 @@ fn goes_there_and_back(mut machine: Machine, folder: &Path) -> Machine {
     let lines = "grep -c sec /tmp/stream";
     machine.sh("until [ -e /tmp/rounds ] && [ $(grep -c sec /tmp/stream) -gt 1 ]; do sleep 0.2; done");
     let client = machine.sh("cat /tmp/client");
+    machine.sh(&format!("cat >/tmp/timer <<'END'\n{TIMER}END\nperl /tmp/timer >/tmp/steps 2>&1 &"));
+    let text = |name: &str| folder.join(name).display().to_string();
+    // The stream and the disks go on, and its clock with them.
+    let goes_on = |machine: &mut Machine, said: u32| {
+        machine.sh(&format!("until [ $({lines}) -gt {} ]; do sleep 0.2; done", said + 2));
+        machine.sh("old=$(wc -l </tmp/rounds); until [ $(wc -l </tmp/rounds) -gt $((old + 1)) ]; do sleep 0.2; done");
+    };
     for (round, tap) in [(1, "skep4"), (2, "skep2")] {
-        let uptime = |machine: &mut Machine| {
-            let said = machine.sh("cut -d' ' -f1 /proc/uptime");
-            said.parse::<f64>().unwrap_or_else(|_| panic!("no time: `{said}`"))
-        };
-        let text = |name: &str| folder.join(name).display().to_string();
         let [from, to] = [round - 1, round].map(|number| text(&number.to_string()));
         let at = format!("unix:{}", text(&format!("to-{round}")));
         let said: u32 = machine.sh(lines).parse().unwrap();
-        let outer = Instant::now();
-        let before = uptime(&mut machine);
-        let inner = Instant::now();
         let mut next = Builder::command(&["receive", &at, "--control", &to, "--tap", &format!("net0={tap}")]).start();
         next.wait_for_log("waiting for a machine");
-        Builder::command(&["ctl", &from, "migrate", &at]).finish().expect_code(0).expect_console("gone: ");
+        let time = Time::begin(&mut machine);
+        let gone = Builder::command(&["ctl", &from, "migrate", &at]).finish();
+        let stood = stood(gone.expect_code(0));
         machine.finish().expect_code(15);
         reach(tap);
         machine = next;
         machine.resume_log_in();
-        let inner = inner.elapsed();
-        let after = uptime(&mut machine);
-        let outer = outer.elapsed();
-        // Its clock has gone on with the host's: it neither stood nor jumped.
-        let passed = after - before;
-        let slack = 1.0 + outer.as_secs_f64() / 50.0;
-        assert!(passed > inner.as_secs_f64() - slack, "{passed} s of {inner:?}");
-        assert!(passed < outer.as_secs_f64() + slack, "{passed} s of {outer:?}");
-        // The stream and the disks go on.
-        machine.sh(&format!("until [ $({lines}) -gt {} ]; do sleep 0.2; done", said + 2));
-        machine.sh("old=$(wc -l </tmp/rounds); until [ $(wc -l </tmp/rounds) -gt $((old + 1)) ]; do sleep 0.2; done");
+        // What it stood is counted, but for the little that is on the way while nobody can measure it.
+        time.expect_passed(&mut machine, Duration::ZERO, stood);
+        goes_on(&mut machine, said);
     }
+    // It is put away three times, one of them for a time that its clock jumps by.
+    for (round, clock) in ["continue", "jump", "continue"].into_iter().enumerate() {
+        let [socket, snapshot] = ["2", "snapshot"].map(text);
+        let said: u32 = machine.sh(lines).parse().unwrap();
+        let time = Time::begin(&mut machine);
+        Builder::command(&["ctl", &socket, "save", &snapshot, "--quit"]).finish().expect_code(0);
+        machine.finish().expect_code(14);
+        let away = Instant::now();
+        thread::sleep(Duration::from_secs(3));
+        let away = if clock == "jump" { Duration::ZERO } else { away.elapsed() };
+        machine =
+            Builder::command(&["restore", &snapshot, "--control", &socket, "--clock", clock, "--log", "info"]).start();
+        machine.wait_for_log("restored from");
+        // It has it mapped.
+        std::fs::remove_dir_all(&snapshot).unwrap();
+        reach("skep2");
+        machine.resume_log_in();
+        let unknown = if clock == "jump" { Duration::ZERO } else { time.outer.elapsed() };
+        println!("put away {}: --clock {clock}", round + 1);
+        time.expect_passed(&mut machine, away, unknown);
+        goes_on(&mut machine, said);
+    }
+    let steps = machine
+        .sh("kill -INT $(cat /tmp/timer.pid); until grep -q back /tmp/steps; do sleep 0.2; done; cat /tmp/steps");
+    assert!(steps.starts_with("back 0 of "), "{steps}");
+    println!("the guest's timer: {steps}");
     // It is still the same stream.
     assert_eq!(machine.sh("cat /tmp/client"), client);
     machine

@@ -1,11 +1,13 @@
-//! Builds of UEFI firmware that differ, each as far as the UEFI shell, which lists the devices and reads a FAT disk.
+//! Builds of UEFI firmware that differ, each as far as the UEFI shell, which lists the devices and reads a FAT disk; and sets variables while it goes to
+//! other processes.
 #![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::{Builder, again, firmware, is_x86_64};
+use support::variables::value;
+use support::{Builder, Machine, again, firmware, is_x86_64};
 use tempfile::TempDir;
 
 fn text(path: &Path) -> &str {
@@ -66,4 +68,87 @@ fn newer_firmware_boots_a_shell_from_a_disk() {
     let code = either("newer/OVMF_CODE_4M.fd", "newer/AAVMF_CODE.no-secboot.fd");
     let machine = in_two_files(&folder, &code, &either("newer/OVMF_VARS_4M.fd", "newer/AAVMF_VARS.fd"));
     expect_shell(&folder, machine, "newer/shell.img");
+}
+
+/// What the shell has said last that it has set.
+fn said(console: &str) -> Vec<u8> {
+    let values = console.split("set ").filter_map(|rest| rest.split_once('.')).map(|(value, _)| value);
+    let last = values.filter(|value| value.len() == 4).filter_map(|value| u16::from_str_radix(value, 16).ok()).last();
+    last.expect("it has set some").to_be_bytes().to_vec()
+}
+
+/// It goes on, and what it says that it has set is set, in that file. What it says is given back.
+fn expect_set(machine: &mut Machine, file: &Path) -> Vec<u8> {
+    (0..3).for_each(|_| drop(machine.wait_for("set ")));
+    let line = machine.wait_for(".");
+    let set = said(&line);
+    assert!(value(file, "Skep", 2).unwrap() >= set, "{line}");
+    set
+}
+
+fn receive(folder: &Path, name: &str, words: &[&str]) -> Machine {
+    let at = format!("unix:{}", text(&folder.join(format!("to-{name}"))));
+    let control = folder.join(name);
+    let fixed = ["receive", &at, "--log", "info", "--control", text(&control)];
+    let mut machine = Builder::command(&[&fixed[..], words].concat()).start();
+    machine.wait_for_log("waiting for a machine");
+    machine
+}
+
+/// The flash is written while the machine goes: first to a process that has the same file of variables, then to one that makes its own. Firmware finds there
+/// what was set, when it begins anew.
+#[test]
+fn the_uefi_shell_sets_variables_while_it_goes_to_other_processes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let [disk, shared, own] = ["shell.img", "vars.fd", "own.fd"].map(|name| folder.join(name));
+    std::fs::copy(firmware("shell.img"), &disk).unwrap();
+    let code = either("OVMF_CODE_4M.fd", "AAVMF_CODE.fd");
+    let machine = in_two_files(&scratch, &code, &either("OVMF_VARS_4M.fd", "AAVMF_VARS.fd"));
+    let control = folder.join("a");
+    let words = ["--disk", &format!("{},format=raw", text(&disk)), "--control", text(&control)];
+    let mut machine = machine.args(&words).start();
+    let prompt = |machine: &mut Machine| {
+        machine.wait_for("startup.nsh");
+        machine.send("\x1b");
+        machine.wait_for("Shell>");
+    };
+    prompt(&mut machine);
+    machine.send("fs0:\\set\r");
+    expect_set(&mut machine, &shared);
+
+    let mut next = receive(folder, "b", &[]);
+    let migrate = |from: &str, to: &str| {
+        let to = format!("unix:{}", text(&folder.join(format!("to-{to}"))));
+        Builder::command(&["ctl", text(&folder.join(from)), "migrate", &to]).finish().expect_code(0);
+    };
+    migrate("a", "b");
+    let end = machine.finish();
+    end.expect_code(15);
+    let before = said(&end.console);
+    assert!(value(&shared, "Skep", 2).unwrap() >= before);
+    assert!(expect_set(&mut next, &shared) > before);
+
+    machine = next;
+    let mut next = receive(folder, "c", &["--firmware-vars", text(&own)]);
+    migrate("b", "c");
+    let end = machine.finish();
+    end.expect_code(15);
+    let left = value(&shared, "Skep", 2).unwrap();
+    assert!(left >= said(&end.console));
+    let last = expect_set(&mut next, &own);
+    assert!(last > left);
+
+    next.send("\x03");
+    next.wait_for("Shell>");
+    next.send("reset\r");
+    next.be_patient();
+    prompt(&mut next);
+    next.send("setvar Skep -guid 736b6570-0000-4000-8000-000000000000\r");
+    next.wait_for(" - 0002 Bytes");
+    next.send("reset -s\r");
+    next.finish().expect_code(0);
+    assert!(value(&own, "Skep", 2).unwrap() >= last);
+    // Who has left has not written since.
+    assert_eq!(value(&shared, "Skep", 2).unwrap(), left);
 }

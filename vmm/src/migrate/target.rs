@@ -16,6 +16,7 @@ use super::memory::Incoming;
 use super::wire::{self, Hello, Kind, Session, State};
 use crate::Error;
 use crate::ctl::protocol::{ErrorKind, Failure};
+use crate::firmware::{Made, make_of};
 use crate::machine::{self, check_disks};
 use crate::state::records::{DISKS, MACHINE};
 use crate::state::{MachineState, RamRange, Records, SnapshotError};
@@ -115,6 +116,14 @@ impl Arrival {
     pub(crate) fn stood(&self) -> u64 {
         let (before, came) = self.stood;
         before.saturating_add(nanos(came.elapsed()))
+    }
+
+    /// Makes the file of the firmware's variables, with what they are, where it is not there.
+    pub(crate) fn make_variables(&self) -> Result<Option<Made>, Error> {
+        match &self.config.boot.firmware_vars {
+            Some(vars) if !vars.file.exists() => make_of(&vars.file, &self.records).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Tells the source why the machine can't be made here.

@@ -11,6 +11,7 @@ use super::save::{Parts, Standing};
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Answer, ErrorKind, Failure, Migrate, Migrated, MigrationStatus, Nothing};
+use crate::firmware::Made;
 use crate::machine::{Machine, Saved};
 use crate::migrate::{Arrival, Handed, Listener, MigrateError, Moved, Outgoing, Settling};
 use crate::run::{Request, StopReason};
@@ -137,21 +138,21 @@ impl Standing {
         unknown.map(|leaving| leaving.outgoing.shared.take_back())
     }
 
-    /// A machine that waits for its source to give it away.
-    pub(super) fn arriving(settling: Settling, since: Instant, paused: bool) -> Self {
-        Self { since: Some(since), paused, arriving: Some(settling), ..Self::default() }
+    /// A machine that waits for its source to give it away; with the file of variables that was made for it.
+    pub(super) fn arriving(settling: Settling, since: Instant, paused: bool, variables: Option<Made>) -> Self {
+        Self { since: Some(since), paused, arriving: Some((settling, variables)), ..Self::default() }
     }
 
     /// The process ends before the machine is its own.
     pub(super) fn refuse_arrival(&mut self) {
-        if let Some(settling) = self.arriving.take() {
+        if let Some((settling, _)) = self.arriving.take() {
             settling.refuse("the process that it was to come to ends".to_owned());
         }
     }
 
     /// The source says that the machine is this side's, or is heard no more.
     pub(super) fn arrived<A: Saved>(&mut self, machine: &Machine<A>, go: bool) -> Result<(), Error> {
-        let Some(settling) = self.arriving.take() else { return Ok(()) };
+        let Some((settling, variables)) = self.arriving.take() else { return Ok(()) };
         if !go {
             let text = "the source is lost, or has kept the machine: it does not run here";
             return Err(MigrateError::Lost(std::io::Error::other(text)).into());
@@ -160,6 +161,7 @@ impl Standing {
             settling.refuse(error.to_string());
             return Err(error.into());
         }
+        variables.into_iter().for_each(Made::keep);
         settling.accept();
         machine.announce();
         tracing::info!("the machine runs here");

@@ -136,9 +136,10 @@ pub fn run<A: Saved>(
             (machine, config.boot.firmware.is_some().then_some(None))
         }
         Start::Arrival(arrival) => {
+            let variables = arrival.make_variables().inspect_err(|error| arrival.refuse(error))?;
             let made = Machine::of_arrival(config, hypervisor, gate.clone(), services, &arrival);
             let (machine, since) = made.inspect_err(|error| arrival.refuse(error))?;
-            came = Some((arrival, since));
+            came = Some((arrival, since, variables));
             (machine, config.boot.firmware.is_some().then_some(None))
         }
     };
@@ -150,11 +151,11 @@ pub fn run<A: Saved>(
     let threads = |source| Error::Thread { what: "a vCPU", source };
     machine.vcpus_mut().start(&requests).map_err(threads)?;
     program::let_go_of_code();
-    if let Some((arrival, since)) = came {
+    if let Some((arrival, since, variables)) = came {
         // Last: nothing that could fail comes between the source's word and the guest.
         let (tell, paused) = (requests.clone(), arrival.paused);
         let settling = arrival.settle(move |go| tell.send(Request::Arrived(go)))?;
-        standing = Standing::arriving(settling, since, paused);
+        standing = Standing::arriving(settling, since, paused, variables);
     }
 
     let mut restarts = 0;

@@ -561,7 +561,7 @@ impl Persist for Flash {
         ensure(!misplaced, ID, "changed", state.changed.len(), "a bank with a file has its content there")?;
         if let Some(saved) = &state.content {
             let rule =
-                "the file of variables has been written since; the snapshot makes another by --firmware-vars FILE";
+                "the file of variables holds what was written since, or before; --firmware-vars FILE makes another";
             ensure(self.content().as_ref() == Some(saved), ID, "content", saved.blocks.len(), rule)?;
         }
         let mut guard = self.lock();

@@ -46,8 +46,11 @@ const SYSTEM_START: u64 = BOOT_START + BOOT_SIZE / SECTOR;
 const MBR_CODE: usize = 440;
 
 /// What the disk is made of.
-pub(super) const INPUTS: ([&str; 4], usize, [u64; 4]) =
-    ([BIOS_MODULES, GRUB_CONFIG, SHELL_SCRIPT, GREETING], ROOM, [ESP_SIZE, BOOT_START, SYSTEM_START, SHELL_SIZE]);
+pub(super) const INPUTS: ([&str; 4], usize, [u64; 4]) = (
+    [BIOS_MODULES, GRUB_CONFIG, SHELL_SCRIPT, SETTING_SCRIPT, GREETING],
+    ROOM,
+    [ESP_SIZE, BOOT_START, SYSTEM_START, SHELL_SIZE],
+);
 
 /// The tools that it needs from Debian's archive; each locks the cache for itself.
 pub(super) struct Tools {
@@ -143,13 +146,17 @@ const GREETING: &str = "a file for the UEFI shell\r\n";
 /// The shell runs it by itself. It finds the disk as its first file system.
 const SHELL_SCRIPT: &str = "@echo -off\r\nver\r\npci\r\ndevices\r\ntype fs0:\\greeting\r\nreset -s\r\n";
 
-/// Makes the disk `disk` in the directory `scratch`: FAT without partitions, with a script for the UEFI shell, and a file for that to show. Where
+/// Run by hand: sets a variable again and again, to what it says.
+const SETTING_SCRIPT: &str = "@echo -off\r\nfor %a run (10 99)\r\nfor %b run (10 99)\r\n\
+    setvar Skep -guid 736b6570-0000-4000-8000-000000000000 -bs -rt -nv =%a%b\r\necho set %a%b.\r\nendfor\r\nendfor\r\n";
+
+/// Makes the disk `disk` in the directory `scratch`: FAT without partitions, with scripts for the UEFI shell, and a file for one to show. Where
 /// firmware has no shell of its own, `shell` is the one that it boots from there.
 pub(super) fn shell(arch: Arch, shell: Option<&Path>, scratch: &Path, disk: &Path) -> Result<()> {
     fs::File::create(disk)?.set_len(SHELL_SIZE)?;
     mtools("mformat", disk, &["-T", &(SHELL_SIZE / SECTOR).to_string(), "-N", "534b4551", "-v", "SKEP-SHELL", "::"])?;
     let text = |path: &Path| path.to_str().map(str::to_owned).context("the cache's path is not UTF-8");
-    for (name, content) in [("startup.nsh", SHELL_SCRIPT), ("greeting", GREETING)] {
+    for (name, content) in [("startup.nsh", SHELL_SCRIPT), ("set.nsh", SETTING_SCRIPT), ("greeting", GREETING)] {
         let file = scratch.join(name);
         fs::write(&file, content)?;
         mtools("mcopy", disk, &[&text(&file)?, &format!("::/{name}")])?;

@@ -6,6 +6,7 @@ pub mod calls;
 pub mod disk;
 pub mod proxy;
 pub mod rig;
+pub mod variables;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};

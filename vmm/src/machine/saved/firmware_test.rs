@@ -101,7 +101,9 @@ where
     other[0x2345] = 7;
     fs::write(path("vars.fd"), &other).unwrap();
     assert!(refusal().contains("--firmware-vars FILE"), "{}", refusal());
-    make_saved(&path("again.fd"), &snapshot).unwrap();
+    // One that is not kept goes again.
+    drop(make_saved(&path("again.fd"), &snapshot).unwrap());
+    make_saved(&path("again.fd"), &snapshot).unwrap().keep();
     assert!(fs::read(path("again.fd")).unwrap() == good);
     let error = make_saved(&path("again.fd"), &snapshot).unwrap_err().to_string();
     assert!(error.contains("File exists"), "{error}");
