@@ -46,7 +46,7 @@ const SYSTEM_START: u64 = BOOT_START + BOOT_SIZE / SECTOR;
 const MBR_CODE: usize = 440;
 
 /// What the disk is made of.
-pub(super) const INPUTS: ([&str; 4], usize, [u64; 4]) = (
+pub(super) const INPUTS: ([&str; 5], usize, [u64; 4]) = (
     [BIOS_MODULES, GRUB_CONFIG, SHELL_SCRIPT, SETTING_SCRIPT, GREETING],
     ROOM,
     [ESP_SIZE, BOOT_START, SYSTEM_START, SHELL_SIZE],
