@@ -27,5 +27,6 @@ pub mod x86_64;
 #[allow(missing_docs)] // Each says beside its body what it shows.
 pub mod fuzz {
     pub use crate::aarch64::fdt::test::fuzz_trees as device_trees;
+    pub use crate::acpi::loader::test::fuzz_any_tables_in_any_place as acpi_loader;
     pub use crate::kernel::test::fuzz_headers as kernels;
 }

@@ -36,4 +36,5 @@ pub use monitor::{Ending, Outcome};
 pub mod fuzz {
     pub use crate::ctl::protocol::test::fuzz_any_arguments_are_a_command_or_a_failure as control_arguments;
     pub use crate::ctl::protocol::test::fuzz_any_bytes_are_a_request_or_a_failure as control_requests;
+    pub use crate::machine::tables_test::fuzz_tables_tell_of_what_firmware_has_placed as firmware_tables;
 }

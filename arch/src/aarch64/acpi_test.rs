@@ -22,7 +22,7 @@ fn dsdt(layout: &Layout) -> Dsdt {
         config_ports: None,
         io: &[AddressRange::new(0, PCI_IO.size)],
         io_offset: PCI_IO.base,
-        memory32: PCI_MMIO32,
+        memory32: &[PCI_MMIO32],
         memory64: layout.pci_mmio64,
         lines: &lines,
     };

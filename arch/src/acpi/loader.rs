@@ -2,7 +2,9 @@
 //!
 //! It allocates each blob, adds blobs' addresses to pointers, mends checksums, and writes an address back to the machine.
 
-use super::{Blob, Linked};
+use super::{Blob, HEADER_SIZE, Linked};
+
+pub mod testing;
 
 /// The files' names.
 pub mod file {
@@ -97,6 +99,7 @@ pub fn script(linked: &Linked, generation: Option<usize>) -> Vec<u8> {
     script.0
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "loader_test.rs"]
-mod test;
+pub(crate) mod test;

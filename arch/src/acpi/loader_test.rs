@@ -1,88 +1,104 @@
-use super::super::{Dsdt, Table, devices, link};
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::{Dsdt, PointerSize, Table, devices, link};
+use super::testing::{Loaded, adds_up, number, run};
 use super::*;
 
-/// Firmware, as far as the script needs it: blobs at addresses.
-struct Firmware {
-    blobs: Vec<(String, Vec<u8>, u64)>,
-    written: Option<u64>,
+fn files(linked: &Linked) -> BTreeMap<String, Vec<u8>> {
+    let page = vec![0; GENERATION_SIZE];
+    let all = [
+        (file::TABLES, linked.tables.bytes.clone()),
+        (file::RSDP, linked.rsdp.bytes.clone()),
+        (file::GENERATION, page),
+    ];
+    all.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
 
-fn text(bytes: &[u8]) -> String {
-    bytes.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect()
+/// A table's length, its pointers (their sizes, and the numbers of the tables that they lead to), and whatever is in it.
+type Plan = (usize, Vec<(bool, prop::sample::Index)>, u8);
+
+fn plans() -> impl Strategy<Value = Vec<Plan>> {
+    let pointers = prop::collection::vec(any::<(bool, prop::sample::Index)>(), 0..4);
+    prop::collection::vec((0usize..300, pointers, any::<u8>()), 1..9)
 }
 
-fn word(bytes: &[u8], at: usize) -> usize {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+fn signature(number: usize) -> [u8; 4] {
+    [b'T', b'B', b'L', b'A' + number as u8]
 }
 
-impl Firmware {
-    fn blob(&mut self, name: &str) -> &mut (String, Vec<u8>, u64) {
-        self.blobs.iter_mut().find(|blob| blob.0 == name).unwrap()
+/// The table, and its pointers: offset, size and the other's signature.
+fn table(number: usize, plan: &Plan, count: usize) -> (Table, Vec<(usize, usize, [u8; 4])>) {
+    let (length, pointers, content) = plan;
+    let mut table = Table::new(signature(number), 1, &vec![*content; length + 8 * pointers.len()]);
+    let mut expected = Vec::new();
+    for (slot, (wide, to)) in pointers.iter().enumerate() {
+        let (offset, to) = (HEADER_SIZE + slot * 8, signature(to.index(count)));
+        let size = if *wide { PointerSize::Eight } else { PointerSize::Four };
+        table = table.with_pointer(offset, size, to);
+        expected.push((offset, size.bytes(), to));
     }
+    (table, expected)
+}
 
-    fn run(script: &[u8], files: &[(&str, &[u8])]) -> Self {
-        let mut this = Self { blobs: Vec::new(), written: None };
-        let mut next = 0x10_0000;
-        for step in script.chunks(STEP) {
-            let (first, second) = (text(&step[4..]), text(&step[60..]));
-            match word(step, 0) {
-                1 => {
-                    let content = files.iter().find(|file| file.0 == first).unwrap().1.to_vec();
-                    assert_eq!(next % word(step, 60) as u64, 0);
-                    this.blobs.push((first, content, next));
-                    next += 0x1_0000;
-                }
-                2 => {
-                    let address = this.blob(&second).2;
-                    let (offset, size) = (word(step, 116), usize::from(step[120]));
-                    let place = &mut this.blob(&first).1[offset..offset + size];
-                    let mut value = [0; 8];
-                    value[..size].copy_from_slice(place);
-                    place.copy_from_slice(&(u64::from_le_bytes(value) + address).to_le_bytes()[..size]);
-                }
-                3 => {
-                    let (offset, start, length) = (word(step, 60), word(step, 64), word(step, 68));
-                    let bytes = &mut this.blob(&first).1;
-                    let sum = bytes[start..start + length].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-                    bytes[offset] = bytes[offset].wrapping_sub(sum);
-                }
-                4 => {
-                    assert_eq!(
-                        (first.as_str(), word(step, 116), word(step, 120), step[124]),
-                        (file::GENERATION_ADDRESS, 0, 0, 8)
-                    );
-                    this.written = Some(this.blob(&second).2);
-                }
-                other => panic!("command {other}"),
+fn find(loaded: &Loaded, signature: [u8; 4], linked: &Linked) -> (u64, Vec<u8>) {
+    let tables = &loaded.blobs[file::TABLES];
+    let part = linked.parts.iter().find(|part| tables.bytes[part.start..].starts_with(&signature)).unwrap();
+    (tables.address + part.start as u64, tables.bytes[part.clone()].to_vec())
+}
+
+skep_fuzzing::targets! {
+    /// Firmware puts the blobs anywhere, and finds each table where pointers say, as a machine without firmware would have laid them there.
+    "acpi-loader": fn fuzz_any_tables_in_any_place(
+        plans in plans(),
+        facs in any::<bool>(),
+        generation in any::<bool>(),
+        places in prop::collection::vec(any::<u64>(), 3),
+    ) {
+        let mut pointers = Vec::new();
+        let mut tables = Vec::new();
+        for (number, plan) in plans.iter().enumerate() {
+            let (table, expected) = table(number, plan, plans.len());
+            tables.push(table);
+            pointers.push(expected);
+        }
+        let mut dsdt = Dsdt::new();
+        dsdt.device(&devices::Generation);
+        tables.extend(facs.then(Table::facs));
+        tables.extend(generation.then(|| dsdt.table()));
+        let mut linked = link(tables);
+        let place = devices::Generation::find_pointer(&mut linked.tables.bytes);
+        prop_assert_eq!(place.is_some(), generation);
+        let loaded = run(&script(&linked, place), &files(&linked), &places);
+
+        // The whole is what the machine itself would have made there.
+        let (placed, rsdp) = (&loaded.blobs[file::TABLES], &loaded.blobs[file::RSDP]);
+        let page = loaded.blobs.get(file::GENERATION).map(|page| page.address);
+        prop_assert_eq!(page, loaded.written.get(file::GENERATION_ADDRESS).copied());
+        let mut without = linked.clone();
+        if let (Some(at), Some(page)) = (place, page) {
+            let address = page + GENERATION_OFFSET as u64;
+            prop_assert_eq!(number(&placed.bytes[at..at + 4]), address);
+            without.tables.bytes[at..at + 4].copy_from_slice(&address.to_le_bytes()[..4]);
+        }
+        let (bytes, own_rsdp) = without.place(placed.address).unwrap();
+        prop_assert!(placed.bytes == bytes && rsdp.bytes == own_rsdp);
+
+        // The parts, by themselves.
+        prop_assert!(rsdp.bytes.starts_with(b"RSD PTR ") && adds_up(&rsdp.bytes[..20]) && adds_up(&rsdp.bytes));
+        let xsdt = loaded.table(number(&rsdp.bytes[24..32])).unwrap();
+        let listed: Vec<_> = xsdt[HEADER_SIZE..].chunks(8).map(|entry| loaded.table(number(entry)).unwrap()).collect();
+        for (table, expected) in pointers.iter().enumerate() {
+            let (address, bytes) = find(&loaded, signature(table), &linked);
+            prop_assert_eq!(loaded.table(address), Some(&bytes[..]));
+            prop_assert_eq!(listed[table], &bytes[..]);
+            for (offset, size, to) in expected {
+                let target = number(&bytes[*offset..offset + size]);
+                prop_assert_eq!(target, find(&loaded, *to, &linked).0);
+                prop_assert!(loaded.table(target).unwrap().starts_with(to));
             }
         }
-        this
+        prop_assert_eq!(listed.len(), plans.len());
     }
-}
-
-#[test]
-fn firmware_places_the_tables_as_a_machine_without_it_does() {
-    let mut dsdt = Dsdt::new();
-    dsdt.device(&devices::Generation);
-    let tables = vec![
-        dsdt.table(),
-        Table::new(*b"FACP", 6, &[0; 240]).with_pointer(140, super::super::PointerSize::Eight, *b"DSDT"),
-    ];
-    let mut linked = link(tables);
-    let generation = devices::Generation::find_pointer(&mut linked.tables.bytes).unwrap();
-    let page = vec![0; GENERATION_SIZE];
-    let files: [(&str, &[u8]); 3] =
-        [(file::TABLES, &linked.tables.bytes), (file::RSDP, &linked.rsdp.bytes), (file::GENERATION, &page)];
-    let mut firmware = Firmware::run(&script(&linked, Some(generation)), &files);
-    assert_eq!(firmware.written, Some(0x12_0000));
-    let (_, placed, at) = firmware.blob(file::TABLES).clone();
-    assert_eq!(word(&placed, generation), 0x12_0000 + GENERATION_OFFSET);
-
-    // The rest is what the machine itself would have done.
-    let mut without = linked.clone();
-    without.tables.bytes[generation..generation + 4]
-        .copy_from_slice(&(0x12_0000u32 + GENERATION_OFFSET as u32).to_le_bytes());
-    let (tables, rsdp) = without.place(at).unwrap();
-    assert_eq!(placed, tables);
-    assert_eq!(firmware.blob(file::RSDP).1, rsdp);
 }

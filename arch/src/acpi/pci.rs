@@ -26,7 +26,7 @@ pub struct PciHost<'a> {
     /// What is added to them where I/O space is a window in memory; 0 on x86.
     pub io_offset: u64,
     /// Addresses of memory BARs below 4 GiB.
-    pub memory32: AddressRange,
+    pub memory32: &'a [AddressRange],
     /// Addresses of memory BARs above.
     pub memory64: AddressRange,
     /// The lines that interrupt pins share: device `d`'s pin `p` is on line `(d + p) % lines`.
@@ -49,13 +49,17 @@ impl PciHost<'_> {
             .iter()
             .map(|window| AddressSpace::new_io(window.base as u32, last(*window) as u32, offset))
             .collect();
-        let (base, end) = (self.memory32.base as u32, last(self.memory32) as u32);
-        let memory32 = AddressSpace::new_memory(NotCacheable, true, base, end, None);
+        let memory32: Vec<_> = self
+            .memory32
+            .iter()
+            .map(|window| AddressSpace::new_memory(NotCacheable, true, window.base as u32, last(*window) as u32, None))
+            .collect();
         let memory64 = AddressSpace::new_memory(Cacheable, true, self.memory64.base, last(self.memory64), None);
         let mut all: Vec<&dyn Aml> = vec![&buses];
         all.extend(config.iter().map(|ports| ports as &dyn Aml));
         all.extend(io.iter().map(|window| window as &dyn Aml));
-        all.extend([&memory32 as &dyn Aml, &memory64]);
+        all.extend(memory32.iter().map(|window| window as &dyn Aml));
+        all.push(&memory64);
         Name::new("_CRS".into(), &ResourceTemplate::new(all))
     }
 

@@ -4,6 +4,8 @@ use super::*;
 use crate::acpi::{Dsdt, Ecam, Table, iasl, link, mcfg};
 
 const FORWARDED: [AddressRange; 2] = [AddressRange::between(0, 0xcf8), AddressRange::between(0xd00, 0x1_0000)];
+const WINDOWS: [AddressRange; 2] =
+    [AddressRange::between(0x8000_0000, 0xb000_0000), AddressRange::between(0xc000_0000, 0xfec0_0000)];
 const ECAM: AddressRange = AddressRange::new(0xb000_0000, 256 << 20);
 
 fn lines(count: u32) -> Vec<LineDescription> {
@@ -17,7 +19,7 @@ fn host(lines: &[LineDescription]) -> PciHost<'_> {
         config_ports: Some(AddressRange::new(0xcf8, 8)),
         io: &FORWARDED,
         io_offset: 0,
-        memory32: AddressRange::between(0xc000_0000, 0xfec0_0000),
+        memory32: &WINDOWS,
         memory64: AddressRange::new(0x40_0000_0000, 1 << 38),
         lines,
     }

@@ -19,7 +19,7 @@ fn dsdt() -> Dsdt {
         config_ports: Some(port::PCI_CONFIG),
         io: &port::PCI_FORWARDED,
         io_offset: 0,
-        memory32: PCI_MMIO32,
+        memory32: &[PCI_MMIO32],
         memory64: Layout::new(GIB, 40).unwrap().pci_mmio64,
         lines: &lines,
     };

@@ -199,6 +199,15 @@ impl Layout {
     }
 }
 
+/// Where firmware may have put BARs below 4 GiB: between RAM and the I/O APIC, but for PCI's configuration space, wherever it has put that.
+pub fn pci_mmio32_around(low_ram: AddressRange, ecam: AddressRange) -> Vec<AddressRange> {
+    let hole = AddressRange::between(low_ram.end().next_multiple_of(MIB).min(IOAPIC.base), IOAPIC.base);
+    let within = |address: u64| address.clamp(hole.base, hole.end());
+    let parts =
+        [AddressRange::between(hole.base, within(ecam.base)), AddressRange::between(within(ecam.end()), hole.end())];
+    parts.into_iter().filter(|part| !part.is_empty()).collect()
+}
+
 /// The most RAM, in bytes, that a machine with `address_bits` of guest physical addresses can have; zero if the
 /// machine can't be made.
 pub fn max_ram(address_bits: u8) -> u64 {

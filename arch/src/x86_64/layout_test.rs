@@ -118,3 +118,23 @@ fn boot_data_does_not_overlap() {
         assert!(areas[i + 1..].iter().all(|b| !a.overlaps(b)), "{a:?}");
     }
 }
+
+#[test]
+fn what_lies_between_ram_and_the_io_apic_is_pcis() {
+    const HOLE: AddressRange = AddressRange::between(0x8000_0000, 0xfec0_0000);
+    let around = |base, size| pci_mmio32_around(AddressRange::new(0, 0x8000_0000), AddressRange::new(base, size));
+    let both = |ecam: AddressRange| {
+        [AddressRange::between(HOLE.base, ecam.base), AddressRange::between(ecam.end(), HOLE.end())]
+    };
+    for ecam in [ECAM, AddressRange::new(0xe000_0000, 256 * MIB), AddressRange::new(0xa000_0000, 64 * MIB)] {
+        assert_eq!(around(ecam.base, ecam.size), both(ecam));
+    }
+    // At its ends, beyond them, and where no firmware would have it.
+    assert_eq!(around(0x8000_0000, 256 * MIB), [AddressRange::between(0x9000_0000, HOLE.end())]);
+    assert_eq!(around(0xf000_0000, 256 * MIB), [AddressRange::between(HOLE.base, 0xf000_0000)]);
+    for elsewhere in [0, 0x7000_0000, 4 * GIB, 0xf_f000_0000] {
+        assert_eq!(around(elsewhere, 256 * MIB), [HOLE]);
+    }
+    let odd = pci_mmio32_around(AddressRange::new(0, 100 * MIB + 4 * KIB), ECAM);
+    assert_eq!(odd[0], AddressRange::between(101 * MIB, ECAM.base));
+}

@@ -94,6 +94,7 @@ pub use v2m::{V2m, V2mConfig};
 pub mod fuzz {
     pub use crate::flash::flash_test::on_a_pc::fuzz_random_accesses as chipset_flash_pc;
     pub use crate::flash::flash_test::on_aarch64::fuzz_random_accesses as chipset_flash_virt;
+    pub use crate::flash::model_test::fuzz_the_file_is_what_the_bank_held as chipset_flash_file;
     pub use crate::fw_cfg::fw_cfg_test::fuzz_random_accesses as chipset_fw_cfg;
     pub use crate::gpio::gpio_test::fuzz_random_accesses as chipset_gpio;
     pub use crate::i8042::i8042_test::fuzz_random_accesses as chipset_i8042;

@@ -6,9 +6,10 @@ use crate::registers::{
 };
 use crate::state::Ne2kState;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "chip_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// Bytes of a page, in which the ring is counted.
 pub(crate) const PAGE: usize = 256;

@@ -292,9 +292,11 @@ fn act(chip: &mut Chip, act: &Act) -> (Vec<u8>, bool, Option<Room>) {
     (seen, chip.interrupt(), room)
 }
 
-proptest! {
-    #[test]
-    fn fuzz_a_twin_restored_at_any_time_goes_on_alike(before in proptest::collection::vec(acts(), 0..60), after in proptest::collection::vec(acts(), 1..60)) {
+skep_fuzzing::targets! {
+    "ne2k-accesses": fn fuzz_a_twin_restored_at_any_time_goes_on_alike(
+        before in proptest::collection::vec(acts(), 0..60),
+        after in proptest::collection::vec(acts(), 1..60),
+    ) {
         let mut chip = started();
         before.iter().for_each(|one| { act(&mut chip, one); });
         let state: Ne2kState = Record::of(chip.state()).open().unwrap();
@@ -306,13 +308,19 @@ proptest! {
         prop_assert!(chip.state() == twin.state());
     }
 
-    #[test]
-    fn fuzz_frames_stay_in_the_ring(pages in 0x40u8..0xc0, stop in 0x40u8..=0xc0, boundary: u8, current: u8, length in 12usize..1600) {
+    "ne2k-ring": fn fuzz_frames_stay_in_the_ring(
+        pages in 0x40u8..0xc0,
+        stop in 0x40u8..=0xc0,
+        boundary in any::<u8>(),
+        current in any::<u8>(),
+        length in 12usize..1600,
+    ) {
         let mut chip = started();
         let state = Ne2kState { ring_start: pages, ring_stop: stop, boundary, current, ..chip.state().clone() };
         chip.set_state(state);
         let taken = chip.receive(&frame(MAC, length, 1));
-        let inside = usize::from(pages - 0x40) * PAGE..(usize::from(stop - 0x40) * PAGE).max(usize::from(pages - 0x40) * PAGE);
+        let [first, end] = [pages, stop].map(|page| usize::from(page - 0x40) * PAGE);
+        let inside = first..end.max(first);
         for (at, byte) in chip.state().buffer.iter().enumerate() {
             prop_assert!(*byte == 0 || inside.contains(&at), "{:#x}", at);
         }

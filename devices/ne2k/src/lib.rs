@@ -23,3 +23,11 @@ mod state;
 pub use card::{Ne2k, Ne2kConfig, Ne2kError};
 pub use chip::{Chip, Room};
 pub use state::Ne2kState;
+
+/// What the fuzzer calls (see `fuzz/`).
+#[cfg(fuzzing)]
+#[allow(missing_docs)] // Each says beside its body what it shows.
+pub mod fuzz {
+    pub use crate::chip::test::fuzz_a_twin_restored_at_any_time_goes_on_alike as ne2k_accesses;
+    pub use crate::chip::test::fuzz_frames_stay_in_the_ring as ne2k_ring;
+}

@@ -106,5 +106,6 @@ pub enum PciError {
 #[cfg(fuzzing)]
 #[allow(missing_docs)] // Each says beside its body what it shows.
 pub mod fuzz {
+    pub use crate::rom::test::fuzz_any_file_is_refused_or_read as option_roms;
     pub use crate::root_complex::test::fuzz_a_hierarchy as pci_hierarchy;
 }

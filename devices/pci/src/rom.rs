@@ -7,9 +7,10 @@ use crate::bar::{Decoded, Space};
 use crate::config_space::{Bits, ConfigSpace, command};
 use crate::endpoint::Identity;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
 #[path = "rom_test.rs"]
-mod test;
+pub(crate) mod test;
 
 /// The expansion ROM base address register of an endpoint, and by which number its range is known among the BARs.
 pub(crate) const REGISTER: u16 = 0x30;

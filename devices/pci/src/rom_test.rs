@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use skep_bus::{Action, Device};
 use skep_state::Persist;
 
@@ -94,16 +95,18 @@ fn a_rom_is_decoded_where_it_is_put_and_while_it_is_enabled() {
     assert_eq!(ConfigFunction::decoded(&*endpoint), []);
 }
 
-proptest::proptest! {
-    #[test]
-    fn fuzz_any_file_is_refused_or_read(mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..0x300), offset: u64) {
+skep_fuzzing::targets! {
+    "option-roms": fn fuzz_any_file_is_refused_or_read(
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..0x300),
+        offset in any::<u64>(),
+    ) {
         let real = rom();
         for (byte, real) in bytes.iter_mut().zip(&real).take(0x60).filter(|(byte, _)| **byte < 0xe0) {
             *byte = *real;
         }
         if let Ok(rom) = OptionRom::new(&bytes) {
             let own = rom.of(&IDENTITY);
-            assert_eq!(own.0.len(), bytes.len());
+            prop_assert_eq!(own.0.len(), bytes.len());
             let mut data = [0; 8];
             own.read(offset, &mut data);
         }

@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 use support::disk::{boot_disk, words};
 use support::{Builder, Finished, Machine, again, base64, firmware, image, is_x86_64, usual_kernel};
 use tempfile::TempDir;
@@ -114,17 +118,20 @@ fn expect_grub(machine: &mut Machine, platform: &str) {
     machine.wait_for("skep: hello from Debian guest init");
 }
 
-/// By shim and GRUB to Debian's kernel: first from the disk that `bootindex` puts first, then, by BootNext and a reboot, from the other one, where
-/// BootOrder and a variable are set and the machine is killed. A second machine, to which no order is told, finds them, is put away, goes on, is powered off
-/// by the button, and sets a variable.
+/// By shim and GRUB to Debian's kernel: first from the disk that `bootindex` puts first, then, by BootNext and a reboot, from the other one, where that one
+/// is put first in BootOrder, a variable is set and the machine is killed. A second machine, to which no order is told, boots in the guest's, is put away,
+/// goes on, is powered off by the button, and sets a variable.
 #[test]
 fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     let folder = tempfile::tempdir().unwrap();
-    let from_nvme = "[ -z \"$(e | grep BootNext)\" ]
-        e -qo $(n 0x2),$(n 0x1); printf '\\7\\0\\0\\0skep' >$v; echo the order is set; sleep 86400";
-    let from_virtio = format!(
+    let from_virtio = "e -qn $(n 0x1); echo next is the other; reboot -f";
+    let from_nvme = format!(
         "if [ -e $v ]; then tail -c 4 $v; echo ' is remembered'
-        else e -qn $(n 0x1); echo next is the other; reboot -f; fi
+        else
+            [ -z \"$(e | grep BootNext)\" ]
+            case $(e | grep BootOrder) in *$(n 0x2),*$(n 0x1)*) ;; *) false;; esac
+            e -qo $(n 0x1),$(n 0x2); printf '\\7\\0\\0\\0skep' >$v; echo the order is set; sleep 86400
+        fi
         {BUTTON}; printf '\\7\\0\\0\\0skep' >${{v%/*}}/Again-${{v##*/Skep-}}"
     );
     make_disk(&folder, "nvme.img", &format!("{}{from_nvme}", tools("nvme0n1p2")));
@@ -155,6 +162,126 @@ fn uefi_boots_disks_in_the_order_that_it_is_told_and_keeps_what_guests_set() {
     assert!(count(&variables, "Again") > 0);
 }
 
+/// What firmware has stored in the file of its variables: names and values, in the order in which they were set (edk2's VariableFormat.h). The file is whole:
+/// behind one that is being written there is nothing.
+fn stored(path: &Path) -> Vec<(String, Vec<u8>)> {
+    const HEADER: usize = 60;
+    const START: usize = 0x55aa;
+    const MOST: usize = 1024;
+    let mut bytes = Vec::new();
+    File::open(path).unwrap().take(1 << 20).read_to_end(&mut bytes).unwrap();
+    let number =
+        |at: usize, size: usize| bytes[at..at + size].iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte));
+    let store = number(48, 2);
+    assert_eq!((&bytes[40..44], &bytes[store + 20..store + 22]), (&b"_FVH"[..], &[0x5a, 0xfe][..]));
+    let (mut at, end) = (store + 28, store + number(store + 16, 4));
+    let mut set = Vec::new();
+    // The header of one that is just begun may not be all there.
+    while number(at, 2) == START && bytes[at + 2] != 0xff {
+        let (state, name, data) = (bytes[at + 2], number(at + 36, 4), number(at + 40, 4));
+        let start = at + HEADER;
+        if matches!(state, 0x3f | 0x3e) {
+            let units: Vec<u16> =
+                bytes[start..start + name - 2].chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
+            set.push((String::from_utf16(&units).unwrap(), bytes[start + name..start + name + data].to_vec()));
+        }
+        at = (start + name + data).next_multiple_of(4);
+        assert!(at < end, "a variable leaves the store");
+    }
+    assert!(bytes[at + MOST..end].iter().all(|byte| *byte == 0xff), "something is written where nothing is");
+    set
+}
+
+/// Writes to a file, as they happen.
+struct Writes(rustix::fd::OwnedFd);
+
+impl Writes {
+    fn to(path: &Path) -> Self {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY).unwrap();
+        Self(watch)
+    }
+
+    /// Waits until there have been so many; what happens at once may count as one.
+    fn wait(&self, count: usize) {
+        const EVENT: usize = 16;
+        let mut seen = 0;
+        while seen < count {
+            let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 120, tv_nsec: 0 };
+            assert_eq!(poll(&mut ready, Some(&limit)).unwrap(), 1, "of {count} writes there were {seen}");
+            let mut events = [0; 4096];
+            seen += rustix::io::read(&self.0, &mut events).unwrap() / EVENT;
+        }
+    }
+}
+
+/// Waits for the UEFI shell to be ready for a command.
+fn wait_for_shell(machine: &mut Machine) {
+    machine.wait_for("UEFI Interactive Shell");
+    // It looks for a script first.
+    machine.wait_for("startup.nsh");
+    machine.send("\r");
+    machine.wait_for("Shell>");
+}
+
+const VENDOR: &str = "736b6570-0000-4000-8000-000000000000";
+const VALUE: &str = "1234567890123456";
+
+/// Types a command that sets a variable.
+fn set(machine: &mut Machine, name: &str) {
+    machine.send(&format!("setvar {name} -guid {VENDOR} -nv -bs ={VALUE}\r"));
+}
+
+/// A machine that stands before the UEFI shell's prompt goes on again and again, is told to set variables, and is killed at the first, second, third write
+/// to its file: what was set before is there, and of the others those that are there are whole. Firmware goes on with such a file.
+#[test]
+fn what_was_set_before_a_kill_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (socket, snapshot) = (path("vm.sock"), path("snapshot"));
+    let mut first = machine(&folder).args(&["--control", text(&socket)]).start();
+    wait_for_shell(&mut first);
+    set(&mut first, "Before");
+    first.wait_for("Shell>");
+    Builder::command(&["ctl", text(&socket), "save", text(&snapshot), "--quit"]).finish().expect_code(0);
+    first.finish().expect_code(14);
+    let before = stored(&path("vars.fd"));
+    let value = vec![0x12, 0x34, 0x56, 0x78, 0x90, 0x12, 0x34, 0x56];
+    assert_eq!(before.last(), Some(&("Before".to_owned(), value.clone())));
+
+    let names = ["Alpha", "Beta", "Gamma"];
+    let mut cut = 0;
+    for number in 1..=6 {
+        let variables = path(&format!("{number}.fd"));
+        let words = ["restore", text(&snapshot), "--clone", "--firmware-vars", text(&variables), "--log", "info"];
+        let mut clone = Builder::command(&words).start();
+        clone.wait_for_log("restored from");
+        let writes = Writes::to(&variables);
+        names.iter().for_each(|name| set(&mut clone, name));
+        writes.wait(number);
+        drop(clone);
+        let set = stored(&variables);
+        assert_eq!(set[..before.len()], before);
+        let others: Vec<_> = names.iter().map(|name| ((*name).to_owned(), value.clone())).collect();
+        let new = &set[before.len()..];
+        assert_eq!(new, &others[..new.len()]);
+        cut += usize::from(new.len() < names.len());
+    }
+    assert!(cut > 0, "it was never killed before it had set them all");
+
+    std::fs::copy(path("1.fd"), path("vars.fd")).unwrap();
+    let mut last = machine(&folder).start();
+    wait_for_shell(&mut last);
+    last.send(&format!("setvar Before -guid {VENDOR}\r"));
+    last.wait_for("12 34 56 78 90 12 34 56");
+    last.wait_for("Shell>");
+    set(&mut last, "Last");
+    last.wait_for("Shell>");
+    drop(last);
+    assert_eq!(stored(&path("vars.fd")).last(), Some(&("Last".to_owned(), value)));
+}
+
 #[test]
 fn firmware_that_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -165,7 +292,8 @@ fn firmware_that_does_not_fit_is_refused() {
     let words = ["run", "--firmware", text(&code), "--firmware-vars", text(&cut)];
     Builder::command(&words).finish().expect_code(1).expect_log("and should have");
     let kernel = image(usual_kernel());
-    Builder::command(&["run", "--firmware", text(&kernel)]).finish().expect_code(1);
+    let refusal = if is_x86_64() { "no code at the reset vector" } else { "no code at its beginning" };
+    Builder::command(&["run", "--firmware", text(&kernel)]).finish().expect_code(1).expect_log(refusal);
     if is_x86_64() {
         // Only there is firmware that asks for SMM.
         let secure = firmware("OVMF_CODE_4M.secboot.fd");

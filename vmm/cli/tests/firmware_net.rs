@@ -1,5 +1,4 @@
 //! UEFI firmware boots from a network: dnsmasq and a web server of the host, on a tap interface, in a network namespace of their own.
-#![allow(unsafe_code)] // A namespace.
 #![allow(clippy::unwrap_used)] // Helpers of tests.
 
 mod support;
@@ -7,31 +6,12 @@ mod support;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use support::disk::{net_program, words};
-use support::{Builder, base64, firmware, ip, is_x86_64};
-
-/// A program of the host's side, which ends with the test.
-struct Server(Child);
-
-impl Server {
-    fn start(program: &str, words: &[&str]) -> Self {
-        let mut command = Command::new(program);
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(command.spawn().unwrap_or_else(|e| panic!("can't start {program}: {e}")))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended already, as a rule.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use support::network::{self, Server};
+use support::{Builder, base64, firmware, is_x86_64};
 
 /// A web server with one file at any address (RFC 9112): answers what it was asked for, in the order in which it was.
 fn serve(listener: TcpListener, file: Vec<u8>) -> Receiver<String> {
@@ -81,8 +61,7 @@ const SCRIPT: &str = r"d=/sys/firmware/efi/efivars; g=-8be4df61-93ca-11d2-aa0d-0
 /// Over virtio-net: a program with a kernel in it by TFTP, then, by BootNext, the same one by HTTP.
 #[test]
 fn uefi_boots_from_a_network() {
-    // SAFETY: it has no pointers. What this thread starts is in the new namespace as well.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
+    network::leave();
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join("files");
     std::fs::create_dir(&files).unwrap();
@@ -98,33 +77,16 @@ fn uefi_boots_from_a_network() {
     machine.be_patient();
     // The interface is there now.
     machine.wait_for_log("`net0` is at");
-    ip(&["addr", "add", "192.168.79.1/24", "dev", "skep0"]);
-    ip(&["link", "set", "skep0", "up"]);
+    network::reach("skep0");
     let web = TcpListener::bind("192.168.79.1:80").unwrap();
     let requests = serve(web, std::fs::read(files.join("net.efi")).unwrap());
-    let _names = Server::start(
-        "dnsmasq",
-        &[
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--user=root",
-            "--group=root",
-            "--pid-file=",
-            "--log-facility=-",
-            "--port=0",
-            "--interface=skep0",
-            "--bind-interfaces",
-            "--no-ping",
-            &format!("--dhcp-leasefile={}", text(&folder.path().join("leases"))),
-            "--dhcp-range=192.168.79.10,192.168.79.99,255.255.255.0",
-            "--enable-tftp",
-            &format!("--tftp-root={}", text(&files)),
-            "--dhcp-vendorclass=set:http,HTTPClient",
-            "--dhcp-option-force=tag:http,60,HTTPClient",
-            "--dhcp-boot=tag:http,http://192.168.79.1/web.efi",
-            "--dhcp-boot=tag:!http,net.efi",
-        ],
-    );
+    let more = [
+        "--dhcp-vendorclass=set:http,HTTPClient",
+        "--dhcp-option-force=tag:http,60,HTTPClient",
+        "--dhcp-boot=tag:http,http://192.168.79.1/web.efi",
+        "--dhcp-boot=tag:!http,net.efi",
+    ];
+    let _server = Server::dnsmasq("skep0", &files, &folder.path().join("leases"), &more);
 
     machine.wait_for("skep: GRUB from the network");
     machine.wait_for("booted by PXE");

@@ -38,6 +38,9 @@ pub use saved::{ClockPolicy, DiskImages, Saved, check_disks, renew_addresses};
 
 #[cfg(test)]
 mod machine_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod tables_test;
 #[cfg(test)]
 #[path = "plan_test.rs"]
 mod test;

@@ -423,16 +423,13 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<Vec<acpi::Table>, Error>
     let mut dsdt = Dsdt::new();
     let firmware = board.firmware.is_some();
     let ecam = board.mch.ecam().filter(|_| firmware).map_or(layout::ECAM, |(base, size)| AddressRange::new(base, size));
-    let mut memory32 = layout::PCI_MMIO32;
+    let mut memory32 = vec![layout::PCI_MMIO32];
     let mut memory64 = plan.layout.pci_mmio64;
     if firmware {
         dsdt.device(&devices::FwCfg(devices::Registers::Ports(layout::port::FW_CFG)));
         dsdt.device(&devices::Generation);
         dsdt.root(&devices::GenerationEvent { number: layout::GENERATION_EVENT });
-        if memory32.base < ecam.end() && ecam.base < memory32.end() {
-            // What is below it has room for no BAR that matters.
-            memory32 = AddressRange::between(ecam.end(), memory32.end());
-        }
+        memory32 = layout::pci_mmio32_around(plan.layout.low_ram(), ecam);
         if let Some((first, last)) = board.pci.root.memory64() {
             let base = first & !(GIB - 1);
             memory64 = AddressRange::between(base, (last | (GIB - 1)).saturating_add(1).max(base));
@@ -448,7 +445,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<Vec<acpi::Table>, Error>
         config_ports: Some(layout::port::PCI_CONFIG),
         io: &layout::port::PCI_FORWARDED,
         io_offset: 0,
-        memory32,
+        memory32: &memory32,
         memory64,
         lines: &intx,
     });

@@ -411,7 +411,7 @@ impl Board {
             config_ports: None,
             io: &[AddressRange::new(0, layout::PCI_IO.size)],
             io_offset: layout::PCI_IO.base,
-            memory32: layout::PCI_MMIO32,
+            memory32: &[layout::PCI_MMIO32],
             memory64: plan.layout.pci_mmio64,
             lines: &intx,
         });

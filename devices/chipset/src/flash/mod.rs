@@ -46,6 +46,9 @@ mod state;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod flash_test;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)] // Tests.
+pub(crate) mod model_test;
 
 pub use state::{BlockState, ContentState, FlashState};
 
@@ -358,6 +361,10 @@ impl Flash {
         let window = inner.window.take().unwrap_or(0);
         if inner.astray {
             inner.status |= status::READY | status::PROGRAM_FAILED;
+            return;
+        }
+        if inner.locked.contains(&self.block_of(window.into())) {
+            inner.status |= status::READY | status::PROGRAM_FAILED | status::LOCKED;
             return;
         }
         let buffer = std::mem::take(&mut inner.buffer);

@@ -4,6 +4,7 @@
 
 pub mod calls;
 pub mod disk;
+pub mod network;
 pub mod proxy;
 pub mod rig;
 pub mod variables;

@@ -321,7 +321,7 @@ where
     for name in [MACHINE, CPUS, INTERRUPTS] {
         let Some(at) = snapshot.records.records.iter().position(|record| record.name == name) else { continue };
         let whole = snapshot.records.records[at].record.clone();
-        // Each tenth: others of the same kind are no different.
+        // One in 37: others of the same kind are no different.
         for record in spoilt(&whole).step_by(if name == MACHINE { 1 } else { 37 }) {
             snapshot.records.records[at].record = record;
             own(&snapshot);
