@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use skep_arch::aarch64;
 use skep_arch::x86_64;
 use skep_block::Locking;
-use skep_chipset::flash::{BlockState, FlashState};
+use skep_chipset::flash::{BlockState, FlashState, Geometry, mend};
 use skep_config::{ArchKind, FirmwareVars};
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind};
@@ -274,6 +274,11 @@ fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind, lock: Lock
     }
     if lock == Locking::Now {
         hold_vars(&file, true).map_err(&failed)?;
+        if let Some(bank) = flash(arch).bank
+            && mend(&file, bank, Geometry::VIRT).map_err(&failed)?
+        {
+            tracing::info!("`{}` is mended: a process has ended while it wrote a block of it", path.display());
+        }
     }
     let content = read_vars(&mut file, own.map(|own| own.len() as u64), arch).map_err(&failed)?;
     Ok(Variables { content, file: Some(file) })

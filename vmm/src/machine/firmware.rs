@@ -13,6 +13,7 @@ use skep_arch::smbios;
 use skep_arch::topology::Topology;
 use skep_chipset::fw_cfg::{Content, NamedItem, key};
 use skep_chipset::{Flash, FlashConfig, FwCfg, FwCfgConfig, flash};
+use skep_clock::Clock;
 use skep_config::Config;
 use skep_hypervisor::PostedWrites;
 use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -31,6 +32,8 @@ pub(super) struct Firmware {
     pub(super) ram: Arc<Backing>,
     /// Where the backend posts writes.
     pub(super) posting: Option<Arc<dyn PostedWrites>>,
+    /// Guest time.
+    pub(super) clock: Clock,
 }
 
 /// A piece of memory that the guest is to reach.
@@ -125,10 +128,15 @@ impl Overlay {
 }
 
 /// A bank of flash with variables.
-pub(super) fn vars_bank(vars: Variables, base: u64, geometry: flash::Geometry) -> Result<Arc<Flash>, Error> {
+pub(super) fn vars_bank(
+    vars: Variables,
+    base: u64,
+    geometry: flash::Geometry,
+    clock: &Clock,
+) -> Result<Arc<Flash>, Error> {
     let Variables { content, file } = vars;
-    let config = FlashConfig { name: "firmware variables", base, content, geometry, file };
-    Ok(Arc::new(Flash::new(config)?))
+    let config = FlashConfig { name: "firmware variables", base, content, geometry, file, clock: clock.clone() };
+    Ok(Flash::new(config)?)
 }
 
 /// Firmware's `code`, and the bank with its variables: as memory while it is read.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use skep_bus::Device;
 use skep_chipset::fw_cfg::{MEMORY_REGION, NamedItem};
+use skep_clock::Clock;
 use skep_memory::RamOptions;
 
 use super::*;
@@ -99,7 +100,7 @@ fn writes_to_flash_are_posted_while_a_buffer_is_filled() {
     const BASE: u64 = 64 << 20;
     let backing = |size| Arc::new(Backing::new(size, &RamOptions::default()).unwrap());
     let variables = Variables { content: backing(1 << 20), file: None };
-    let flash = vars_bank(variables, BASE, flash::Geometry::VIRT).unwrap();
+    let flash = vars_bank(variables, BASE, flash::Geometry::VIRT, &Clock::manual(0)).unwrap();
     let (memory, posting, code) = (MemoryMap::new(), Arc::<Posting>::default(), backing(64 << 10));
     let overlay = Overlay::new(memory.clone(), Some(posting.clone()));
     let bank = BASE..BASE + (1 << 20);

@@ -190,7 +190,7 @@ impl Platform for X86_64 {
         let pm_config = PmConfig { sci: level(gsi::SCI)?, clock: clock.clone(), requests: requests.clone(), base };
         let pm = Pm::new(pm_config);
         ports.add("pm", &[pm::APM_PORTS], pm.clone())?;
-        let uart = Uart16550::new(Uart16550Config { irq: edge(gsi::COM1)?, clock, out: serial });
+        let uart = Uart16550::new(Uart16550Config { irq: edge(gsi::COM1)?, clock: clock.clone(), out: serial });
         let com1 = layout::port::COM1;
         let com1 = PortRange { base: com1.base as u16, size: uart16550::PORT_COUNT as u16, region: 0 };
         ports.add("uart16550", &[com1], uart.clone())?;
@@ -209,7 +209,8 @@ impl Platform for X86_64 {
         ports.components.push(("pci".to_owned(), pci.root.clone()));
         let firmware = files
             .map(|files| {
-                let firmware = Firmware { files, ram, posting: vm.posted_writes() };
+                let (posting, clock) = (vm.posted_writes(), clock.clone());
+                let firmware = Firmware { files, ram, posting, clock };
                 FirmwareBoard::new(config, plan, &map, firmware)
             })
             .transpose()?;

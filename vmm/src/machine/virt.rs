@@ -132,7 +132,7 @@ impl Platform for Aarch64 {
         space.map("pl031", layout::RTC.base, layout::RTC.size, 0, rtc.clone())?;
         components.push(("pl031".to_owned(), rtc as Arc<dyn Component>));
 
-        let gpio = Pl061::new(Pl061Config { irq: line(spi::GPIO)?, clock });
+        let gpio = Pl061::new(Pl061Config { irq: line(spi::GPIO)?, clock: clock.clone() });
         space.map("pl061", layout::GPIO.base, layout::GPIO.size, 0, gpio.clone())?;
         components.push(("pl061".to_owned(), gpio.clone() as Arc<dyn Component>));
 
@@ -176,7 +176,7 @@ impl Platform for Aarch64 {
                 space.map("fw_cfg", range.base, range.size, MEMORY_REGION, fw_cfg.clone())?;
                 components.push(("fw_cfg".to_owned(), fw_cfg.clone()));
                 let vars = files.vars.take();
-                let bank = |vars| vars_bank(vars, layout::FLASH_VARS.base, Geometry::VIRT);
+                let bank = |vars| vars_bank(vars, layout::FLASH_VARS.base, Geometry::VIRT, &clock);
                 let flash = vars.map(bank).transpose()?;
                 if let Some(flash) = &flash {
                     space.map("flash", flash.base(), flash.size(), 0, flash.clone())?;

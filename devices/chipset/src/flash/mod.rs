@@ -19,7 +19,8 @@
 //!
 //! A bank with a file keeps its content there, and never has it torn. What an operation has changed is written to the file when that has ended
 //! (programs of single bytes that follow each other, when the last one has), in the guest's order and by writes of their own: so
-//! the file is at each moment what a chip would hold that lost its power just then, whatever ends the process. Variable drivers are made for that. Each
+//! the file is at each moment what a chip would hold that lost its power just then, whatever ends the process. Variable drivers are made for that, but for
+//! those that erase a large block to write it anew: of that the file has nothing before it is whole. Each
 //! return to read array, with which a driver ends what it has to do at once, waits until the host has it on stable storage, so that what follows can't
 //! overtake it there, where the host's power fails. A write that the host refuses is a failed operation to the guest.
 //!
@@ -29,17 +30,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use minicbor::bytes::ByteVec;
 use skep_bus::{Action, Device, value_of};
+use skep_clock::Clock;
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 use skep_memory::{Backing, MemoryError, Region, RegionKind};
 use skep_state::{Persist, StateError, ensure};
 use tracing::{debug, error};
 
+use crate::alarm::Alarm;
+
+mod held;
 mod query;
 mod state;
 
@@ -50,6 +56,8 @@ pub(crate) mod flash_test;
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod model_test;
 
+use held::Held;
+pub use held::mend;
 pub use state::{BlockState, ContentState, FlashState};
 
 /// Bytes of the buffer for a buffered program.
@@ -90,6 +98,8 @@ pub struct FlashConfig {
     pub geometry: Geometry,
     /// Where changes last; the content has been read from it.
     pub file: Option<File>,
+    /// Guest time, in which a block is held that is written anew.
+    pub clock: Clock,
 }
 
 /// The bank as memory.
@@ -112,6 +122,7 @@ pub struct Flash {
     bytes: Region,
     geometry: Geometry,
     file: Option<File>,
+    clock: Clock,
     inner: Mutex<Inner>,
 }
 
@@ -194,12 +205,19 @@ struct Inner {
     locked: BTreeSet<u32>,
     expected: u32,
     window: Option<u32>,
+    /// Where what has come of a buffered program's data ends.
+    reached: u64,
     astray: bool,
     buffer: Vec<u8>,
     /// Of a bank without a file: what its changed blocks held before.
     originals: BTreeMap<u32, Vec<u8>>,
     /// Programmed, and not yet written to the file.
     unwritten: Option<Range<u64>>,
+    /// Erased, and not yet written anew.
+    held: Option<Held>,
+    alarm: Alarm,
+    /// Nothing has been written since it was saved: another process may have the file.
+    saved: bool,
     /// Written to the file, and not yet known to be on stable storage.
     unsynced: bool,
 }
@@ -212,24 +230,36 @@ impl Flash {
     ///
     /// # Panics
     /// If the size is no whole number of blocks, which is the machine's mistake.
-    pub fn new(config: FlashConfig) -> Result<Self, MemoryError> {
-        let FlashConfig { name, base, content, geometry, file } = config;
+    pub fn new(config: FlashConfig) -> Result<Arc<Self>, MemoryError> {
+        let FlashConfig { name, base, content, geometry, file, clock } = config;
         let size = content.size();
         assert!(size.is_multiple_of(geometry.block.into()) && size <= FLASH_MAX, "flash is made of whole blocks");
         let bytes = Region::new(name, RegionKind::ReadOnly, base, size, content.clone(), 0)?;
-        let inner = Mutex::new(Inner {
-            mode: Mode::Array,
-            status: status::READY,
-            locked: BTreeSet::new(),
-            expected: 0,
-            window: None,
-            astray: false,
-            buffer: vec![0xff; BUFFER],
-            originals: BTreeMap::new(),
-            unwritten: None,
-            unsynced: false,
-        });
-        Ok(Self { name, base, content, bytes, geometry, file, inner })
+        Ok(Arc::new_cyclic(|this: &Weak<Self>| {
+            let this = this.clone();
+            let timer = clock.timer(move || {
+                if let Some(flash) = this.upgrade() {
+                    flash.wait_no_longer();
+                }
+            });
+            let inner = Mutex::new(Inner {
+                mode: Mode::Array,
+                status: status::READY,
+                locked: BTreeSet::new(),
+                expected: 0,
+                window: None,
+                reached: 0,
+                astray: false,
+                buffer: vec![0xff; BUFFER],
+                originals: BTreeMap::new(),
+                unwritten: None,
+                held: None,
+                alarm: Alarm::new(timer),
+                saved: false,
+                unsynced: false,
+            });
+            Self { name, base, content, bytes, geometry, file, clock, inner }
+        }))
     }
 
     /// Where it is in guest memory.
@@ -288,15 +318,18 @@ impl Flash {
         bytes
     }
 
-    /// What a bank with a file holds.
-    fn content(&self) -> Option<ContentState> {
+    /// What the file of a bank holds.
+    fn content(&self, held: Option<&Held>) -> Option<ContentState> {
         self.file.as_ref()?;
         // Most of an arm64 bank has never been touched, and is not now.
         let used = self.bytes.used().unwrap_or_else(|_| vec![Range { start: 0, end: self.size() }]);
         let touched = |range: &Range<u64>| used.iter().any(|used| used.start < range.end && range.start < used.end);
         let block = |number| {
             let range = Some(self.block_range(number)).filter(touched)?;
-            let mut bytes = self.content_of(range);
+            let mut bytes = match held {
+                Some(held) if held.block == number => held.old.clone(),
+                _ => self.content_of(range),
+            };
             let first = *bytes.first()?;
             if bytes.iter().all(|byte| *byte == first) {
                 bytes.truncate(1);
@@ -329,11 +362,17 @@ impl Flash {
             inner.status |= status::PROGRAM_FAILED | status::LOCKED;
             return;
         }
+        if inner.held.as_ref().is_some_and(|held| blocks != (held.block..=held.block)) {
+            self.let_go(inner);
+        }
         blocks.for_each(|block| self.remember(inner, block));
         let mut bytes = vec![0; data.len()];
         self.load(offset, &mut bytes);
         bytes.iter_mut().zip(data).for_each(|(byte, value)| *byte &= value);
         self.store(offset, &bytes);
+        if inner.held.is_some() {
+            return self.hold(inner, last + 1);
+        }
         match &mut inner.unwritten {
             Some(range) if range.end == offset => range.end = last + 1,
             _ => {
@@ -352,9 +391,48 @@ impl Flash {
         }
         self.remember(inner, block);
         let range = self.block_range(block);
+        let holds = self.file.is_some() && self.geometry.block > held::PAGE;
+        if holds && inner.held.as_ref().is_none_or(|held| held.block != block) {
+            self.let_go(inner);
+            inner.held = Some(Held { block, old: self.content_of(range.clone()), until: self.clock.now() });
+        }
         self.store(range.start, &vec![0xff; (range.end - range.start) as usize]);
+        if holds {
+            return self.hold(inner, range.start);
+        }
         inner.unwritten = Some(range);
         self.write_out(inner);
+    }
+
+    /// Waits for the rest of a block that is written anew as far as `end`.
+    fn hold(&self, inner: &mut Inner, end: u64) {
+        let Some(held) = &mut inner.held else { return };
+        if end == self.block_range(held.block).end {
+            return self.let_go(inner);
+        }
+        held.until = self.clock.now().saturating_add(held::PATIENCE);
+        inner.alarm.want(Some(held.until));
+    }
+
+    /// Writes a block that was held to the file.
+    fn let_go(&self, inner: &mut Inner) {
+        let (Some(held), Some(file)) = (inner.held.take(), &self.file) else { return };
+        let range = self.block_range(held.block);
+        let bytes = self.content_of(range.clone());
+        if bytes != held.old {
+            self.wrote(inner, held::write(file, self.size(), range.start, &bytes));
+        }
+    }
+
+    /// The block's driver has left it alone.
+    fn wait_no_longer(&self) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        inner.alarm.fired();
+        match &inner.held {
+            Some(held) if held.until > self.clock.now() => inner.alarm.want(Some(held.until)),
+            _ => self.let_go(inner),
+        }
     }
 
     fn program_buffer(&self, inner: &mut Inner) {
@@ -375,6 +453,10 @@ impl Flash {
             self.program(inner, u64::from(window) + first as u64, data);
             self.write_out(inner);
         }
+        // The end of a block may be all ones.
+        if inner.held.as_ref().is_some_and(|held| inner.reached == self.block_range(held.block).end) {
+            self.let_go(inner);
+        }
         inner.status |= status::READY;
         inner.buffer = buffer;
     }
@@ -389,6 +471,7 @@ impl Flash {
                 _ => inner.astray = true,
             }
         }
+        inner.reached = inner.reached.max(offset + data.len() as u64);
         inner.expected = inner.expected.saturating_sub(data.len() as u32);
         if inner.expected == 0 {
             inner.mode = Mode::Confirm;
@@ -398,7 +481,11 @@ impl Flash {
     /// Writes what was programmed to the file.
     fn write_out(&self, inner: &mut Inner) {
         let (Some(range), Some(file)) = (inner.unwritten.take(), &self.file) else { return };
-        if let Err(error) = file.write_all_at(&self.content_of(range.clone()), range.start) {
+        self.wrote(inner, file.write_all_at(&self.content_of(range.clone()), range.start));
+    }
+
+    fn wrote(&self, inner: &mut Inner, result: io::Result<()>) {
+        if let Err(error) = result {
             error!(%error, flash = self.name, "the host does not take what the guest writes to its flash");
             inner.status |= status::PROGRAM_FAILED | status::ERASE_FAILED;
         }
@@ -450,7 +537,7 @@ impl Flash {
             inner.mode = Mode::Status;
             return;
         }
-        (inner.expected, inner.window, inner.astray) = (bytes, None, false);
+        (inner.expected, inner.window, inner.reached, inner.astray) = (bytes, None, 0, false);
         inner.buffer.fill(0xff);
         inner.mode = Mode::Fill;
     }
@@ -495,6 +582,7 @@ impl Device for Flash {
     fn write(&self, _region: u32, offset: u64, data: &[u8]) -> Action {
         let mut guard = self.lock();
         let inner = &mut *guard;
+        inner.saved = false;
         let reach = inner.mode.reach();
         let first = data.first().copied().unwrap_or(0);
         match inner.mode {
@@ -536,6 +624,11 @@ impl Persist for Flash {
     fn save(&self) -> FlashState {
         let mut inner = self.lock();
         self.write_out(&mut inner);
+        inner.saved = true;
+        let held = inner.held.as_ref().map(|held| {
+            let bytes = self.content_of(self.block_range(held.block)).into();
+            BlockState { number: held.block, bytes }
+        });
         let changed = inner.originals.keys().map(|&number| {
             let bytes = self.content_of(self.block_range(number)).into();
             BlockState { number, bytes }
@@ -549,7 +642,9 @@ impl Persist for Flash {
             astray: inner.astray,
             buffer: ByteVec::from(inner.buffer.clone()),
             changed: changed.collect(),
-            content: self.content(),
+            content: self.content(inner.held.as_ref()),
+            held,
+            reached: u32::try_from(inner.reached).ok(),
         }
     }
 
@@ -566,13 +661,19 @@ impl Persist for Flash {
         ensure(wrong.is_none(), ID, "changed", wrong, "the bank has such blocks")?;
         let misplaced = self.file.is_some() && !state.changed.is_empty();
         ensure(!misplaced, ID, "changed", state.changed.len(), "a bank with a file has its content there")?;
+        let misplaced = self.file.is_none() || !state.held.as_ref().is_none_or(fits);
+        let held = state.held.as_ref().map(|held| held.number);
+        ensure(held.is_none() || !misplaced, ID, "held", held, "the bank has such blocks, and a file")?;
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if let Some(held) = inner.held.take() {
+            self.store(self.block_range(held.block).start, &held.old);
+        }
         if let Some(saved) = &state.content {
             let rule =
                 "the file of variables holds what was written since, or before; --firmware-vars FILE makes another";
-            ensure(self.content().as_ref() == Some(saved), ID, "content", saved.blocks.len(), rule)?;
+            ensure(self.content(None).as_ref() == Some(saved), ID, "content", saved.blocks.len(), rule)?;
         }
-        let mut guard = self.lock();
-        let inner = &mut *guard;
         for (number, bytes) in std::mem::take(&mut inner.originals) {
             self.store(self.block_range(number).start, &bytes);
         }
@@ -585,7 +686,14 @@ impl Persist for Flash {
         inner.locked = state.locked.iter().copied().collect();
         (inner.expected, inner.window, inner.astray) = (state.expected, state.window, state.astray);
         inner.buffer = state.buffer.to_vec();
-        inner.unwritten = None;
+        inner.reached = state.reached.unwrap_or(0).into();
+        (inner.unwritten, inner.saved) = (None, true);
+        if let Some(BlockState { number, bytes }) = &state.held {
+            let range = self.block_range(*number);
+            inner.held = Some(Held { block: *number, old: self.content_of(range.clone()), until: self.clock.now() });
+            self.store(range.start, bytes);
+            self.hold(inner, range.start);
+        }
         Ok(())
     }
 
@@ -593,12 +701,24 @@ impl Persist for Flash {
         let mut guard = self.lock();
         let inner = &mut *guard;
         self.write_out(inner);
+        self.let_go(inner);
         self.sync(inner);
         inner.mode = Mode::Array;
         inner.status = status::READY;
         inner.locked.clear();
-        (inner.expected, inner.window, inner.astray) = (0, None, false);
+        (inner.expected, inner.window, inner.reached, inner.astray) = (0, None, 0, false);
         inner.buffer.fill(0xff);
+    }
+}
+
+/// The machine ends, and leaves its file as a reset would; but not to a machine that has it now.
+impl Drop for Flash {
+    fn drop(&mut self) {
+        let mut guard = self.lock();
+        if !guard.saved {
+            self.write_out(&mut guard);
+            self.let_go(&mut guard);
+        }
     }
 }
 

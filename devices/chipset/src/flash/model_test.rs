@@ -65,6 +65,8 @@ struct Model {
     allowed: Vec<Vec<u8>>,
     /// Where the next of programs that follow each other would be.
     next: Option<u64>,
+    /// A large block that was erased and is not programmed to its end, of which the file has what it was.
+    held: Option<(u64, Vec<u8>)>,
 }
 
 impl Model {
@@ -88,7 +90,33 @@ impl Model {
     }
 
     fn settle(&mut self) {
-        (self.allowed, self.next) = (vec![self.sample(&self.bytes)], None);
+        (self.allowed, self.next) = (vec![self.sample(&self.kept())], None);
+    }
+
+    /// What the file is to hold.
+    fn kept(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        if let Some((block, old)) = &self.held {
+            bytes[*block as usize * old.len()..][..old.len()].copy_from_slice(old);
+        }
+        bytes
+    }
+
+    /// Another block is about to be changed.
+    fn other(&mut self, block: u64) {
+        if self.held.as_ref().is_some_and(|(held, _)| *held != block) {
+            self.held = None;
+            self.settle();
+        }
+    }
+
+    /// A program has come as far as `end`.
+    fn reach(&mut self, end: u64) {
+        let size = u64::from(self.geometry.block);
+        if self.held.as_ref().is_some_and(|(held, _)| (held + 1) * size == end) {
+            self.held = None;
+            self.settle();
+        }
     }
 
     /// Clears bits, or says that they are locked.
@@ -108,7 +136,7 @@ impl Model {
 }
 
 struct Pair {
-    flash: Flash,
+    flash: Arc<Flash>,
     file: File,
     model: Model,
 }
@@ -120,11 +148,12 @@ impl Pair {
         file.write_all(&bytes).unwrap();
         let content = Arc::new(Backing::new(SIZE, &RamOptions::default()).unwrap());
         let own = Some(file.try_clone().unwrap());
-        let config = FlashConfig { name: "flash", base: 0x1000, content, geometry, file: own };
+        let clock = Clock::manual(0);
+        let config = FlashConfig { name: "flash", base: 0x1000, content, geometry, file: own, clock };
         let flash = Flash::new(config).unwrap();
         flash.store(0, &bytes);
         let (locked, allowed) = (BTreeSet::new(), Vec::new());
-        let mut model = Model { geometry, bytes, locked, status: status::READY, allowed, next: None };
+        let mut model = Model { geometry, bytes, locked, status: status::READY, allowed, next: None, held: None };
         model.settle();
         Self { flash, file, model }
     }
@@ -190,12 +219,14 @@ impl Pair {
                 if self.model.locked.contains(&self.model.block(at)) {
                     return self.model.clear(at, &[]);
                 }
+                self.model.other(self.model.block(at));
                 if self.model.next != Some(at) {
                     self.model.settle();
                 }
                 self.model.clear(at, &value.to_le_bytes()[..width]);
-                self.model.allowed.push(self.model.sample(&self.model.bytes));
+                self.model.allowed.push(self.model.sample(&self.model.kept()));
                 self.model.next = Some(at + width as u64);
+                self.model.reach(at + width as u64);
                 return;
             }
             Operation::Buffered(_, _, false) | Operation::TooLong(_) | Operation::Erase(_, false) => {
@@ -209,7 +240,15 @@ impl Pair {
                 if last.keys().any(|at| Some(window(at)) != last.keys().next().map(window)) {
                     self.model.status |= status::READY | status::PROGRAM_FAILED;
                 } else {
+                    let end = last.keys().last().map_or(0, |at| at + width as u64);
+                    let block = self.model.block(end - 1);
+                    if !self.model.locked.contains(&block) && last.values().any(|value| *value != u32::MAX) {
+                        self.model.other(block);
+                    }
                     last.iter().for_each(|(at, value)| self.model.clear(*at, &value.to_le_bytes()[..width]));
+                    if !self.model.locked.contains(&block) {
+                        self.model.reach(end);
+                    }
                 }
             }
             Operation::Erase(offset, true) => {
@@ -219,7 +258,12 @@ impl Pair {
                     self.model.status |= status::ERASE_FAILED | status::LOCKED;
                 } else {
                     let size = self.model.geometry.block as usize;
-                    self.model.bytes[block as usize * size..][..size].fill(0xff);
+                    self.model.other(block);
+                    let place = block as usize * size..(block as usize + 1) * size;
+                    if size > 4096 && self.model.held.is_none() {
+                        self.model.held = Some((block, self.model.bytes[place.clone()].to_vec()));
+                    }
+                    self.model.bytes[place].fill(0xff);
                 }
             }
             Operation::Lock(offset, lock) => {
@@ -258,7 +302,7 @@ impl Pair {
         }
         if given_up.is_some() {
             self.flash.reset();
-            (self.model.status, self.model.locked) = (status::READY, BTreeSet::new());
+            (self.model.status, self.model.locked, self.model.held) = (status::READY, BTreeSet::new(), None);
             self.model.settle();
         } else if writes.is_empty() {
             self.apply(operation);
@@ -288,7 +332,7 @@ impl Pair {
         self.flash.read(0, 0, &mut bytes);
         assert!(bytes == self.model.bytes && self.flash.mapping().is_some());
         self.file.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes == self.model.bytes && !self.flash.lock().unsynced, "a return to read array");
+        assert!(bytes == self.model.kept() && !self.flash.lock().unsynced, "a return to read array");
     }
 }
 

@@ -45,7 +45,7 @@ impl FirmwareBoard {
         memory: &MemoryMap,
         firmware: Firmware,
     ) -> Result<Self, Error> {
-        let Firmware { mut files, ram, posting } = firmware;
+        let Firmware { mut files, ram, posting, clock } = firmware;
         let code = files.code.clone();
         let flash = match files.vars.take() {
             Some(vars) => {
@@ -60,7 +60,7 @@ impl FirmwareBoard {
                     tracing::warn!("the firmware and its variables are of different builds, by their sizes");
                 }
                 let base = layout::FLASH_SPACE.end() - both;
-                Some(vars_bank(vars, base, flash::Geometry::PC)?)
+                Some(vars_bank(vars, base, flash::Geometry::PC, &clock)?)
             }
             None => None,
         };
