@@ -61,6 +61,8 @@ impl Standing {
                 .send(Err(busy("the machine is being saved, or migrates already\n  try: again when that is done")));
         }
         let begun = migrate.to.parse().map_err(|why| Failure::new(ErrorKind::BadArguments, why)).and_then(|to| {
+            // For a moment, to look at its vCPUs; the control loop lets them go on.
+            parts.gate.close_and_wait();
             let plan = parts.machine.leave(to, Duration::from_millis(migrate.downtime_ms));
             let (stop, ended) = (parts.requests.clone(), parts.requests.clone());
             let begin = |plan| {

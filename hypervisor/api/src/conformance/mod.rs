@@ -76,7 +76,8 @@ macro_rules! conformance_suite {
         $crate::conformance_suite! { @common $subject, {
             aarch64: edge_lines_are_counted a_disabled_interrupt_waits eventfds_are_edges_on_lines
                 ends_of_interrupts_are_heard_of level_lines_survive_a_restore power_off_and_reset_are_told
-                firmware_calls_are_answered unknown_registers_are_undefined each_gic_has_its_limit;
+                firmware_calls_are_answered unknown_registers_are_undefined each_gic_has_its_limit
+                a_cpu_is_the_same_and_no_other;
         } }
     };
     (@common $subject:path, { $($own:tt)* }) => {

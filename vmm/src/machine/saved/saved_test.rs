@@ -399,7 +399,7 @@ fn a_counter_of_another_frequency_is_refused_unless_it_can_be_scaled() {
 fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
     let folder = tempfile::tempdir().unwrap();
     let machine = fresh::<X86_64>(folder.path());
-    let told = X86_64::cpus(&machine.plan, Some(2_500_000));
+    let told = X86_64::cpus(&machine.plan, Some(2_500_000), None);
     let could = |khz, scaling| {
         let mut host = Fake::<X86_64>::new();
         (host.capabilities.arch.tsc_khz, host.capabilities.arch.tsc_scaling) = (khz, scaling);
@@ -419,6 +419,43 @@ fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
     Machine::<Aarch64>::could_inherit(&machine.config, &first, &hello.cpus).unwrap();
     let text = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &hello.cpus).unwrap_err().to_string();
     assert!(text.contains("the counter's frequency was 19200000 Hz, and is "), "{text}");
+}
+
+/// What a host fixes of its CPUs is compared before any of a machine is sent.
+#[test]
+fn another_arm64_cpu_is_refused_to_a_machine_that_is_to_come() {
+    use skep_hypervisor::aarch64::registers::{MIDR_EL1, MPIDR_EL1, SCTLR_EL1};
+    use skep_hypervisor::aarch64::{SystemRegister, VcpuIdentity};
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<Aarch64>(folder.path());
+    let cpus = machine.leave(Address::Unix(folder.path().join("nowhere")), Duration::ZERO).unwrap().hello.cpus;
+    let told: Aarch64CpusState = cpus.open().unwrap();
+    let identity = told.identity.clone().unwrap();
+    let values: Vec<_> = identity.registers.iter().filter(|(_, value)| value.is_some()).map(|(r, _)| *r).collect();
+    assert_eq!(values, [MIDR_EL1, MPIDR_EL1]);
+    assert!(identity.registers.contains(&(SCTLR_EL1, None)));
+    let could = |identity: Option<VcpuIdentity>| {
+        let cpus = Record::of(&Aarch64CpusState { identity, ..told.clone() });
+        let fits = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &cpus);
+        fits.map_err(|error| error.to_string())
+    };
+    let spoilt = |spoil: &dyn Fn(&mut VcpuIdentity)| {
+        let mut identity = identity.clone();
+        spoil(&mut identity);
+        could(Some(identity)).unwrap_err()
+    };
+    could(Some(identity.clone())).unwrap();
+    // Of a source that does not say, the vCPUs' states are compared when they have come.
+    could(None).unwrap();
+    let text = spoilt(&|identity| identity.registers[0].1 = Some(0x410f_d0b0));
+    assert!(text.starts_with("this host's CPU is not one for the guest: vCPU 0: "), "{text}");
+    assert!(text.ends_with("MIDR_EL1: it is 0x410fd0b0, and 0x410fd0c1 on this host"), "{text}");
+    let text = spoilt(&|identity| identity.registers.push((SystemRegister(u16::MAX), None)));
+    assert!(text.ends_with("this CPU has other system registers"), "{text}");
+    let text = spoilt(&|identity| identity.registers.reverse());
+    assert!(text.contains("field `identity.registers`"), "{text}");
+    let text = spoilt(&|identity| identity.firmware = vec![("psci".to_owned(), 1); 65]);
+    assert!(text.contains("field `identity.firmware`"), "{text}");
 }
 
 #[test]
