@@ -21,6 +21,7 @@ use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind};
 
 use crate::Error;
 use crate::boot::open;
+use crate::leftover::Leftover;
 use crate::state::{Snapshot, SnapshotError};
 
 #[cfg(test)]
@@ -340,21 +341,23 @@ fn make(vars: &FirmwareVars, own: Option<&[u8]>) -> Result<(), Error> {
     result.map_err(failed_here)
 }
 
-/// Makes a file of variables, at which nothing may be, of what a snapshot holds of them.
+/// Makes a file of variables, at which nothing may be, of what a snapshot holds of them. It goes again with what this answers, unless it is kept.
 ///
 /// # Errors
 /// [`Error::File`], and what of the snapshot does not hold.
-pub fn make_saved(path: &Path, snapshot: &Snapshot) -> Result<(), Error> {
+pub fn make_saved(path: &Path, snapshot: &Snapshot) -> Result<Leftover, Error> {
     let flash: FlashState = snapshot.records.open("board/flash")?;
     let saved = flash.content.ok_or(SnapshotError::NoVariables)?;
     let write = || {
         let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        let made = Leftover::file(path)?;
         file.set_len(saved.size)?;
         for BlockState { number, bytes } in &saved.blocks {
             let whole = bytes.repeat(saved.block as usize / bytes.len().max(1));
             file.write_all_at(&whole, u64::from(*number) * u64::from(saved.block))?;
         }
-        file.sync_all()
+        file.sync_all()?;
+        Ok(made)
     };
     write().map_err(failed(VARS, path))
 }

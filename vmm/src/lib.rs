@@ -27,6 +27,7 @@ pub mod state;
 
 pub use emergency::ignore_file_size_signal;
 pub use error::Error;
+pub use leftover::Leftover;
 pub use listen::ListenError;
 pub use monitor::{Ending, Outcome};
 

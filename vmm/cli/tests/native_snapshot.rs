@@ -13,7 +13,7 @@ use skep_vmm::machine::{ClockPolicy, Saved};
 use skep_vmm::monitor::{self, Start};
 use skep_vmm::state::Snapshot;
 use support::rig::{Rig, SIZE, facts, load};
-use support::{Builder, Finished, Machine, in_lab, rounds};
+use support::{Builder, Finished, Machine, in_lab, is_x86_64, rounds};
 
 impl Rig {
     fn ctl(&self, words: &[&str]) -> Finished {
@@ -161,6 +161,81 @@ fn clones_go_on_side_by_side() {
     wrong.expect_code(1).expect_log("the machine has no file of firmware's variables");
 }
 
+/// Firmware that does nothing, and a volume for its variables, which has none.
+fn idle_firmware() -> (Vec<u8>, Vec<u8>) {
+    let mut code = vec![0xff; 0x2_0000];
+    let size = if is_x86_64() {
+        // By the header of a part of it (TE) it is known, and begins at its end: JMP to itself.
+        code[0x2000..0x2006].copy_from_slice(&[b'V', b'Z', 0x64, 0x86, 3, 11]);
+        code[0x1_fff0..0x1_fff2].copy_from_slice(&[0xeb, 0xfe]);
+        0x8000
+    } else {
+        // A branch to itself.
+        code[..4].copy_from_slice(&0x1400_0000u32.to_le_bytes());
+        code[0x1000..0x1006].copy_from_slice(b"PE\0\0\x64\xaa");
+        64 << 20
+    };
+    // A firmware volume (PI 1.7, volume 3, section 3.2.1) of type EFI_SYSTEM_NV_DATA_FV_GUID.
+    let mut volume = vec![0xff; size];
+    volume[..16].fill(0);
+    let nv_data = [0x8d, 0x2b, 0xf1, 0xff, 0x96, 0x76, 0x8b, 0x4c, 0xa9, 0x85, 0x27, 0x47, 0x07, 0x5b, 0x4f, 0x50];
+    volume[16..32].copy_from_slice(&nv_data);
+    volume[32..40].copy_from_slice(&(size as u64).to_le_bytes());
+    volume[40..44].copy_from_slice(b"_FVH");
+    (code, volume)
+}
+
+/// What is made for a restore that is refused goes again, so that the same words do once nothing is in their way.
+#[test]
+fn a_restore_that_is_refused_leaves_nothing_behind() {
+    let rig = Rig::new();
+    let (code, volume) = idle_firmware();
+    fs::write(rig.path("code.fd"), &code).unwrap();
+    fs::write(rig.path("vars.fd"), &volume).unwrap();
+    let disk = format!("{},format=raw", rig.text("nvme"));
+    let words = ["--firmware", &rig.text("code.fd"), "--firmware-vars", &rig.text("vars.fd"), "--disk", &disk];
+    let machine = Builder::command(&["run", "--memory", "64M", "--control", &rig.text("vm.sock")]).args(&words).start();
+    while !rig.path("vm.sock").exists() {
+        std::thread::yield_now();
+    }
+    rig.ctl(&["save", &rig.text("away"), "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let there = || {
+        let mut names: Vec<_> = fs::read_dir(rig.folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = there();
+    let overlay = format!("disk0={}", rig.text("overlay"));
+    let made = ["--firmware-vars", &rig.text("made.fd"), "--overlay", &overlay, "--paused"];
+    let refused = |words: &[&str], why: &str| {
+        rig.restore("away", &[&made[..], words].concat()).finish().expect_code(1).expect_log(why);
+        assert_eq!(there(), before, "{why}");
+    };
+    refused(&["--overlay", &format!("disk7={}", rig.text("other"))], "try: one of disk0");
+    refused(&["--tap", "net0=tap7"], "no network card on a tap interface");
+    refused(&["--serial", "socket=/nowhere/serial"], "/nowhere/serial");
+    // When all but the machine is there.
+    let mut other = code.clone();
+    other[0x4000] ^= 1;
+    fs::write(rig.path("code.fd"), &other).unwrap();
+    refused(&[], "is not the firmware that the guest has");
+    fs::write(rig.path("code.fd"), &code).unwrap();
+    // What is somebody else's stays.
+    fs::write(rig.path("made.fd"), "mine").unwrap();
+    rig.restore("away", &made).finish().expect_code(1).expect_log("made.fd").expect_log("File exists");
+    assert_eq!(fs::read(rig.path("made.fd")).unwrap(), b"mine");
+    fs::remove_file(rig.path("made.fd")).unwrap();
+    assert_eq!(there(), before);
+    let mut again = rig.restore("away", &made);
+    again.wait_for_log("restored from");
+    rig.ctl(&["status"]).expect_code(0).expect_console("paused\n");
+    rig.ctl(&["quit"]).expect_code(0);
+    again.finish().expect_code(14);
+    assert!(fs::read(rig.path("made.fd")).unwrap() == volume);
+    Builder::command(&["image", "check", &rig.text("overlay"), "--format", "qcow2"]).finish().expect_code(0);
+}
+
 /// A whole snapshot, what two processes change after it, and the guest goes on as if nothing had been.
 #[test]
 fn a_guest_goes_on_from_a_chain_of_differences() {
@@ -303,6 +378,7 @@ fn ends_well<A: Saved>(hypervisor: &dyn Hypervisor<A>, snapshot: &Path, log: &Pa
         paused: false,
         track: false,
         clone: false,
+        made: Vec::new(),
     };
     let without = Without(hypervisor, Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE);
     let outcome = monitor::run(&config, &without, start, Instant::now()).unwrap();

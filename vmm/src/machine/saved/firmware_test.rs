@@ -101,7 +101,9 @@ where
     other[0x2345] = 7;
     fs::write(path("vars.fd"), &other).unwrap();
     assert!(refusal().contains("--firmware-vars FILE"), "{}", refusal());
-    make_saved(&path("again.fd"), &snapshot).unwrap();
+    drop(make_saved(&path("again.fd"), &snapshot).unwrap());
+    assert!(!path("again.fd").exists());
+    make_saved(&path("again.fd"), &snapshot).unwrap().keep();
     assert!(fs::read(path("again.fd")).unwrap() == good);
     let error = make_saved(&path("again.fd"), &snapshot).unwrap_err().to_string();
     assert!(error.contains("File exists"), "{error}");
@@ -142,10 +144,10 @@ fn fuzz_hostile_records_of_firmware_do_no_harm() {
             // What is refused is refused by name.
             let refused = restore::<X86_64>(&snapshot).map(drop).err();
             assert!(refused.is_none_or(|error| !error.to_string().is_empty()));
-            if make_saved(&made, &snapshot).is_ok() {
+            if let Ok(_made) = make_saved(&made, &snapshot) {
                 assert!(made.metadata().unwrap().len() <= 64 << 20);
-                fs::remove_file(&made).unwrap();
             }
+            assert!(!made.exists());
         }
         snapshot.records.records[at].record = whole;
     }
