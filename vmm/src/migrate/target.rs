@@ -20,6 +20,10 @@ use crate::machine::{self, check_disks};
 use crate::state::records::{DISKS, MACHINE};
 use crate::state::{MachineState, RamRange, Records, SnapshotError};
 
+#[cfg(test)]
+#[path = "target_test.rs"]
+mod test;
+
 /// How long a target that was ready answers whether the machine runs here, after it has lost its source.
 const ANSWERS_FOR: Duration = Duration::from_secs(60);
 

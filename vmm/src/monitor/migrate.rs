@@ -30,6 +30,7 @@ impl Leaving {
         MigrationStatus {
             rounds: shared.rounds.load(Ordering::Relaxed),
             sent: shared.sent.load(Ordering::Relaxed),
+            rate: shared.rate(),
             unknown: shared.is_unknown(),
         }
     }
