@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -292,29 +293,56 @@ fn a_save_that_fails_leaves_the_guest_running_and_no_folder() {
 #[test]
 fn a_machine_that_is_killed_while_it_is_saved_leaves_nothing_that_looks_whole() {
     let rig = Rig::new();
-    let mut machine = rig.start(&load("nvme"));
-    machine.wait_for("op=write");
-    let save = Builder::command(&["ctl", &rig.text("vm.sock"), "save", &rig.text("cut")]).start();
+    // What a machine holds is 8 MiB and more, which are written piece by piece.
+    let words = "device=nvme bs=131072 depth=64 ms=600000 op=write count=128 run op=randwrite count=1000000000 run";
     let part = || {
         let names = fs::read_dir(rig.folder.path()).unwrap().map(|file| file.unwrap().path());
         names.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "part"))
     };
-    while part().is_none() && !rig.path("cut").exists() {
-        std::thread::yield_now();
-    }
-    let pid = rustix::process::Pid::from_raw(machine.pid()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    machine.finish();
-    save.finish();
-    let verify = |path: &Path| Builder::command(&["snapshot", "verify", path.to_str().unwrap()]).finish();
-    if rig.path("cut").exists() {
-        verify(&rig.path("cut")).expect_code(0);
-    }
-    if let Some(part) = part() {
-        // All but the header may be there.
-        if !part.join("header.json").exists() {
-            verify(&part).expect_code(1).expect_log("of a save that did not end nothing can be restored");
+    // How far a save has come: bytes of the host's that a file of it has.
+    let there = |name: &str| {
+        let file = part().and_then(|part| part.join(name).metadata().ok());
+        file.map(|file| file.blocks() * 512)
+    };
+    let memory = |bytes: u64| there("memory").is_some_and(|there| there >= bytes);
+    let moments: [&dyn Fn() -> bool; 8] = [
+        &|| part().is_some(),
+        &|| there("records.cbor").is_some(),
+        &|| memory(0),
+        &|| memory(1),
+        &|| memory(2 << 20),
+        &|| memory(6 << 20),
+        &|| there("header.json").is_some(),
+        &|| rig.path("cut").exists(),
+    ];
+    for moment in moments {
+        let mut machine = rig.start(words);
+        machine.wait_for("op=write");
+        let save = Builder::command(&["ctl", &rig.text("vm.sock"), "save", &rig.text("cut")]).start();
+        while !moment() && !rig.path("cut").exists() {
+            std::thread::yield_now();
         }
+        let pid = rustix::process::Pid::from_raw(machine.pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        machine.finish();
+        save.finish();
+        let look = |command: &[&str], path: &Path| Builder::command(&[command, &[path.to_str().unwrap()]].concat());
+        let whole = rig.path("cut").exists();
+        // One that is renamed is no draft any more.
+        assert!(!whole || part().is_none());
+        if whole {
+            look(&["snapshot", "verify"], &rig.path("cut")).finish().expect_code(0);
+            fs::remove_dir_all(rig.path("cut")).unwrap();
+        }
+        if let Some(part) = part() {
+            for command in [&["snapshot", "verify"][..], &["snapshot", "inspect"], &["restore"]] {
+                let said = look(command, &part).finish();
+                said.expect_code(1).expect_log("it is what a save that did not end has left");
+            }
+            fs::remove_dir_all(part).unwrap();
+        }
+        // The socket's name is what else is left.
+        fs::remove_file(rig.path("vm.sock")).unwrap();
     }
 }
 
