@@ -408,7 +408,8 @@ fn ends_well<A: Saved>(hypervisor: &dyn Hypervisor<A>, snapshot: &Path, log: &Pa
         clone: false,
         made: Vec::new(),
     };
-    let without = Without(hypervisor, Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE);
+    let taken = Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE | Powers::POSTED_WRITES;
+    let without = Without(hypervisor, taken);
     let outcome = monitor::run(&config, &without, start, Instant::now()).unwrap();
     assert!(matches!(outcome.ending, Ending::PowerOff), "{:?}", outcome.ending);
     let said = fs::read_to_string(log).unwrap();
