@@ -8,11 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest};
+use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest, aarch64, x86_64};
+use skep_state::Record;
 use skep_vmm::Ending;
 use skep_vmm::machine::{ClockPolicy, Saved};
 use skep_vmm::monitor::{self, Start};
-use skep_vmm::state::Snapshot;
+use skep_vmm::state::{HEADER, MachineState, RECORDS, RecordsFile, Snapshot};
 use support::rig::{Rig, SIZE, facts, load};
 use support::{Builder, Finished, Machine, in_lab, is_x86_64, rounds};
 
@@ -134,6 +135,67 @@ fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
     clone.wait_for("echo: third life");
     rig.ctl(&["reset"]).expect_code(0);
     clone.finish().expect_code(10);
+}
+
+/// Lets a snapshot be one that was saved so many seconds earlier. Answers the frequency of the guest's counter in Hz.
+fn age(folder: &Path, seconds: i64) -> u64 {
+    let Snapshot { mut header, mut records, .. } = Snapshot::open(folder).unwrap();
+    let own = records.records.iter_mut().find(|named| named.name == "machine").unwrap();
+    let state: MachineState = own.record.open().unwrap();
+    own.record = Record::of(&MachineState { host_nanos: state.host_nanos - seconds * 1_000_000_000, ..state });
+    let bytes = records.bytes();
+    header.records = RecordsFile::of(&bytes);
+    fs::write(folder.join(RECORDS), &bytes).unwrap();
+    fs::write(folder.join(HEADER), serde_json::to_vec(&header).unwrap()).unwrap();
+    if is_x86_64() {
+        let first: x86_64::VcpuState = records.open("vcpu/0").unwrap();
+        return u64::from(first.tsc_khz.unwrap()) * 1000;
+    }
+    let first: aarch64::VcpuState = records.open("vcpu/0").unwrap();
+    first.counter_hz.into()
+}
+
+/// As the guest sees them: the RTC, its counter, and what it reads without an exit.
+#[test]
+fn clocks_go_on_where_they_stood_or_jump() {
+    const HOUR: u64 = 3600;
+    let rig = Rig::new();
+    let words = ["hello", "echo", "--memory", "64M", "--control", &rig.text("vm.sock")];
+    let mut machine = Builder::command(&words).start();
+    machine.wait_for("echo: ready");
+    let clocks = |machine: &mut Machine| {
+        machine.send("clocks\r");
+        let line = machine.wait_for(" ticks");
+        let numbers = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+        let [seconds, ticks] = numbers.collect::<Vec<_>>()[..] else { panic!("{line}") };
+        (seconds, ticks)
+    };
+    let before = clocks(&mut machine);
+    rig.ctl(&["save", &rig.text("away"), "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let hz = age(&rig.path("away"), HOUR.cast_signed());
+    // In a second: kvmclock's nanoseconds, or the counter itself.
+    let pace = if is_x86_64() { 1_000_000_000 } else { hz };
+    let clock = |name: &str| Snapshot::open(&rig.path(name)).unwrap().machine().unwrap().guest_clock;
+    // Where there is no hardware virtualization the guest reads the host's own counter.
+    let is_own = skep_kvm::caveat().is_none();
+    for (policy, jumps) in [("continue", false), ("jump", true), ("continue", false)] {
+        let mut machine = rig.restore("away", &["--clock", policy]);
+        let (seconds, ticks) = clocks(&mut machine);
+        let day = 24 * HOUR;
+        let passed = (seconds + day - before.0) % day;
+        assert_eq!(passed >= HOUR, jumps, "{policy}: the RTC has gone on by {passed} s");
+        let counted = ticks.checked_sub(before.1).expect("a counter does not go back");
+        if is_own {
+            assert_eq!(counted / hz >= HOUR, jumps, "{policy}: the counter has gone on by {counted} at {hz} Hz");
+        }
+        rig.ctl(&["save", &rig.text("later")]).expect_code(0);
+        let counted = clock("later").checked_sub(clock("away")).expect("a clock does not go back");
+        assert_eq!(counted / pace >= HOUR, jumps, "{policy}: the guest's clock has gone on by {counted} at {pace} Hz");
+        fs::remove_dir_all(rig.path("later")).unwrap();
+        machine.send("bye\r");
+        machine.finish().expect_code(0).expect_console("problems: 0");
+    }
 }
 
 /// Each on images of its own, behind which those of the snapshot are: as they were, for any number.
