@@ -166,7 +166,7 @@ where
         let draft = Draft::begin(&path(name)).expect("nothing is there");
         draft.write(RECORDS, &bytes).expect("it can be written");
         let file = draft.create(MEMORY).expect("it can be made");
-        let runs = origin.is_some().then(|| vec![page..page + 1]);
+        let runs = origin.is_some().then(|| std::iter::once(page..page + 1).collect::<Vec<_>>());
         let memory = memory::write(&ram, runs.as_deref(), &file, &Progress::default(), || true);
         let base = origin.as_ref().zip(runs.as_ref()).map(|(origin, runs)| draft.base(origin, runs).expect("a base"));
         let header = Header {
