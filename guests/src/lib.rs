@@ -15,7 +15,7 @@
 //! | `first` | nothing but the first line |
 //! | `cpus` | only start the CPUs and count them |
 //! | `ticks`, `ticks=slow` | also take interrupts from every source, by every way; and from those that take a second |
-//! | `echo`, `echo=poll` | also write every line that is read as `echo: ...`, until `bye`: by interrupt, or by polling |
+//! | `echo`, `echo=poll` | also write every line that is read as `echo: ...`, until `bye`: by interrupt, or by polling; and what the clocks show, where one is `clocks` |
 //! | `end=` | how to end: `poweroff` (the default), `reset`, `i8042` (a reset through it), `panic` (through pvpanic), `triple`, `halt` or `spin` |
 //!
 //! A line `problem: ...` says what is not as it must be. The last line but one counts them (`problems: 0`), the last one is `end: ...`; after

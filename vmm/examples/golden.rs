@@ -6,7 +6,7 @@ use skep_hypervisor::fake::Fake;
 use skep_hypervisor::{Aarch64, Hypervisor, X86_64};
 use skep_state::testing::filled;
 use skep_vmm::machine::Saved;
-use skep_vmm::state::testing::{again, file, machine, records};
+use skep_vmm::state::testing::{self, GOLDEN, again, file, machine, records};
 
 fn freeze<A: Saved>(root: &Path)
 where
@@ -25,6 +25,12 @@ where
     let path = root.join(file(A::KIND));
     std::fs::write(&path, records.bytes()).expect("the file can be written");
     println!("{}", path.display());
+    let golden = root.join(GOLDEN);
+    for name in ["snapshot", "difference"] {
+        // The first time there is none.
+        let _ = std::fs::remove_dir_all(golden.join(format!("{}-{name}", A::KIND)));
+    }
+    testing::freeze::<A>(&golden);
 }
 
 fn main() {

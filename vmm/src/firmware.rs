@@ -21,6 +21,7 @@ use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind};
 
 use crate::Error;
 use crate::boot::open;
+use crate::leftover::Leftover;
 use crate::state::{Records, Snapshot, SnapshotError};
 
 #[cfg(test)]
@@ -345,51 +346,30 @@ fn make(vars: &FirmwareVars, own: Option<&[u8]>) -> Result<(), Error> {
     result.map_err(failed_here)
 }
 
-/// Makes a file of variables, at which nothing may be, of what a snapshot holds of them.
+/// Makes a file of variables, at which nothing may be, of what a snapshot holds of them. It goes again with what this answers, unless it is kept.
 ///
 /// # Errors
 /// [`Error::File`], and what of the snapshot does not hold.
-pub fn make_saved(path: &Path, snapshot: &Snapshot) -> Result<Made, Error> {
+pub fn make_saved(path: &Path, snapshot: &Snapshot) -> Result<Leftover, Error> {
     make_of(path, &snapshot.records)
 }
 
-/// Makes a file of variables, at which nothing may be, of what records hold of them.
-pub(crate) fn make_of(path: &Path, records: &Records) -> Result<Made, Error> {
+/// Makes it of what records hold, the same way.
+pub(crate) fn make_of(path: &Path, records: &Records) -> Result<Leftover, Error> {
     let flash: FlashState = records.open("board/flash")?;
     let saved = flash.content.ok_or(SnapshotError::NoVariables)?;
-    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed(VARS, path))?;
-    let made = Made(Some(path.to_owned()));
     let write = || {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        let made = Leftover::file(path)?;
         file.set_len(saved.size)?;
         for BlockState { number, bytes } in &saved.blocks {
             let whole = bytes.repeat(saved.block as usize / bytes.len().max(1));
             file.write_all_at(&whole, u64::from(*number) * u64::from(saved.block))?;
         }
-        file.sync_all()
+        file.sync_all()?;
+        Ok(made)
     };
-    write().map_err(failed(VARS, path))?;
-    Ok(made)
-}
-
-/// A file that was made for a machine, and goes where that does not come to be.
-#[derive(Debug)]
-#[must_use = "it goes when this is dropped"]
-pub struct Made(Option<PathBuf>);
-
-impl Made {
-    /// The machine has it.
-    pub fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
-            // What can't be removed is in nobody's way but the user's, who sees it.
-            let _ = fs::remove_file(path);
-        }
-    }
+    write().map_err(failed(VARS, path))
 }
 
 fn read_vars(file: &mut File, own: Option<u64>, arch: ArchKind) -> io::Result<Arc<Backing>> {

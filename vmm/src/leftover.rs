@@ -36,7 +36,8 @@ enum Mark {
 
 /// A name that is removed when this is dropped, unless somebody else has put something of theirs there.
 #[derive(Debug)]
-pub(crate) struct Leftover {
+#[must_use]
+pub struct Leftover {
     id: u64,
     path: PathBuf,
 }
@@ -48,7 +49,10 @@ impl Leftover {
     }
 
     /// A file, which has just been made.
-    pub(crate) fn file(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Where it is not there.
+    pub fn file(path: &Path) -> io::Result<Self> {
         let (device, number) = identity(&c_string(path)?)?;
         Self::new(path, Mark::File(device, number))
     }
@@ -59,6 +63,11 @@ impl Leftover {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         all().push(Entry { id, path: c_string(path)?, mark });
         Ok(Leftover { id, path: path.to_owned() })
+    }
+
+    /// Lets the name stay.
+    pub fn keep(self) {
+        all().retain(|entry| entry.id != self.id);
     }
 }
 

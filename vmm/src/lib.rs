@@ -6,9 +6,10 @@
 //! * [`console`]: the first serial port on the host: terminal, file, pty, socket.
 //! * [`ctl`]: the control socket, and what can be asked for there.
 //! * [`state`]: snapshots: a machine's whole state in a folder.
+//! * [`migrate`]: a machine that goes to another process while its guest runs.
 //! * [`monitor`]: the whole life of a machine, from a configuration to an [`Outcome`].
 //!
-//! What it does not do yet: migrating.
+//! What it does not do: encryption and post-copy of a machine that migrates.
 
 pub mod boot;
 pub mod console;
@@ -27,6 +28,7 @@ pub mod state;
 
 pub use emergency::ignore_file_size_signal;
 pub use error::Error;
+pub use leftover::Leftover;
 pub use listen::ListenError;
 pub use monitor::{Ending, Outcome};
 

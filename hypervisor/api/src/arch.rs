@@ -72,6 +72,8 @@ pub trait Arch: Sized + Debug + Send + Sync + 'static {
     type BootState: Debug + Clone + PartialEq + Send + Sync;
     /// The whole architectural state of a vCPU.
     type VcpuState: State;
+    /// What a vCPU is that its host fixes; nothing where all of it is configured.
+    type VcpuIdentity: Debug + Clone + PartialEq + Send + Sync;
     /// What a vCPU calls back into while it runs.
     type Io: MemoryIo + ?Sized;
     /// The interrupt controllers that are the backend's own.

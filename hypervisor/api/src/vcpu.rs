@@ -117,6 +117,18 @@ pub trait Vcpu<A: Arch>: Send {
     /// Where the backend refuses, or the state does not fit this vCPU's configuration; the error names what.
     fn restore(&mut self, state: &A::VcpuState) -> Result<(), VcpuError>;
 
+    /// What it is that its host fixes.
+    ///
+    /// # Errors
+    /// Where the backend refuses.
+    fn identity(&mut self) -> Result<A::VcpuIdentity, VcpuError>;
+
+    /// Becomes a vCPU of that identity as far as that can be set, as the first part of [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// Where its host fixes something else; the error names what, with both values.
+    fn adopt(&mut self, identity: &A::VcpuIdentity) -> Result<(), VcpuError>;
+
     /// How often it has left guest code.
     fn exits(&self) -> ExitCounts;
 

@@ -386,12 +386,12 @@ fn activity(status: &Status) -> String {
         Activity::Paused => "paused\n".to_owned(),
         Activity::Saving => format!("saving: {} of {}\n", Size(status.done), Size(status.of)),
         Activity::Migrating => {
-            let MigrationStatus { rounds, sent, unknown } = status.migration.unwrap_or_default();
+            let MigrationStatus { rounds, sent, rate, unknown } = status.migration.unwrap_or_default();
             let what = match unknown {
                 true => "nobody says whether it runs there: `resume` takes it back, `quit` gives it up\n".to_owned(),
                 false => format!("{} of {}, round {}\n", Size(status.done), Size(status.of), rounds + 1),
             };
-            format!("migrating: {} sent: {what}", Size(sent))
+            format!("migrating: {} sent, {} MiB/s: {what}", Size(sent), rate >> 20)
         }
         Activity::Other => "?\n".to_owned(),
     }

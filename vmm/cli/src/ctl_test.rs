@@ -45,6 +45,19 @@ fn figures_are_sorted() {
 }
 
 #[test]
+fn a_migration_says_how_far_and_how_fast_it_goes() {
+    let migration = MigrationStatus { rounds: 2, sent: 96 << 20, rate: 40 << 20, unknown: false };
+    let status = |migration| Status { activity: Activity::Migrating, done: 1 << 20, of: 4 << 20, migration };
+    let text = activity(&status(Some(migration)));
+    assert_eq!(text, "migrating: 96M sent, 40 MiB/s: 1M of 4M, round 3\n");
+    let text = activity(&status(Some(MigrationStatus { unknown: true, ..migration })));
+    assert!(text.contains("nobody says whether it runs there"), "{text}");
+    // An earlier skep does not say how fast.
+    let told: MigrationStatus = serde_json::from_str(r#"{"rounds":2,"sent":3,"unknown":false}"#).unwrap();
+    assert_eq!(told, MigrationStatus { rounds: 2, sent: 3, rate: 0, unknown: false });
+}
+
+#[test]
 fn a_balloon_says_what_it_holds() {
     let guest = [("free".to_owned(), 3 << 20), ("major-faults".to_owned(), 7)].into();
     let info = BalloonInfo { target: 64 << 20, actual: 4096, guest };

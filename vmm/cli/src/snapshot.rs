@@ -12,7 +12,7 @@ use skep_vmm::firmware::make_saved;
 use skep_vmm::machine::{ClockPolicy, check_disks, renew_addresses};
 use skep_vmm::monitor::Start;
 use skep_vmm::state::{CHANGED, DisksState, HEADER, MEMORY, RECORDS, Snapshot, SnapshotError};
-use skep_vmm::{Error, state};
+use skep_vmm::{Error, Leftover, state};
 
 use crate::exit::{Exit, Failure};
 use crate::{log, pages, run};
@@ -161,9 +161,10 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     if args.clone {
         renew_addresses(&mut config)?;
     }
+    let mut made = Vec::new();
     if let Some(file) = &args.firmware_vars {
         let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables).map_err(failed())?;
-        make_saved(file, &snapshot)?.keep();
+        made.push(make_saved(file, &snapshot)?);
         vars.file.clone_from(file);
     }
     config.finish()?;
@@ -174,7 +175,7 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     let disks: DisksState = snapshot.records.open("disks").map_err(failed())?;
     check_disks(&config, &disks, &replaced, args.trust_disks).map_err(failed())?;
     for Instead { id, new } in &args.overlay {
-        overlay(disk(&mut config, id).map_err(failed())?, new.into())?;
+        made.extend(overlay(disk(&mut config, id).map_err(failed())?, new.into())?);
     }
     let clock = match args.clock {
         Clock::Continue => ClockPolicy::Continue,
@@ -189,6 +190,7 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
             paused: args.paused,
             track: args.track,
             clone: args.clone,
+            made,
         },
         started,
     )
@@ -229,8 +231,8 @@ fn replace(config: &mut Config, instead: &[Instead]) -> Result<Vec<String>, Snap
 }
 
 /// Makes an image before the one that a disk has.
-fn overlay(disk: &mut DiskSource, new: PathBuf) -> Result<(), Failure> {
-    let DiskSource::Image { file, format } = disk else { return Ok(()) };
+fn overlay(disk: &mut DiskSource, new: PathBuf) -> Result<Option<Leftover>, Failure> {
+    let DiskSource::Image { file, format } = disk else { return Ok(None) };
     let name = match format {
         Format::Raw => ImageFormat::Raw,
         Format::Qcow2 => ImageFormat::Qcow2,
@@ -239,8 +241,10 @@ fn overlay(disk: &mut DiskSource, new: PathBuf) -> Result<(), Failure> {
     let backing = Some(Backing { file: behind, format: Some(name.name().to_owned()) });
     let options = CreateOptions { backing, ..CreateOptions::default() };
     image::create(&new, ImageFormat::Qcow2, None, &NewImage { qcow2: options, force: false })?;
+    let failed = |source| Error::File { role: "a disk's new image", path: new.clone(), source };
+    let made = Leftover::file(&new).map_err(failed)?;
     (*file, *format) = (new, Format::Qcow2);
-    Ok(())
+    Ok(Some(made))
 }
 
 /// Looks at a snapshot.

@@ -3,11 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
 use skep_vmm::migrate::wire::Kind;
-use support::proxy::{Fault, Proxy};
+use support::proxy::{Fault, Part, Proxy};
 use support::rig::{Rig, SIZE, facts, load};
 use support::{Builder, Finished, Machine, in_lab, rounds};
 
@@ -52,9 +53,12 @@ fn a_guest_goes_there_and_back() {
     echoes(&mut here, "one");
     for (from, to) in [("a", "b"), ("b", "c")] {
         let mut there = rig.receive(&format!("to-{to}"), to, &[]);
-        rig.migrate(from, &format!("to-{to}"))
+        // All of its memory may go while it stands still.
+        let address = format!("unix:{}", rig.text(&format!("to-{to}")));
+        rig.ctl(from, &["migrate", &address, "--downtime", "600000"])
             .expect_code(0)
             .expect_console("gone: ")
+            .expect_console(" in 1 rounds, ")
             .expect_console("the guest stood still for ");
         here.finish().expect_code(15);
         echoes(&mut there, to);
@@ -178,6 +182,110 @@ fn wherever_the_connection_breaks_the_machine_runs_on_one_side() {
     }
 }
 
+/// Each frame of either side in turn, until one is beyond the last.
+#[test]
+fn cut_at_each_frame_the_machine_runs_on_one_side() {
+    let rig = Rig::new();
+    let (mut here, mut from) = (rig.echo("source"), "source".to_owned());
+    let number = |seen: &[u32], kind: Kind| seen.iter().position(|seen| *seen == kind as u32);
+    let mut cut = BTreeSet::new();
+    for part in [Part::None, Part::Half, Part::Whole] {
+        // Each takes a while on an emulated host.
+        for frame in (0..).step_by(if in_lab() { 8 } else { 1 }) {
+            let [to, target, proxy] = ["to", "target", "proxy"].map(|name| format!("{name}-{part:?}-{frame}"));
+            let there = rig.receive(&target, &to, &[]);
+            let connection = Proxy::start(&rig.path(&proxy), rig.path(&target), vec![Fault::Cut(frame, part)]);
+            let gone = rig.migrate(&from, &proxy).code == Some(0);
+            here.be_patient();
+            // The last word, that it was heard, may pass when all is over.
+            let last = [Kind::Running as u32, Kind::Accept as u32];
+            while gone && !connection.is_done() && !connection.seen().ends_with(&last) {
+                std::thread::yield_now();
+            }
+            let (seen, happened) = (connection.seen(), connection.is_done());
+            let go = number(&seen, Kind::Go);
+            let given = !happened || go.is_some_and(|go| frame > go || frame == go && part == Part::Whole);
+            assert_eq!(gone, given, "{part:?} of frame {frame} of {seen:?}");
+            if gone {
+                here.finish().expect_code(15);
+                (here, from) = (there, to);
+            } else {
+                rig.ctl(&from, &["status"]).expect_code(0).expect_console("running");
+                // One that has not heard who it is waits on.
+                if frame > 0 || part == Part::Whole {
+                    there.finish().expect_code(1);
+                }
+            }
+            echoes(&mut here, &format!("{part:?} {frame}"));
+            if !happened {
+                break;
+            }
+            cut.insert(seen[frame]);
+        }
+    }
+    let each = [Kind::Hello, Kind::Accept, Kind::Pages, Kind::State, Kind::Ready, Kind::Go, Kind::Running];
+    let each: BTreeSet<_> = each.iter().map(|kind| *kind as u32).collect();
+    assert!(in_lab() || cut.is_superset(&each), "{cut:?}");
+}
+
+/// Where one side is killed, the other goes on if the machine is its own by then.
+#[test]
+fn a_side_that_is_killed_leaves_the_machine_to_the_other() {
+    let kinds = [Kind::Accept, Kind::Pages, Kind::State, Kind::Ready, Kind::Go, Kind::Running];
+    for kind in &kinds[if in_lab() { 3 } else { 0 }..] {
+        for source in [true, false] {
+            // A source that has said to go, and is told nothing, can't know: the user decides, which is a test of its own.
+            if !source && matches!(kind, Kind::Ready | Kind::Go) {
+                continue;
+            }
+            let rig = Rig::new();
+            let mut here = rig.echo("a");
+            let mut there = rig.receive("target", "b", &[]);
+            let pid = rustix::process::Pid::from_raw(if source { here.pid() } else { there.pid() }).unwrap();
+            let kill = move || rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            let fault = Fault::Call(*kind, Arc::new(kill));
+            let proxy = Proxy::start(&rig.path("proxy"), rig.path("target"), vec![fault]);
+            let told = rig.migrate("a", "proxy").code;
+            assert!(proxy.is_done());
+            let given = matches!(kind, Kind::Go | Kind::Running);
+            match (source, given) {
+                (true, true) => {
+                    here.finish();
+                    echoes(&mut there, "there");
+                    rig.ctl("b", &["status"]).expect_code(0).expect_console("running");
+                }
+                (true, false) => {
+                    here.finish();
+                    if matches!(kind, Kind::State | Kind::Ready) {
+                        // It waits for a question, which would have to be answered.
+                        while !rig.path("b").exists() {
+                            std::thread::yield_now();
+                        }
+                        let status = rig.ctl("b", &["status"]);
+                        assert!(!status.expect_code(0).console.contains("running"), "{}", status.console);
+                        rig.ctl("b", &["quit"]).expect_code(0);
+                        there.finish().expect_code(14);
+                    } else {
+                        there.finish().expect_code(1);
+                    }
+                }
+                // It had said that it runs.
+                (false, true) => {
+                    assert_eq!(told, Some(0));
+                    here.finish().expect_code(15);
+                    there.finish();
+                }
+                (false, false) => {
+                    assert_eq!(told, Some(1));
+                    there.finish();
+                    echoes(&mut here, "here");
+                    rig.ctl("a", &["status"]).expect_code(0).expect_console("running");
+                }
+            }
+        }
+    }
+}
+
 /// The question whose the machine is may be lost as well, and its answer.
 #[test]
 fn a_source_that_is_not_answered_asks_again() {
@@ -226,7 +334,7 @@ fn what_can_not_go_stays_and_says_why() {
     while !proxy.is_done() {
         std::thread::yield_now();
     }
-    rig.ctl("a", &["status"]).expect_code(0).expect_console("migrating: ");
+    rig.ctl("a", &["status"]).expect_code(0).expect_console("migrating: ").expect_console(" MiB/s: ");
     rig.ctl("a", &["migrate", "unix:other"]).expect_code(1).expect_log("migrates already");
     rig.ctl("a", &["save", &rig.text("snapshot")]).expect_code(1).expect_log("or migrates");
     rig.ctl("a", &["migrate-cancel"]).expect_code(0);

@@ -4,16 +4,18 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest};
+use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest, aarch64, x86_64};
+use skep_state::Record;
 use skep_vmm::Ending;
 use skep_vmm::machine::{ClockPolicy, Saved};
 use skep_vmm::monitor::{self, Start};
-use skep_vmm::state::Snapshot;
+use skep_vmm::state::{HEADER, MachineState, RECORDS, RecordsFile, Snapshot};
 use support::rig::{Rig, SIZE, facts, load};
-use support::{Builder, Finished, Machine, in_lab, rounds};
+use support::{Builder, Finished, Machine, in_lab, is_x86_64, rounds};
 
 impl Rig {
     fn ctl(&self, words: &[&str]) -> Finished {
@@ -135,6 +137,67 @@ fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
     clone.finish().expect_code(10);
 }
 
+/// Lets a snapshot be one that was saved so many seconds earlier. Answers the frequency of the guest's counter in Hz.
+fn age(folder: &Path, seconds: i64) -> u64 {
+    let Snapshot { mut header, mut records, .. } = Snapshot::open(folder).unwrap();
+    let own = records.records.iter_mut().find(|named| named.name == "machine").unwrap();
+    let state: MachineState = own.record.open().unwrap();
+    own.record = Record::of(&MachineState { host_nanos: state.host_nanos - seconds * 1_000_000_000, ..state });
+    let bytes = records.bytes();
+    header.records = RecordsFile::of(&bytes);
+    fs::write(folder.join(RECORDS), &bytes).unwrap();
+    fs::write(folder.join(HEADER), serde_json::to_vec(&header).unwrap()).unwrap();
+    if is_x86_64() {
+        let first: x86_64::VcpuState = records.open("vcpu/0").unwrap();
+        return u64::from(first.tsc_khz.unwrap()) * 1000;
+    }
+    let first: aarch64::VcpuState = records.open("vcpu/0").unwrap();
+    first.counter_hz.into()
+}
+
+/// As the guest sees them: the RTC, its counter, and what it reads without an exit.
+#[test]
+fn clocks_go_on_where_they_stood_or_jump() {
+    const HOUR: u64 = 3600;
+    let rig = Rig::new();
+    let words = ["hello", "echo", "--memory", "64M", "--control", &rig.text("vm.sock")];
+    let mut machine = Builder::command(&words).start();
+    machine.wait_for("echo: ready");
+    let clocks = |machine: &mut Machine| {
+        machine.send("clocks\r");
+        let line = machine.wait_for(" ticks");
+        let numbers = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+        let [seconds, ticks] = numbers.collect::<Vec<_>>()[..] else { panic!("{line}") };
+        (seconds, ticks)
+    };
+    let before = clocks(&mut machine);
+    rig.ctl(&["save", &rig.text("away"), "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let hz = age(&rig.path("away"), HOUR.cast_signed());
+    // In a second: kvmclock's nanoseconds, or the counter itself.
+    let pace = if is_x86_64() { 1_000_000_000 } else { hz };
+    let clock = |name: &str| Snapshot::open(&rig.path(name)).unwrap().machine().unwrap().guest_clock;
+    // Where there is no hardware virtualization the guest reads the host's own counter.
+    let is_own = skep_kvm::caveat().is_none();
+    for (policy, jumps) in [("continue", false), ("jump", true), ("continue", false)] {
+        let mut machine = rig.restore("away", &["--clock", policy]);
+        let (seconds, ticks) = clocks(&mut machine);
+        let day = 24 * HOUR;
+        let passed = (seconds + day - before.0) % day;
+        assert_eq!(passed >= HOUR, jumps, "{policy}: the RTC has gone on by {passed} s");
+        let counted = ticks.checked_sub(before.1).expect("a counter does not go back");
+        if is_own {
+            assert_eq!(counted / hz >= HOUR, jumps, "{policy}: the counter has gone on by {counted} at {hz} Hz");
+        }
+        rig.ctl(&["save", &rig.text("later")]).expect_code(0);
+        let counted = clock("later").checked_sub(clock("away")).expect("a clock does not go back");
+        assert_eq!(counted / pace >= HOUR, jumps, "{policy}: the guest's clock has gone on by {counted} at {pace} Hz");
+        fs::remove_dir_all(rig.path("later")).unwrap();
+        machine.send("bye\r");
+        machine.finish().expect_code(0).expect_console("problems: 0");
+    }
+}
+
 /// Each on images of its own, behind which those of the snapshot are: as they were, for any number.
 #[test]
 fn clones_go_on_side_by_side() {
@@ -159,6 +222,81 @@ fn clones_go_on_side_by_side() {
     wrong.expect_code(1).expect_log("the machine has no network card on a tap interface `net0`");
     let wrong = Builder::command(&["restore", &rig.text("away"), "--firmware-vars", &rig.text("vars")]).finish();
     wrong.expect_code(1).expect_log("the machine has no file of firmware's variables");
+}
+
+/// Firmware that does nothing, and a volume for its variables, which has none.
+fn idle_firmware() -> (Vec<u8>, Vec<u8>) {
+    let mut code = vec![0xff; 0x2_0000];
+    let size = if is_x86_64() {
+        // By the header of a part of it (TE) it is known, and begins at its end: JMP to itself.
+        code[0x2000..0x2006].copy_from_slice(&[b'V', b'Z', 0x64, 0x86, 3, 11]);
+        code[0x1_fff0..0x1_fff2].copy_from_slice(&[0xeb, 0xfe]);
+        0x8000
+    } else {
+        // A branch to itself.
+        code[..4].copy_from_slice(&0x1400_0000u32.to_le_bytes());
+        code[0x1000..0x1006].copy_from_slice(b"PE\0\0\x64\xaa");
+        64 << 20
+    };
+    // A firmware volume (PI 1.7, volume 3, section 3.2.1) of type EFI_SYSTEM_NV_DATA_FV_GUID.
+    let mut volume = vec![0xff; size];
+    volume[..16].fill(0);
+    let nv_data = [0x8d, 0x2b, 0xf1, 0xff, 0x96, 0x76, 0x8b, 0x4c, 0xa9, 0x85, 0x27, 0x47, 0x07, 0x5b, 0x4f, 0x50];
+    volume[16..32].copy_from_slice(&nv_data);
+    volume[32..40].copy_from_slice(&(size as u64).to_le_bytes());
+    volume[40..44].copy_from_slice(b"_FVH");
+    (code, volume)
+}
+
+/// What is made for a restore that is refused goes again, so that the same words do once nothing is in their way.
+#[test]
+fn a_restore_that_is_refused_leaves_nothing_behind() {
+    let rig = Rig::new();
+    let (code, volume) = idle_firmware();
+    fs::write(rig.path("code.fd"), &code).unwrap();
+    fs::write(rig.path("vars.fd"), &volume).unwrap();
+    let disk = format!("{},format=raw", rig.text("nvme"));
+    let words = ["--firmware", &rig.text("code.fd"), "--firmware-vars", &rig.text("vars.fd"), "--disk", &disk];
+    let machine = Builder::command(&["run", "--memory", "64M", "--control", &rig.text("vm.sock")]).args(&words).start();
+    while !rig.path("vm.sock").exists() {
+        std::thread::yield_now();
+    }
+    rig.ctl(&["save", &rig.text("away"), "--quit"]).expect_code(0);
+    machine.finish().expect_code(14);
+    let there = || {
+        let mut names: Vec<_> = fs::read_dir(rig.folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = there();
+    let overlay = format!("disk0={}", rig.text("overlay"));
+    let made = ["--firmware-vars", &rig.text("made.fd"), "--overlay", &overlay, "--paused"];
+    let refused = |words: &[&str], why: &str| {
+        rig.restore("away", &[&made[..], words].concat()).finish().expect_code(1).expect_log(why);
+        assert_eq!(there(), before, "{why}");
+    };
+    refused(&["--overlay", &format!("disk7={}", rig.text("other"))], "try: one of disk0");
+    refused(&["--tap", "net0=tap7"], "no network card on a tap interface");
+    refused(&["--serial", "socket=/nowhere/serial"], "/nowhere/serial");
+    // When all but the machine is there.
+    let mut other = code.clone();
+    other[0x4000] ^= 1;
+    fs::write(rig.path("code.fd"), &other).unwrap();
+    refused(&[], "is not the firmware that the guest has");
+    fs::write(rig.path("code.fd"), &code).unwrap();
+    // What is somebody else's stays.
+    fs::write(rig.path("made.fd"), "mine").unwrap();
+    rig.restore("away", &made).finish().expect_code(1).expect_log("made.fd").expect_log("File exists");
+    assert_eq!(fs::read(rig.path("made.fd")).unwrap(), b"mine");
+    fs::remove_file(rig.path("made.fd")).unwrap();
+    assert_eq!(there(), before);
+    let mut again = rig.restore("away", &made);
+    again.wait_for_log("restored from");
+    rig.ctl(&["status"]).expect_code(0).expect_console("paused\n");
+    rig.ctl(&["quit"]).expect_code(0);
+    again.finish().expect_code(14);
+    assert!(fs::read(rig.path("made.fd")).unwrap() == volume);
+    Builder::command(&["image", "check", &rig.text("overlay"), "--format", "qcow2"]).finish().expect_code(0);
 }
 
 /// A whole snapshot, what two processes change after it, and the guest goes on as if nothing had been.
@@ -217,29 +355,56 @@ fn a_save_that_fails_leaves_the_guest_running_and_no_folder() {
 #[test]
 fn a_machine_that_is_killed_while_it_is_saved_leaves_nothing_that_looks_whole() {
     let rig = Rig::new();
-    let mut machine = rig.start(&load("nvme"));
-    machine.wait_for("op=write");
-    let save = Builder::command(&["ctl", &rig.text("vm.sock"), "save", &rig.text("cut")]).start();
+    // What a machine holds is 8 MiB and more, which are written piece by piece.
+    let words = "device=nvme bs=131072 depth=64 ms=600000 op=write count=128 run op=randwrite count=1000000000 run";
     let part = || {
         let names = fs::read_dir(rig.folder.path()).unwrap().map(|file| file.unwrap().path());
         names.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "part"))
     };
-    while part().is_none() && !rig.path("cut").exists() {
-        std::thread::yield_now();
-    }
-    let pid = rustix::process::Pid::from_raw(machine.pid()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    machine.finish();
-    save.finish();
-    let verify = |path: &Path| Builder::command(&["snapshot", "verify", path.to_str().unwrap()]).finish();
-    if rig.path("cut").exists() {
-        verify(&rig.path("cut")).expect_code(0);
-    }
-    if let Some(part) = part() {
-        // All but the header may be there.
-        if !part.join("header.json").exists() {
-            verify(&part).expect_code(1).expect_log("of a save that did not end nothing can be restored");
+    // How far a save has come: bytes of the host's that a file of it has.
+    let there = |name: &str| {
+        let file = part().and_then(|part| part.join(name).metadata().ok());
+        file.map(|file| file.blocks() * 512)
+    };
+    let memory = |bytes: u64| there("memory").is_some_and(|there| there >= bytes);
+    let moments: [&dyn Fn() -> bool; 8] = [
+        &|| part().is_some(),
+        &|| there("records.cbor").is_some(),
+        &|| memory(0),
+        &|| memory(1),
+        &|| memory(2 << 20),
+        &|| memory(6 << 20),
+        &|| there("header.json").is_some(),
+        &|| rig.path("cut").exists(),
+    ];
+    for moment in moments {
+        let mut machine = rig.start(words);
+        machine.wait_for("op=write");
+        let save = Builder::command(&["ctl", &rig.text("vm.sock"), "save", &rig.text("cut")]).start();
+        while !moment() && !rig.path("cut").exists() {
+            std::thread::yield_now();
         }
+        let pid = rustix::process::Pid::from_raw(machine.pid()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        machine.finish();
+        save.finish();
+        let look = |command: &[&str], path: &Path| Builder::command(&[command, &[path.to_str().unwrap()]].concat());
+        let whole = rig.path("cut").exists();
+        // One that is renamed is no draft any more.
+        assert!(!whole || part().is_none());
+        if whole {
+            look(&["snapshot", "verify"], &rig.path("cut")).finish().expect_code(0);
+            fs::remove_dir_all(rig.path("cut")).unwrap();
+        }
+        if let Some(part) = part() {
+            for command in [&["snapshot", "verify"][..], &["snapshot", "inspect"], &["restore"]] {
+                let said = look(command, &part).finish();
+                said.expect_code(1).expect_log("it is what a save that did not end has left");
+            }
+            fs::remove_dir_all(part).unwrap();
+        }
+        // The socket's name is what else is left.
+        fs::remove_file(rig.path("vm.sock")).unwrap();
     }
 }
 
@@ -303,8 +468,10 @@ fn ends_well<A: Saved>(hypervisor: &dyn Hypervisor<A>, snapshot: &Path, log: &Pa
         paused: false,
         track: false,
         clone: false,
+        made: Vec::new(),
     };
-    let without = Without(hypervisor, Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE);
+    let taken = Powers::DOORBELLS | Powers::INTERRUPT_EVENTFDS | Powers::RESAMPLE | Powers::POSTED_WRITES;
+    let without = Without(hypervisor, taken);
     let outcome = monitor::run(&config, &without, start, Instant::now()).unwrap();
     assert!(matches!(outcome.ending, Ending::PowerOff), "{:?}", outcome.ending);
     let said = fs::read_to_string(log).unwrap();

@@ -207,6 +207,9 @@ pub struct MigrationStatus {
     pub rounds: u32,
     /// Bytes of memory that have been sent.
     pub sent: u64,
+    /// Bytes of memory that have been sent in a second, since the first was.
+    #[serde(default)]
+    pub rate: u64,
     /// The other side has been told that the machine is its own, and does not answer: the machine stands still until somebody decides.
     pub unknown: bool,
 }

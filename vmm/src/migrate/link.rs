@@ -94,7 +94,7 @@ impl Link {
         stream.map_err(MigrateError::host("connect to", address))
     }
 
-    fn new(socket: impl Into<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn new(socket: impl Into<OwnedFd>) -> io::Result<Self> {
         let socket = socket.into();
         ioctl_fionbio(&socket, false)?;
         for direction in [Timeout::Recv, Timeout::Send] {

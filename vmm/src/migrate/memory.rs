@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 use skep_memory::{Backing, PAGE_SIZE, Region, RegionKind};
@@ -24,12 +24,14 @@ fn protocol(error: impl ToString) -> MigrateError {
     MigrateError::Protocol(error.to_string())
 }
 
-/// Sends RAM: what may be something else than zeroes, of a target that has nothing else yet; or these pages. Answers the bytes that were sent of it.
+/// Sends RAM: what may be something else than zeroes, of a target that has nothing else yet; or these pages. Answers the bytes that were sent of it, which
+/// are added to `all` as they go.
 pub(super) fn send(
     ram: &[Arc<Region>],
     changed: Option<&[Range<u64>]>,
     mut to: impl Write,
     progress: &Progress,
+    all: &AtomicU64,
 ) -> Result<u64, MigrateError> {
     let pieces = memory::parts(ram, changed).map_err(MigrateError::Lost)?;
     progress.done.store(0, Ordering::Relaxed);
@@ -38,7 +40,9 @@ pub(super) fn send(
     let mut sent = 0;
     for piece in pieces {
         let length = piece.2.end - piece.2.start;
-        sent += send_piece(&piece, &mut buffer[..length as usize], changed.is_some(), &mut to)?;
+        let bytes = send_piece(&piece, &mut buffer[..length as usize], changed.is_some(), &mut to)?;
+        sent += bytes;
+        all.fetch_add(bytes, Ordering::Relaxed);
         progress.done.fetch_add(length, Ordering::Relaxed);
     }
     Ok(sent)

@@ -56,15 +56,17 @@ fn only_what_is_no_zeroes_goes_first_and_what_became_zeroes_goes_later() {
         put(page, 5);
     }
     put(9, 0);
-    let mut sent = Vec::new();
-    assert_eq!(send(&regions, None, &mut sent, &Progress::default()).unwrap(), 6 * PAGE_SIZE);
+    let (mut sent, all) = (Vec::new(), AtomicU64::new(1));
+    assert_eq!(send(&regions, None, &mut sent, &Progress::default(), &all).unwrap(), 6 * PAGE_SIZE);
+    assert_eq!(all.load(Ordering::Relaxed), 6 * PAGE_SIZE + 1);
     assert!(sent.len() as u64 <= 6 * PAGE_SIZE + 200);
     take_all(&incoming, &sent);
     put(1, 0);
     put(7, 0);
     put(8, 9);
     sent.clear();
-    assert_eq!(send(&regions, Some(&[1..2, 7..9, 598..600]), &mut sent, &Progress::default()).unwrap(), 2 * PAGE_SIZE);
+    let changed = [1..2, 7..9, 598..600];
+    assert_eq!(send(&regions, Some(&changed), &mut sent, &Progress::default(), &all).unwrap(), 2 * PAGE_SIZE);
     take_all(&incoming, &sent);
     assert_eq!(read(regions.iter().map(|region| content(region))), read(incoming.regions.iter().map(content)));
 }
@@ -85,7 +87,7 @@ proptest! {
             touched.sort_by_key(|run| run.start);
             touched.dedup();
             let mut sent = Vec::new();
-            send(&regions, (round > 0).then_some(&touched), &mut sent, &Progress::default()).unwrap();
+            send(&regions, (round > 0).then_some(&touched), &mut sent, &Progress::default(), &AtomicU64::new(0)).unwrap();
             take_all(&incoming, &sent);
         }
         prop_assert_eq!(read(regions.iter().map(|region| content(region))), read(incoming.regions.iter().map(content)));

@@ -18,12 +18,22 @@ use crate::state::changes::{self, Bits};
 use crate::state::records::DISKS;
 use crate::state::{NamedRecord, Progress, Records, SnapshotError};
 
+#[cfg(test)]
+#[path = "source_test.rs"]
+mod test;
+
 /// How long a source waits before it asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// What a connection is thought to carry in a second before anything is known, in bytes.
 const FIRST_GUESS: u64 = 100 << 20;
 /// Pages that are sent without asking how long it takes.
 const FEW: u64 = 256;
+
+/// What so many bytes in such a time are in a second.
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let nanos = time.as_nanos().max(1);
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
+}
 
 /// A machine that has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) rounds: AtomicU32,
     /// Bytes of RAM that were sent.
     pub(crate) sent: AtomicU64,
+    /// When sending began.
+    since: OnceLock<Instant>,
     link: OnceLock<Link>,
     /// Whose locks were given away.
     images: Mutex<Option<DiskImages>>,
@@ -107,6 +119,11 @@ impl Shared {
 
     fn images(&self) -> MutexGuard<'_, Option<DiskImages>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of RAM that have been sent in a second, so far.
+    pub(crate) fn rate(&self) -> u64 {
+        self.since.get().map_or(0, |since| per_second(self.sent.load(Ordering::Relaxed), since.elapsed()))
     }
 
     /// Takes the locks of the images again.
@@ -285,14 +302,14 @@ impl Worker {
     ) -> Result<Bits, MigrateError> {
         let mut runs = None;
         let mut rate = FIRST_GUESS;
+        let _ = self.shared.since.set(Instant::now());
         loop {
             let begin = Instant::now();
             let sent = self.pages(link, ram, runs)?;
             self.shared.rounds.fetch_add(1, Ordering::Relaxed);
             // What is little is in the socket's buffer at once, and says nothing.
             if sent >= FEW * PAGE_SIZE {
-                let nanos = begin.elapsed().as_nanos().max(1);
-                rate = u64::try_from(u128::from(sent) * 1_000_000_000 / nanos).unwrap_or(u64::MAX).max(1);
+                rate = per_second(sent, begin.elapsed()).max(1);
             }
             let mut changed = Bits::new();
             changes::merge(&mut changed, take()?);
@@ -307,9 +324,7 @@ impl Worker {
     }
 
     fn pages(&self, link: &Link, ram: &[Arc<Region>], runs: Option<changes::Runs>) -> Result<u64, MigrateError> {
-        let sent = memory::send(ram, runs.as_deref(), link, &self.shared.progress)?;
-        self.shared.sent.fetch_add(sent, Ordering::Relaxed);
-        Ok(sent)
+        memory::send(ram, runs.as_deref(), link, &self.shared.progress, &self.shared.sent)
     }
 
     /// Gives the machine away. What fails leaves it here, for certain.

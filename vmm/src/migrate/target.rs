@@ -16,10 +16,15 @@ use super::memory::Incoming;
 use super::wire::{self, Hello, Kind, Session, State};
 use crate::Error;
 use crate::ctl::protocol::{ErrorKind, Failure};
-use crate::firmware::{Made, make_of};
+use crate::firmware::make_of;
+use crate::leftover::Leftover;
 use crate::machine::{self, check_disks};
 use crate::state::records::{DISKS, MACHINE};
 use crate::state::{MachineState, RamRange, Records, SnapshotError};
+
+#[cfg(test)]
+#[path = "target_test.rs"]
+mod test;
 
 /// How long a target that was ready answers whether the machine runs here, after it has lost its source.
 const ANSWERS_FOR: Duration = Duration::from_secs(60);
@@ -119,7 +124,7 @@ impl Arrival {
     }
 
     /// Makes the file of the firmware's variables, with what they are, where it is not there.
-    pub(crate) fn make_variables(&self) -> Result<Option<Made>, Error> {
+    pub(crate) fn make_variables(&self) -> Result<Option<Leftover>, Error> {
         match &self.config.boot.firmware_vars {
             Some(vars) if !vars.file.exists() => make_of(&vars.file, &self.records).map(Some),
             _ => Ok(None),

@@ -142,16 +142,16 @@ pub struct State {
     pub paused: bool,
 }
 
-pub(super) fn encode(message: &impl Encode<()>) -> Vec<u8> {
+pub(crate) fn encode(message: &impl Encode<()>) -> Vec<u8> {
     minicbor::to_vec(message).expect("a Vec takes all that is written to it")
 }
 
-pub(super) fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, MigrateError> {
+pub(crate) fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, MigrateError> {
     minicbor::decode(bytes).map_err(|error| MigrateError::Protocol(error.to_string()))
 }
 
 /// Writes a frame of these parts.
-pub(super) fn send(mut to: impl Write, kind: Kind, parts: &[&[u8]]) -> Result<(), MigrateError> {
+pub(crate) fn send(mut to: impl Write, kind: Kind, parts: &[&[u8]]) -> Result<(), MigrateError> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut header = [0; HEADER];
     header[..4].copy_from_slice(&MAGIC);
@@ -173,7 +173,7 @@ pub(super) fn send(mut to: impl Write, kind: Kind, parts: &[&[u8]]) -> Result<()
 }
 
 /// Reads a frame into `payload`.
-pub(super) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> Result<Kind, MigrateError> {
+pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> Result<Kind, MigrateError> {
     let mut header = [0; HEADER];
     from.read_exact(&mut header).map_err(lost)?;
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));

@@ -11,7 +11,7 @@ use super::save::{Parts, Standing};
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Answer, ErrorKind, Failure, Migrate, Migrated, MigrationStatus, Nothing};
-use crate::firmware::Made;
+use crate::leftover::Leftover;
 use crate::machine::{Machine, Saved};
 use crate::migrate::{Arrival, Handed, Listener, MigrateError, Moved, Outgoing, Settling};
 use crate::run::{Request, StopReason};
@@ -31,6 +31,7 @@ impl Leaving {
         MigrationStatus {
             rounds: shared.rounds.load(Ordering::Relaxed),
             sent: shared.sent.load(Ordering::Relaxed),
+            rate: shared.rate(),
             unknown: shared.is_unknown(),
         }
     }
@@ -62,6 +63,8 @@ impl Standing {
                 .send(Err(busy("the machine is being saved, or migrates already\n  try: again when that is done")));
         }
         let begun = migrate.to.parse().map_err(|why| Failure::new(ErrorKind::BadArguments, why)).and_then(|to| {
+            // For a moment, to look at its vCPUs; the control loop lets them go on.
+            parts.gate.close_and_wait();
             let plan = parts.machine.leave(to, Duration::from_millis(migrate.downtime_ms));
             let (stop, ended) = (parts.requests.clone(), parts.requests.clone());
             let begin = |plan| {
@@ -139,7 +142,7 @@ impl Standing {
     }
 
     /// A machine that waits for its source to give it away; with the file of variables that was made for it.
-    pub(super) fn arriving(settling: Settling, since: Instant, paused: bool, variables: Option<Made>) -> Self {
+    pub(super) fn arriving(settling: Settling, since: Instant, paused: bool, variables: Option<Leftover>) -> Self {
         Self { since: Some(since), paused, arriving: Some((settling, variables)), ..Self::default() }
     }
 
@@ -161,7 +164,7 @@ impl Standing {
             settling.refuse(error.to_string());
             return Err(error.into());
         }
-        variables.into_iter().for_each(Made::keep);
+        variables.into_iter().for_each(Leftover::keep);
         settling.accept();
         machine.announce();
         tracing::info!("the machine runs here");

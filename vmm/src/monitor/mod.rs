@@ -19,6 +19,7 @@ use crate::boot::BootFiles;
 use crate::console::Console;
 use crate::ctl::Server;
 use crate::ctl::{Call, Command};
+use crate::leftover::Leftover;
 use crate::machine::{ClockPolicy, Machine, Platform, Saved, Services};
 use crate::migrate::Arrival;
 use crate::program;
@@ -81,6 +82,8 @@ pub enum Start {
         track: bool,
         /// It is one of several: a guest that has a generation id gets a new one.
         clone: bool,
+        /// Files that were made for it, which stay once it is there.
+        made: Vec<Leftover>,
     },
     /// It goes on where another process has left it ([`receive`]).
     Arrival(Box<Arrival>),
@@ -112,7 +115,7 @@ pub fn run<A: Saved>(
         firmware: None,
     };
     let mut standing = Standing::default();
-    let mut came = None;
+    let (mut came, mut files_made) = (None, Vec::new());
     let (mut machine, mut files) = match start {
         Start::Boot(files) => {
             let (mut kernel, firmware) = files.split();
@@ -121,7 +124,8 @@ pub fn run<A: Saved>(
             machine.load(kernel.as_deref_mut())?;
             (machine, Some(kernel))
         }
-        Start::Snapshot { snapshot, clock, paused, track, clone } => {
+        Start::Snapshot { snapshot, clock, paused, track, clone, made } => {
+            files_made = made;
             let machine = Machine::of_snapshot(config, hypervisor, gate.clone(), services, &snapshot, clock, track)?;
             if clone {
                 machine.renew_generation()?;
@@ -151,6 +155,7 @@ pub fn run<A: Saved>(
     let threads = |source| Error::Thread { what: "a vCPU", source };
     machine.vcpus_mut().start(&requests).map_err(threads)?;
     program::let_go_of_code();
+    files_made.into_iter().for_each(Leftover::keep);
     if let Some((arrival, since, variables)) = came {
         // Last: nothing that could fail comes between the source's word and the guest.
         let (tell, paused) = (requests.clone(), arrival.paused);

@@ -16,7 +16,7 @@ use super::stop;
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Activity, Answer, Failure, Nothing, Save, Saved, Status};
-use crate::firmware::Made;
+use crate::leftover::Leftover;
 use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
 use crate::migrate::{MigrateError, Settling};
 use crate::run::{Control, Gate, Request, Requests, StopReason};
@@ -48,7 +48,7 @@ pub(super) struct Standing {
     /// It migrates to another process.
     pub(super) leaving: Option<Leaving>,
     /// It comes from another process, which has not given it away yet.
-    pub(super) arriving: Option<(Settling, Option<Made>)>,
+    pub(super) arriving: Option<(Settling, Option<Leftover>)>,
 }
 
 /// The parts of a machine that runs.

@@ -41,6 +41,14 @@ impl Vcpu<X86_64> for Faulty {
         unreachable!()
     }
 
+    fn identity(&mut self) -> Result<(), VcpuError> {
+        unreachable!()
+    }
+
+    fn adopt(&mut self, (): &()) -> Result<(), VcpuError> {
+        unreachable!()
+    }
+
     fn exits(&self) -> ExitCounts {
         ExitCounts::default()
     }

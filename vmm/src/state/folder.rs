@@ -1,5 +1,6 @@
 //! A snapshot's folder: written whole or not at all, and opened with distrust.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -35,6 +36,14 @@ const MOST_LAYERS: usize = 1024;
 /// Bytes of the records at most.
 const MOST_RECORDS: u64 = 256 << 20;
 
+/// Whether a folder of that name is a draft: `.NAME.PID.part`.
+fn is_draft(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    let Some(name) = name.strip_suffix(b".part").filter(|name| name.starts_with(b".")) else { return false };
+    let number = name.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
+    number.len() < name.len() - 1 && !number.is_empty() && number.iter().all(u8::is_ascii_digit)
+}
+
 fn host(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
     let path = path.to_owned();
     move |source| SnapshotError::Host { what, path, source }
@@ -60,7 +69,11 @@ impl Draft {
         if target.symlink_metadata().is_ok() {
             return Err(SnapshotError::Exists { path: target.to_owned() });
         }
-        let mut part = std::ffi::OsString::from(".");
+        if is_draft(name) {
+            let why = "a save that has not ended has such a name";
+            return Err(host("make", target)(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        }
+        let mut part = OsString::from(".");
         part.push(name);
         part.push(format!(".{}.part", std::process::id()));
         let folder = target.with_file_name(part);
@@ -327,6 +340,12 @@ fn open(path: &Path) -> Result<File, SnapshotError> {
 /// A header, and what it is known by.
 fn read_header(path: &Path) -> Result<(Header, Checksum), SnapshotError> {
     let not_one = |reason: String| SnapshotError::NotOne { path: path.to_owned(), reason };
+    // Its header may be there, and may be all that has reached the medium.
+    if path.canonicalize().is_ok_and(|path| path.file_name().is_some_and(is_draft)) {
+        return Err(not_one(
+            "it is what a save that did not end has left, of which nothing can be restored".to_owned(),
+        ));
+    }
     let header = path.join(HEADER);
     let file = skep_config::open_regular(&header).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if path.is_dir() => {

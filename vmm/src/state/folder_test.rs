@@ -42,7 +42,7 @@ fn it_is_there_whole_or_not_at_all() {
     let draft = Draft::begin(&target).unwrap();
     draft.write(RECORDS, b"half").unwrap();
     let part = draft.path("");
-    assert!(refusal(&part).contains("of a save that did not end nothing can be restored"));
+    assert!(refusal(&part).contains("a save that did not end"));
     drop(draft);
     assert!(!part.exists() && !target.exists());
 
@@ -61,6 +61,47 @@ fn it_is_there_whole_or_not_at_all() {
     draft.write(MEMORY, b"").unwrap();
     fs::create_dir(&target).unwrap();
     assert!(matches!(draft.finish(&header(b"")), Err(SnapshotError::Exists { .. })));
+}
+
+/// Whatever of a save is there when its process is killed.
+#[test]
+fn a_save_that_did_not_end_is_none_at_any_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("snapshot");
+    let records = Records::default().bytes();
+    let text = serde_json::to_vec_pretty(&header(&records)).unwrap();
+    for steps in 0..=5 {
+        let draft = Draft::begin(&target).unwrap();
+        let write = |step: usize, name: &str, bytes: &[u8]| {
+            if steps >= step {
+                fs::write(draft.path(name), bytes).unwrap();
+            }
+        };
+        write(1, RECORDS, &records);
+        write(2, MEMORY, &[]);
+        write(3, MEMORY, &[0; PAGE_SIZE as usize]);
+        write(4, HEADER, &text[..text.len() / 2]);
+        write(5, HEADER, &text);
+        let part = draft.path("");
+        std::mem::forget(draft);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&part, &link).unwrap();
+        for path in [&part, &part.join("."), &link] {
+            assert!(refusal(path).contains("it is what a save that did not end has left"), "{}", refusal(path));
+        }
+        fs::remove_file(link).unwrap();
+        assert!(!target.exists());
+        // It is not in the way of the next, of which it would be the name.
+        drop(Draft::begin(&target).unwrap());
+        assert!(!part.exists());
+        let error = Draft::begin(&part).err().unwrap().to_string();
+        assert!(error.contains("a save that has not ended has such a name"), "{error}");
+    }
+    for (name, draft) in
+        [(".a.7.part", true), ("a.7.part", false), (".7.part", false), (".a.b.part", false), (".a.7", false)]
+    {
+        assert_eq!(is_draft(name.as_ref()), draft, "{name}");
+    }
 }
 
 #[test]

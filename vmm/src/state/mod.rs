@@ -12,7 +12,7 @@
 //! * `changed`, of a difference alone, names the pages that `memory` has. The others are those of the snapshot in the header's `base`.
 //!
 //! It is written under another name (`.NAME.PID.part`); its files reach the medium before the header is written, and it gets its name last. So what has
-//! the name is whole, and what has no header is nothing.
+//! the name is whole, and what has the other one, or no header, is nothing.
 //!
 //! # Phases
 //!

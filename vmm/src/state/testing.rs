@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use skep_chipset::flash::{BlockState, ContentState, FlashState};
 use skep_chipset::fw_cfg::FwCfgState;
@@ -10,16 +11,25 @@ use skep_clock::Clock;
 use skep_config::{ArchKind, Config, Size};
 use skep_hypervisor::fake::Fake;
 use skep_hypervisor::{Hypervisor, aarch64, x86_64};
-use skep_memory::{Backing, MemoryMap, RamOptions};
+use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
+use skep_memory::{Backing, MemoryMap, PAGE_SIZE, RamOptions};
 use skep_ne2k::Ne2kState;
 use skep_state::{Record, State, StateError};
 use skep_virtio::net::NetState;
 use skep_virtio::vhost_user::VhostUserState;
 
 use super::records::DISKS;
-use super::{DiskReference, DisksState, FirmwareState, MachineState, NamedRecord, Records};
+use super::{
+    CONTAINER, DiskReference, DisksState, Draft, FirmwareState, Header, MAGIC, MEMORY, MachineState, NamedRecord,
+    Progress, RECORDS, REQUIRES_BASE, Records, RecordsFile, memory,
+};
 use crate::firmware::{FirmwareFiles, Variables};
 use crate::machine::{Aarch64CpusState, Machine, Saved, Services, X86CpusState};
+use crate::migrate::Address;
+use crate::migrate::wire::{self, Kind};
+
+/// The folder of what is golden.
+pub const GOLDEN: &str = "vmm/src/state/golden";
 
 /// A type that is no component's alone.
 type Again = fn(&Record) -> Result<Record, StateError>;
@@ -79,14 +89,27 @@ where
         initrd: None,
         cmdline: Vec::new(),
     };
-    let services = Services {
+    let services = Services { firmware: Some(firmware), ..services() };
+    made(&config, services)
+}
+
+/// What a machine needs of whoever makes it.
+#[must_use]
+pub fn services() -> Services {
+    Services {
         clock: Clock::manual(1_000_000),
         requests: skep_chipset::Requests::new(|_| ()),
         serial: Box::new(()),
         memory: MemoryMap::new(),
-        firmware: Some(firmware),
-    };
-    let machine = Machine::new(&config, &Fake::<A>::default(), Arc::default(), services).expect("a machine");
+        firmware: None,
+    }
+}
+
+fn made<A: Saved>(config: &Config, services: Services) -> Machine<A>
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let machine = Machine::new(config, &Fake::<A>::default(), Arc::default(), services).expect("a machine");
     let (done, stopped) = channel();
     machine.begin_stop(move || {
         // Nobody has gone.
@@ -94,6 +117,72 @@ where
     });
     stopped.recv().expect("the devices stop");
     machine
+}
+
+/// The page of RAM that a golden snapshot has something in, and the one that its difference has.
+pub const PAGES: [u64; 2] = [3, 300];
+
+/// What is there, over and over.
+pub const CONTENT: [&[u8; 16]; 2] = [b"as it was saved ", b"and changed then"];
+
+/// Writes snapshots and frames of a small machine into `golden`: `ARCH-snapshot`, `ARCH-difference`, `ARCH.hello`, `ARCH.state`.
+///
+/// # Panics
+/// Where the host refuses, or they are there already.
+pub fn freeze<A: Saved>(golden: &Path)
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let mut config = Config::new(A::KIND);
+    config.memory.size = Size(2 << 20);
+    config.cpus = "2".parse().expect("CPUs");
+    let mut machine = made::<A>(&config, services());
+    let path = |end: &str| golden.join(format!("{}{end}", A::KIND));
+    let frame = |end: &str, kind, payload: Vec<u8>| {
+        let mut bytes = Vec::new();
+        wire::send(&mut bytes, kind, &[&payload]).expect("a Vec takes all");
+        std::fs::write(path(end), bytes).expect("the file can be written");
+    };
+    let nowhere = Address::Unix("nowhere".into());
+    let hello = machine.leave(nowhere, Duration::ZERO).expect("it can go").hello;
+    frame(".hello", Kind::Hello, wire::encode(&hello));
+    let mut records = machine.save().expect("it can be saved");
+    records.records.push(NamedRecord::new(DISKS, Record::of(&DisksState { disks: Vec::new() })));
+    let state = wire::State { records: records.clone(), stood_nanos: 1_234_567, paused: true };
+    frame(".state", Kind::State, wire::encode(&state));
+    let bytes = records.bytes();
+    let mut origin = None;
+    for ((name, page), content) in ["-snapshot", "-difference"].into_iter().zip(PAGES).zip(CONTENT) {
+        let mut left = page * PAGE_SIZE;
+        let ram = machine.ram();
+        for region in &ram {
+            if left < region.size() {
+                let text = content.repeat(PAGE_SIZE as usize / content.len());
+                region.write_slice(&text, MemoryRegionAddress(left)).expect("it is RAM");
+                break;
+            }
+            left -= region.size();
+        }
+        let draft = Draft::begin(&path(name)).expect("nothing is there");
+        draft.write(RECORDS, &bytes).expect("it can be written");
+        let file = draft.create(MEMORY).expect("it can be made");
+        let runs = origin.is_some().then(|| std::iter::once(page..page + 1).collect::<Vec<_>>());
+        let memory = memory::write(&ram, runs.as_deref(), &file, &Progress::default(), || true);
+        let base = origin.as_ref().zip(runs.as_ref()).map(|(origin, runs)| draft.base(origin, runs).expect("a base"));
+        let header = Header {
+            magic: MAGIC.to_owned(),
+            container: CONTAINER,
+            skep: env!("CARGO_PKG_VERSION").to_owned(),
+            machine: machine.config().machine.to_string(),
+            architecture: A::KIND.to_string(),
+            saved: 1_790_000_000,
+            requires: base.iter().map(|_| REQUIRES_BASE.to_owned()).collect(),
+            base,
+            records: RecordsFile::of(&bytes),
+            memory: memory.expect("it can be written"),
+        };
+        origin = Some(draft.finish(&header).expect("it gets its name"));
+    }
 }
 
 /// What it saves, and records of what it does not have.
@@ -164,5 +253,5 @@ pub fn again<A: Saved>(machine: &Machine<A>, name: &str, record: &Record) -> Res
 /// The file's name of an architecture's golden records.
 #[must_use]
 pub fn file(arch: ArchKind) -> String {
-    format!("vmm/src/state/golden/{arch}.cbor")
+    format!("{GOLDEN}/{arch}.cbor")
 }

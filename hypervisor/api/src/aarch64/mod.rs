@@ -11,7 +11,7 @@ use std::sync::Arc;
 use skep_irq::{LineTarget, MsiTarget};
 
 pub use gic::{GicCpuState, GicState, ItsState, Redistributor};
-pub use state::{PowerState, SimdRegisters, SystemRegister, VcpuState, registers};
+pub use state::{PowerState, SimdRegisters, SystemRegister, VcpuIdentity, VcpuState, registers};
 
 use crate::{Arch, ArchKind, HypervisorError, MemoryIo};
 
@@ -26,6 +26,7 @@ impl Arch for Aarch64 {
     type VcpuConfig = VcpuConfig;
     type BootState = BootState;
     type VcpuState = VcpuState;
+    type VcpuIdentity = VcpuIdentity;
     type Io = dyn Io;
     type Interrupts = Interrupts;
 }

@@ -1,5 +1,7 @@
 //! The architectural state of an aarch64 vCPU.
 
+use std::fmt;
+
 use minicbor::{Decode, Encode};
 use skep_state::{State, StateError, ensure};
 
@@ -18,6 +20,53 @@ impl SystemRegister {
     #[must_use]
     pub const fn new(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> Self {
         Self((op0 & 3) << 14 | (op1 & 7) << 11 | (crn & 15) << 7 | (crm & 15) << 3 | (op2 & 7))
+    }
+
+    /// Its five numbers: op0, op1, CRn, CRm, op2.
+    const fn numbers(self) -> [u16; 5] {
+        let Self(r) = self;
+        [r >> 14, r >> 11 & 7, r >> 7 & 15, r >> 3 & 15, r & 7]
+    }
+
+    /// Whether it tells what the CPU is, and so can't be written: the ID registers, CTR_EL0 and the like.
+    #[must_use]
+    pub const fn is_identity(self) -> bool {
+        let [op0, op1, crn, ..] = self.numbers();
+        // op1 = 2 is CSSELR_EL1, which selects what CCSIDR_EL1 shows.
+        op0 == 3 && crn == 0 && op1 != 2
+    }
+}
+
+/// The architecture's name for those that messages are likely to name, else the generic one (DDI 0487, C5.1.2).
+impl fmt::Display for SystemRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [op0, op1, crn, crm, op2] = self.numbers();
+        f.write_str(match (op0, op1, crn, crm, op2) {
+            (3, 0, 0, 0, 0) => "MIDR_EL1",
+            (3, 0, 0, 0, 5) => "MPIDR_EL1",
+            (3, 0, 0, 0, 6) => "REVIDR_EL1",
+            (3, 0, 0, 4, 0) => "ID_AA64PFR0_EL1",
+            (3, 0, 0, 4, 1) => "ID_AA64PFR1_EL1",
+            (3, 0, 0, 4, 4) => "ID_AA64ZFR0_EL1",
+            (3, 0, 0, 4, 5) => "ID_AA64SMFR0_EL1",
+            (3, 0, 0, 5, 0) => "ID_AA64DFR0_EL1",
+            (3, 0, 0, 5, 1) => "ID_AA64DFR1_EL1",
+            (3, 0, 0, 6, 0) => "ID_AA64ISAR0_EL1",
+            (3, 0, 0, 6, 1) => "ID_AA64ISAR1_EL1",
+            (3, 0, 0, 6, 2) => "ID_AA64ISAR2_EL1",
+            (3, 0, 0, 7, 0) => "ID_AA64MMFR0_EL1",
+            (3, 0, 0, 7, 1) => "ID_AA64MMFR1_EL1",
+            (3, 0, 0, 7, 2) => "ID_AA64MMFR2_EL1",
+            (3, 0, 12, 12, 4) => "ICC_CTLR_EL1",
+            (3, 0, 12, 12, 5) => "ICC_SRE_EL1",
+            (3, 1, 0, 0, 1) => "CLIDR_EL1",
+            (3, 1, 0, 0, 7) => "AIDR_EL1",
+            (3, 3, 0, 0, 1) => "CTR_EL0",
+            (3, 3, 0, 0, 7) => "DCZID_EL0",
+            (3, 3, 14, 3, 1) => "CNTV_CTL_EL0",
+            (3, 3, 14, 3, 2) => "CNTV_CVAL_EL0",
+            _ => return write!(f, "S{op0}_{op1}_C{crn}_C{crm}_{op2}"),
+        })
     }
 }
 
@@ -132,6 +181,34 @@ impl VcpuState {
     #[must_use]
     pub fn register(&self, register: SystemRegister) -> Option<u64> {
         self.registers.iter().find(|(r, _)| *r == register).map(|(_, value)| *value)
+    }
+}
+
+/// What a vCPU is that a host fixes: a state fits where it is the same.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct VcpuIdentity {
+    /// The system registers that it has, in the order of their encodings, with the values of those that tell what it is.
+    #[n(0)]
+    pub registers: Vec<(SystemRegister, Option<u64>)>,
+    /// SVE's vector length in bits, where it has it.
+    #[n(1)]
+    pub sve_bits: Option<u16>,
+    /// Firmware interfaces and the like by name. What differs there fits as well where the backend takes the state's value.
+    #[n(2)]
+    pub firmware: Vec<(String, u64)>,
+}
+
+impl VcpuState {
+    /// What of it a host fixes.
+    #[must_use]
+    pub fn identity(&self) -> VcpuIdentity {
+        let told = |(register, value): &(SystemRegister, u64)| (*register, register.is_identity().then_some(*value));
+        VcpuIdentity {
+            registers: self.registers.iter().map(told).collect(),
+            sve_bits: self.simd.sve_bits,
+            firmware: self.firmware.clone(),
+        }
     }
 }
 

@@ -42,6 +42,30 @@ fn encodings_are_the_architectures() {
 }
 
 #[test]
+fn registers_are_named_and_known_by_what_they_tell() {
+    let register = SystemRegister::new;
+    let cases = [
+        (registers::MIDR_EL1, "MIDR_EL1", true),
+        (register(3, 0, 0, 6, 0), "ID_AA64ISAR0_EL1", true),
+        (register(3, 3, 0, 0, 1), "CTR_EL0", true),
+        (register(3, 0, 0, 6, 3), "S3_0_C0_C6_3", true),
+        // CSSELR_EL1, which a guest writes.
+        (register(3, 2, 0, 0, 0), "S3_2_C0_C0_0", false),
+        (registers::SCTLR_EL1, "S3_0_C1_C0_0", false),
+        (registers::CNTV_CVAL_EL0, "CNTV_CVAL_EL0", false),
+    ];
+    for (register, name, is_identity) in cases {
+        assert_eq!((register.to_string().as_str(), register.is_identity()), (name, is_identity));
+    }
+    let identity = VcpuIdentity {
+        registers: vec![(registers::MPIDR_EL1, Some(0x8000_0000)), (registers::SCTLR_EL1, None)],
+        sve_bits: None,
+        firmware: vec![("psci".into(), 0x1_0000)],
+    };
+    assert_eq!(state().identity(), identity);
+}
+
+#[test]
 fn what_no_cpu_could_hold_is_refused_by_name() {
     let cases: [Case; 6] = [
         ("pstate", |s| s.pstate = 0x1d),

@@ -431,3 +431,22 @@ pub fn each_gic_has_its_limit(subject: &Subject<Aarch64>) {
         }
     }
 }
+
+/// A vCPU says of itself what its state does, and becomes one of its own kind but none of another, which is named with both values.
+pub fn a_cpu_is_the_same_and_no_other(subject: &Subject<Aarch64>) {
+    let mut rig = Rig::new(subject, 1);
+    let identity = rig.vcpu(0).identity().expect("the backend tells what a vCPU is");
+    assert_eq!(identity, rig.save_vcpu(0).identity());
+    let told = identity.registers.iter().filter(|(_, value)| value.is_some()).count();
+    assert!(told > 0 && told < identity.registers.len(), "{told} of {}", identity.registers.len());
+    let mut successor = rig.successor(subject);
+    successor.vcpu(0).adopt(&identity).expect("it is of the same kind");
+    for (index, (register, value)) in identity.registers.iter().enumerate() {
+        let Some(value) = value else { continue };
+        let mut other = identity.clone();
+        other.registers[index].1 = Some(value ^ 1 << 20);
+        let text = successor.vcpu(0).adopt(&other).expect_err("it is of another kind").to_string();
+        let named = format!("{register}: it is {:#x}, and {value:#x} on this host", value ^ 1 << 20);
+        assert!(text.contains(&named), "{text}");
+    }
+}

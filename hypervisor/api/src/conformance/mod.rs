@@ -76,7 +76,8 @@ macro_rules! conformance_suite {
         $crate::conformance_suite! { @common $subject, {
             aarch64: edge_lines_are_counted a_disabled_interrupt_waits eventfds_are_edges_on_lines
                 ends_of_interrupts_are_heard_of level_lines_survive_a_restore power_off_and_reset_are_told
-                firmware_calls_are_answered unknown_registers_are_undefined each_gic_has_its_limit;
+                firmware_calls_are_answered unknown_registers_are_undefined each_gic_has_its_limit
+                a_cpu_is_the_same_and_no_other;
         } }
     };
     (@common $subject:path, { $($own:tt)* }) => {
@@ -92,7 +93,8 @@ macro_rules! conformance_suite {
                 cpus_interrupt_each_other a_message_ends_a_halt level_lines_interrupt_until_deasserted shared_lines_are_high_while_any_is
                 pending_interrupts_survive_a_restore;
             powers: powers_are_at_most_what_was_asked_for doorbells_take_the_place_of_callbacks
-                posted_writes_come_in_their_order posted_writes_of_another_cpu_come_first the_dirty_log_is_exact;
+                posted_writes_come_in_their_order posted_writes_of_another_cpu_come_first posted_writes_outlast_their_range
+                the_dirty_log_is_exact;
             $($own)*
         } }
     };

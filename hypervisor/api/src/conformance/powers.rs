@@ -129,6 +129,42 @@ pub fn posted_writes_come_in_their_order<A: Target>(subject: &Subject<A>) {
     rig.results(list);
 }
 
+/// Writes that wait when their range is detached come as they would have, before the next one, which is an exit again.
+pub fn posted_writes_outlast_their_range<A: Target>(subject: &Subject<A>) {
+    let mut rig = Rig::new(subject, 1);
+    let device = A::DEVICE + 2 * PAGE_SIZE;
+    let range = device..device + PAGE_SIZE;
+    let power = rig.vm.posted_writes();
+    if let Some(power) = &power {
+        power.attach(range.clone()).expect("the backend posts writes");
+    }
+    let cells = rig.allocate(16, 64);
+    rig.write(cells, &[0; 16]);
+    let word = |address, value| WriteMemory { address, value, width: Width::Eight };
+    let write = |n| word(device + 8 * n, n);
+    let list = [write(1), write(2), write(3), word(cells, 1)];
+    let then = [SpinUntil { address: cells + 8, value: 1, width: Width::Eight }, write(4)];
+    let list = rig.list(&[&list[..], &then].concat());
+    rig.boot(0, list);
+    let before = rig.vcpu(0).exits().memory_writes;
+    let running = rig.start(0);
+    while rig.read_word(cells) != 1 {
+        std::thread::yield_now();
+    }
+    if let Some(power) = &power {
+        power.detach(range.clone()).expect("the backend posts no more");
+    }
+    rig.write_word(cells + 8, 1);
+    assert_eq!(rig.join(running), Stop::End);
+    let log = rig.bus.log();
+    let seen = log.iter().filter(|access| range.contains(&access.address)).map(|access| (access.write, access.value));
+    assert_eq!(seen.collect::<Vec<_>>(), [(true, 1), (true, 2), (true, 3), (true, 4)]);
+    // The last one is the list's end.
+    let exits = rig.vcpu(0).exits().memory_writes - before;
+    assert_eq!(exits, if power.is_some() { 2 } else { 5 });
+    rig.results(list);
+}
+
 /// Who has heard of another CPU's write by RAM finds it on the bus.
 pub fn posted_writes_of_another_cpu_come_first<A: Target>(subject: &Subject<A>) {
     const ROUNDS: u64 = 20;

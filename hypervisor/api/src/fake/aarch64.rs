@@ -15,7 +15,7 @@ use super::{limit, lock};
 use crate::aarch64::registers::{CNTV_CTL_EL0, MIDR_EL1, MPIDR_EL1, SCTLR_EL1, TPIDR_EL1, VBAR_EL1};
 use crate::aarch64::{
     BootState, Capabilities, FirmwareCall, Gic, GicConfig, GicCpuState, GicState, GicSupport, GicVersion, Interrupts,
-    ItsState, PowerState, Redistributor, SimdRegisters, SystemRegister, VcpuConfig, VcpuState, VmConfig,
+    ItsState, PowerState, Redistributor, SimdRegisters, SystemRegister, VcpuConfig, VcpuIdentity, VcpuState, VmConfig,
 };
 use crate::{Aarch64, Arch, Capabilities as AnyCapabilities, Exit, GuestClock, HypervisorError, Powers};
 
@@ -419,19 +419,24 @@ impl Model for Aarch64 {
         state.pstate = state.pstate & !I | if on { 0 } else { I };
     }
 
-    fn fits(config: &VcpuConfig, state: &VcpuState) -> Result<(), String> {
-        let mine = Self::power_on(config, true).registers;
-        let numbers = |registers: &[(SystemRegister, u64)]| registers.iter().map(|(r, _)| *r).collect::<Vec<_>>();
-        if numbers(&mine) != numbers(&state.registers) {
+    fn identity(config: &VcpuConfig) -> VcpuIdentity {
+        Self::power_on(config, true).identity()
+    }
+
+    fn is_same(config: &VcpuConfig, identity: &VcpuIdentity) -> Result<(), String> {
+        let mine = Self::identity(config).registers;
+        if !mine.iter().map(|(register, _)| register).eq(identity.registers.iter().map(|(register, _)| register)) {
             return Err("this CPU has other system registers".to_owned());
         }
-        let is_id = |register| register == MIDR_EL1 || register == MPIDR_EL1;
-        match mine.iter().zip(&state.registers).find(|(mine, other)| is_id(mine.0) && mine != other) {
-            Some((mine, other)) => {
-                Err(format!("identity register {:#x} is {:#x}, here {:#x}", mine.0.0, other.1, mine.1))
-            }
-            None => Ok(()),
-        }
+        let differs = mine.iter().zip(&identity.registers).find_map(|((register, mine), (_, other))| {
+            let (mine, other) = (mine.as_ref()?, other.as_ref()?);
+            (mine != other).then(|| format!("{register}: it is {other:#x}, and {mine:#x} on this host"))
+        });
+        differs.map_or(Ok(()), Err)
+    }
+
+    fn fits(config: &VcpuConfig, state: &VcpuState) -> Result<(), String> {
+        Self::is_same(config, &state.identity())
     }
 
     fn reset(_: &Machine<Self>, _: usize) {}

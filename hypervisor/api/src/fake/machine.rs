@@ -67,6 +67,12 @@ pub(super) trait Model: Arch<VcpuConfig: Clone, Capabilities: Clone> {
     fn turn_on(state: &mut Self::VcpuState);
     fn interrupts_on(state: &Self::VcpuState) -> bool;
     fn set_interrupts(state: &mut Self::VcpuState, on: bool);
+    /// What a vCPU is that is no configuration.
+    fn identity(config: &Self::VcpuConfig) -> Self::VcpuIdentity;
+    /// Whether a saved state's identity can be this vCPU's; the text says why not.
+    fn is_same(_config: &Self::VcpuConfig, _identity: &Self::VcpuIdentity) -> Result<(), String> {
+        Ok(())
+    }
     /// Whether a saved state can be this vCPU's; the text says why not.
     fn fits(config: &Self::VcpuConfig, state: &Self::VcpuState) -> Result<(), String>;
 

@@ -72,6 +72,11 @@ impl<A: Model> FakeVcpu<A> {
         Self { index, config, machine, mailbox, state, exits: ExitCounts::default(), source }
     }
 
+    fn unfit(&self, reason: String) -> VcpuError {
+        let source = StateError::Backend { what: format!("restore `{}`", A::VcpuState::ID), reason };
+        VcpuError::State { vcpu: self.index, source }
+    }
+
     /// Its place among the VM's vCPUs.
     pub(super) fn place(&self) -> usize {
         self.index as usize
@@ -382,12 +387,19 @@ impl<A: Model> Vcpu<A> for FakeVcpu<A> {
     }
 
     fn restore(&mut self, state: &A::VcpuState) -> Result<(), VcpuError> {
-        let unfit = |reason| StateError::Backend { what: format!("restore `{}`", A::VcpuState::ID), reason };
-        A::fits(&self.config, state).map_err(|reason| VcpuError::State { vcpu: self.index, source: unfit(reason) })?;
+        A::fits(&self.config, state).map_err(|reason| self.unfit(reason))?;
         self.state = state.clone();
         self.mailbox.on.store(A::is_on(state), Ordering::Release);
         A::restore(&self.machine, self.place(), state);
         Ok(())
+    }
+
+    fn identity(&mut self) -> Result<A::VcpuIdentity, VcpuError> {
+        Ok(A::identity(&self.config))
+    }
+
+    fn adopt(&mut self, identity: &A::VcpuIdentity) -> Result<(), VcpuError> {
+        A::is_same(&self.config, identity).map_err(|reason| self.unfit(reason))
     }
 
     fn exits(&self) -> ExitCounts {

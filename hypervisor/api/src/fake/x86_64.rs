@@ -225,6 +225,8 @@ impl Model for X86_64 {
         state.general.rflags = state.general.rflags & !IF | if on { IF } else { 0 };
     }
 
+    fn identity(_: &VcpuConfig) {}
+
     fn fits(config: &VcpuConfig, state: &VcpuState) -> Result<(), String> {
         let size = |number: u8| match number {
             0 => None,

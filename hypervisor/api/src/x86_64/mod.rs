@@ -28,6 +28,7 @@ impl Arch for X86_64 {
     type VcpuConfig = VcpuConfig;
     type BootState = BootState;
     type VcpuState = VcpuState;
+    type VcpuIdentity = ();
     type Io = dyn Io;
     type Interrupts = Interrupts;
 }

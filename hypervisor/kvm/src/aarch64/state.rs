@@ -4,7 +4,7 @@ use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED, KVM_MP_STATE_SUSPENDED, KVM_REG_SIZE_MASK, KVM_REG_SIZE_U32,
     kvm_mp_state, kvm_vcpu_events,
 };
-use skep_hypervisor::aarch64::{PowerState, SimdRegisters, SystemRegister, VcpuState};
+use skep_hypervisor::aarch64::{PowerState, SimdRegisters, SystemRegister, VcpuIdentity, VcpuState};
 use skep_hypervisor::{GuestClock, VcpuError};
 
 use super::register::{self, Kind};
@@ -93,11 +93,7 @@ impl KvmVcpu {
         }
         let system = listed.system.into_iter().map(|r| Ok((r, self.get(register::id(r))?)));
         let registers = system.collect::<Result<_, VcpuError>>()?;
-        let named = listed.named.into_iter().map(|(name, id)| Ok((name, self.named(id)?)));
-        let mut firmware = named.collect::<Result<Vec<_>, VcpuError>>()?;
-        if self.features.sve {
-            firmware.push((SVE_LENGTHS.to_owned(), self.sve_lengths()?.0));
-        }
+        let firmware = self.save_named(listed.named)?;
         Ok(VcpuState {
             x,
             sp_el0: self.get(register::SP_EL0)?,
@@ -160,13 +156,15 @@ impl KvmVcpu {
     }
 
     pub(super) fn restore_state(&self, state: &VcpuState) -> Result<(), VcpuError> {
-        let listed = self.listed()?;
-        self.check_identity(state, &listed)?;
-        self.restore_named(state, &listed)?;
+        if state.counter_hz != clock::frequency() {
+            let reason = format!("it is {}, and {} on this host", state.counter_hz, clock::frequency());
+            return Err(self.core.misfit("counter_hz", reason));
+        }
+        self.adopt_identity(&state.identity())?;
         self.power_on()?;
-        for (register, value) in state.registers.iter().filter(|(r, _)| !register::is_identity(*r)) {
+        for (register, value) in state.registers.iter().filter(|(register, _)| !register.is_identity()) {
             ioctl::set_register(&self.core.fd, register::id(*register), *value).map_err(|e| {
-                self.core.misfit(register::name(*register), format!("KVM refuses the value {value:#x} ({e})"))
+                self.core.misfit(register.to_string(), format!("KVM refuses the value {value:#x} ({e})"))
             })?;
         }
         let core = [
@@ -190,37 +188,56 @@ impl KvmVcpu {
         self.clock.set(state.counter).map_err(|e| self.core.misfit("counter", e.to_string()))
     }
 
-    /// What the CPU is can't be changed: a state of another CPU does not fit.
-    fn check_identity(&self, state: &VcpuState, listed: &Listed) -> Result<(), VcpuError> {
-        let misfit = |what: String, reason| Err(self.core.misfit(what, reason));
-        if state.counter_hz != clock::frequency() {
-            let reason = format!("it is {}, and {} on this host", state.counter_hz, clock::frequency());
-            return misfit("counter_hz".to_owned(), reason);
+    /// The values that KVM tells of by names of its own, and SVE's.
+    fn save_named(&self, listed: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, VcpuError> {
+        let named = listed.into_iter().map(|(name, id)| Ok((name, self.named(id)?)));
+        let mut named = named.collect::<Result<Vec<_>, VcpuError>>()?;
+        if self.features.sve {
+            named.push((SVE_LENGTHS.to_owned(), self.sve_lengths()?.0));
         }
-        let here = if self.features.sve { Some(self.sve_lengths()?.1) } else { None };
-        if state.simd.sve_bits != here {
+        Ok(named)
+    }
+
+    fn sve_bits(&self) -> Result<Option<u16>, VcpuError> {
+        if self.features.sve { Ok(Some(self.sve_lengths()?.1)) } else { Ok(None) }
+    }
+
+    pub(super) fn read_identity(&self) -> Result<VcpuIdentity, VcpuError> {
+        let listed = self.listed()?;
+        let told = |r: SystemRegister| Ok((r, r.is_identity().then(|| self.get(register::id(r))).transpose()?));
+        Ok(VcpuIdentity {
+            registers: listed.system.into_iter().map(told).collect::<Result<_, VcpuError>>()?,
+            sve_bits: self.sve_bits()?,
+            firmware: self.save_named(listed.named)?,
+        })
+    }
+
+    /// What the CPU is can't be changed: a state of another CPU does not fit.
+    pub(super) fn adopt_identity(&self, identity: &VcpuIdentity) -> Result<(), VcpuError> {
+        let listed = self.listed()?;
+        let misfit = |what: String, reason| Err(self.core.misfit(what, reason));
+        let (saved, here) = (identity.sve_bits, self.sve_bits()?);
+        if saved != here {
             let text = |bits: Option<u16>| bits.map_or("none".to_owned(), |bits| format!("{bits} bits"));
-            let reason = format!("SVE vectors: {} in the state, {} here", text(state.simd.sve_bits), text(here));
+            let reason = format!("SVE vectors: {} in the state, {} here", text(saved), text(here));
             return misfit("simd.sve_bits".to_owned(), reason);
         }
-        for (register, value) in &state.registers {
+        for (register, value) in &identity.registers {
             if !listed.system.contains(register) {
-                return misfit(register::name(*register), "this vCPU has no such register".to_owned());
+                return misfit(register.to_string(), "this vCPU has no such register".to_owned());
             }
-            if !register::is_identity(*register) {
-                continue;
-            }
+            let Some(value) = value.filter(|_| register.is_identity()) else { continue };
             let here = self.get(register::id(*register))?;
-            if here != *value {
-                return misfit(register::name(*register), format!("it is {value:#x}, and {here:#x} on this host"));
+            if here != value {
+                return misfit(register.to_string(), format!("it is {value:#x}, and {here:#x} on this host"));
             }
         }
-        Ok(())
+        self.restore_named(&identity.firmware, &listed)
     }
 
     /// What is known by name only may differ where KVM takes the state's value.
-    fn restore_named(&self, state: &VcpuState, listed: &Listed) -> Result<(), VcpuError> {
-        for (name, value) in &state.firmware {
+    fn restore_named(&self, named: &[(String, u64)], listed: &Listed) -> Result<(), VcpuError> {
+        for (name, value) in named {
             if name == SVE_LENGTHS {
                 let here = if self.features.sve { self.sve_lengths()?.0 } else { 0 };
                 if here != *value {

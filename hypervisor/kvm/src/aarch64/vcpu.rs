@@ -9,7 +9,7 @@ use kvm_bindings::{
     KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_EXIT_ARM_NISV, KVM_EXIT_MMIO, KVM_EXIT_SYSTEM_EVENT,
     kvm_vcpu_init,
 };
-use skep_hypervisor::aarch64::{BootState, Features, Io, SystemRegister, VcpuState, registers};
+use skep_hypervisor::aarch64::{BootState, Features, Io, SystemRegister, VcpuIdentity, VcpuState, registers};
 use skep_hypervisor::{Aarch64, Exit, ExitCounts, Kick, Vcpu, VcpuError};
 
 use super::clock::Clock;
@@ -152,6 +152,14 @@ impl Vcpu<Aarch64> for KvmVcpu {
 
     fn restore(&mut self, state: &VcpuState) -> Result<(), VcpuError> {
         self.restore_state(state)
+    }
+
+    fn identity(&mut self) -> Result<VcpuIdentity, VcpuError> {
+        self.read_identity()
+    }
+
+    fn adopt(&mut self, identity: &VcpuIdentity) -> Result<(), VcpuError> {
+        self.adopt_identity(identity)
     }
 
     fn exits(&self) -> ExitCounts {

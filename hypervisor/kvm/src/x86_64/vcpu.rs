@@ -214,6 +214,14 @@ impl Vcpu<X86_64> for X86Vcpu {
         state::restore(self, state)
     }
 
+    fn identity(&mut self) -> Result<(), VcpuError> {
+        Ok(())
+    }
+
+    fn adopt(&mut self, (): &()) -> Result<(), VcpuError> {
+        Ok(())
+    }
+
     fn exits(&self) -> ExitCounts {
         self.core.exits
     }

@@ -80,8 +80,12 @@ fn what_does_not_fit_is_refused_by_name_and_changes_nothing() {
     for (text, spoil) in cases {
         let mut state = VcpuState { pc: RAM, x: [7; 31], counter: u64::MAX / 2, ..before.clone() };
         spoil(&mut state);
-        let refusal = machine.parts.vcpus[0].restore(&state).expect_err(text).to_string();
+        let vcpu = &mut machine.parts.vcpus[0];
+        let refusal = vcpu.restore(&state).expect_err(text).to_string();
         assert!(refusal.contains(text), "{refusal}");
+        // Before its state is there, too, but for the counter, which is no vCPU's alone.
+        let refusal = vcpu.adopt(&state.identity()).err().map(|error| error.to_string());
+        assert!(text.starts_with("counter_hz") || refusal.is_some_and(|refusal| refusal.contains(text)), "{text}");
         let after = machine.save_vcpu(0);
         assert!(same(&after, &before), "{text}");
         assert!(after.counter < u64::MAX / 2);

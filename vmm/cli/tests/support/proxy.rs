@@ -9,9 +9,22 @@ use std::thread;
 
 use skep_vmm::migrate::wire::Kind;
 
-/// What happens at the first frame of a kind.
+/// How much of a frame arrives where the connection breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Nothing.
+    None,
+    /// Half of it.
+    Half,
+    /// All.
+    Whole,
+}
+
+/// What happens at the first frame of a kind, or at one by its number.
 #[derive(Clone)]
 pub enum Fault {
+    /// The connection breaks at the frame that comes as that one of both directions, the first being 0, when the other side has so much of it.
+    Cut(usize, Part),
     /// The connection breaks before the other side has any of it.
     Before(Kind),
     /// The connection breaks when the other side has half of it.
@@ -25,10 +38,11 @@ pub enum Fault {
 }
 
 impl Fault {
-    fn kind(&self) -> Kind {
+    fn is_at(&self, number: usize, found: u32) -> bool {
         match self {
+            Self::Cut(frame, _) => *frame == number,
             Self::Before(kind) | Self::Within(kind) | Self::After(kind) | Self::Stall(kind) | Self::Call(kind, _) => {
-                *kind
+                *kind as u32 == found
             }
         }
     }
@@ -98,14 +112,15 @@ fn lead(
         if *broken {
             return Ok(());
         }
-        seen.lock().unwrap().push(kind);
         let fault = {
-            let mut faults = faults.lock().unwrap();
-            if faults.last().is_some_and(|fault| fault.kind() as u32 == kind) { faults.pop() } else { None }
+            let (mut seen, mut faults) = (seen.lock().unwrap(), faults.lock().unwrap());
+            let number = seen.len();
+            seen.push(kind);
+            if faults.last().is_some_and(|fault| fault.is_at(number, kind)) { faults.pop() } else { None }
         };
         let part = match &fault {
-            Some(Fault::Before(_)) => 0,
-            Some(Fault::Within(_)) => frame.len() / 2,
+            Some(Fault::Before(_) | Fault::Cut(_, Part::None)) => 0,
+            Some(Fault::Within(_) | Fault::Cut(_, Part::Half)) => frame.len() / 2,
             _ => frame.len(),
         };
         if let Some(Fault::Call(_, call)) = &fault {
@@ -114,7 +129,7 @@ fn lead(
         into.write_all(&frame[..part])?;
         match fault {
             None | Some(Fault::Call(..)) => {}
-            Some(Fault::Before(_) | Fault::Within(_) | Fault::After(_)) => {
+            Some(Fault::Before(_) | Fault::Within(_) | Fault::After(_) | Fault::Cut(..)) => {
                 *broken = true;
                 close(from, into);
                 return Ok(());

@@ -1,7 +1,7 @@
 //! What is aarch64's own of a saved machine.
 
 use minicbor::{Decode, Encode};
-use skep_hypervisor::aarch64::{GicState, VcpuState};
+use skep_hypervisor::aarch64::{GicState, VcpuIdentity, VcpuState};
 use skep_hypervisor::{Aarch64, Capabilities};
 use skep_state::{Record, State, StateError, ensure};
 
@@ -11,7 +11,7 @@ use crate::machine::virt::Board;
 use crate::state::SnapshotError;
 use crate::state::records::{CPUS, INTERRUPTS, refused};
 
-/// What the guest was shown of its CPUs, beyond their identity registers, which are in the vCPUs' states.
+/// What the guest was shown of its CPUs, beyond what the vCPUs' states hold.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub(crate) struct Aarch64CpusState {
@@ -27,6 +27,9 @@ pub(crate) struct Aarch64CpusState {
     /// They have pointer authentication.
     #[n(3)]
     pub pointer_authentication: bool,
+    /// What the first of them is that a host fixes, where a machine is told of before its vCPUs' states, which hold it.
+    #[n(4)]
+    pub identity: Option<VcpuIdentity>,
 }
 
 impl State for Aarch64CpusState {
@@ -35,19 +38,34 @@ impl State for Aarch64CpusState {
 
     fn check(&self) -> Result<(), StateError> {
         let count = self.mpidrs.len();
-        ensure((1..=512).contains(&count), Self::ID, "mpidrs", count, "a machine has 1 to 512 CPUs")
+        ensure((1..=512).contains(&count), Self::ID, "mpidrs", count, "a machine has 1 to 512 CPUs")?;
+        let Some(VcpuIdentity { registers, firmware, .. }) = &self.identity else { return Ok(()) };
+        ensure(
+            registers.is_sorted_by(|a, b| a.0 < b.0),
+            Self::ID,
+            "identity.registers",
+            registers.len(),
+            "registers ascend by encoding, each once",
+        )?;
+        let count = firmware.len();
+        ensure(count <= 64, Self::ID, "identity.firmware", count, "there are not that many interfaces")
     }
 }
 
 impl Saved for Aarch64 {
-    fn cpus(plan: &Plan<Self>, counter: Option<u32>) -> Record {
+    fn cpus(plan: &Plan<Self>, counter: Option<u32>, identity: Option<VcpuIdentity>) -> Record {
         let first = plan.vcpus.first().map(|vcpu| vcpu.features).unwrap_or_default();
         Record::of(&Aarch64CpusState {
             mpidrs: plan.vcpus.iter().map(|vcpu| vcpu.mpidr).collect(),
             counter_hz: counter,
             sve: first.sve,
             pointer_authentication: first.pointer_authentication,
+            identity,
         })
+    }
+
+    fn identity(saved: &Record) -> Result<Option<VcpuIdentity>, SnapshotError> {
+        saved.open::<Aarch64CpusState>().map(|saved| saved.identity).map_err(refused(CPUS))
     }
 
     fn adopt(

@@ -101,8 +101,8 @@ where
     other[0x2345] = 7;
     fs::write(path("vars.fd"), &other).unwrap();
     assert!(refusal().contains("--firmware-vars FILE"), "{}", refusal());
-    // One that is not kept goes again.
     drop(make_saved(&path("again.fd"), &snapshot).unwrap());
+    assert!(!path("again.fd").exists());
     make_saved(&path("again.fd"), &snapshot).unwrap().keep();
     assert!(fs::read(path("again.fd")).unwrap() == good);
     let error = make_saved(&path("again.fd"), &snapshot).unwrap_err().to_string();
@@ -144,9 +144,10 @@ fn fuzz_hostile_records_of_firmware_do_no_harm() {
             // What is refused is refused by name.
             let refused = restore::<X86_64>(&snapshot).map(drop).err();
             assert!(refused.is_none_or(|error| !error.to_string().is_empty()));
-            if let Ok(_goes) = make_saved(&made, &snapshot) {
+            if let Ok(_made) = make_saved(&made, &snapshot) {
                 assert!(made.metadata().unwrap().len() <= 64 << 20);
             }
+            assert!(!made.exists());
         }
         snapshot.records.records[at].record = whole;
     }

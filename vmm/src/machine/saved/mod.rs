@@ -43,8 +43,17 @@ mod test;
 
 /// What an architecture answers for its machine to be saved.
 pub trait Saved: Platform {
-    /// What the guest was shown of its CPUs; with the frequency of its counter (see [`Plan::counter`]) where their states do not come with it.
-    fn cpus(plan: &Plan<Self>, counter: Option<u32>) -> Record;
+    /// What the guest was shown of its CPUs; with the frequency of its counter (see [`Plan::counter`]) and what the first one is, where their states do not
+    /// come with it.
+    fn cpus(plan: &Plan<Self>, counter: Option<u32>, identity: Option<Self::VcpuIdentity>) -> Record;
+
+    /// What the first of the CPUs of that record is, if it says so.
+    ///
+    /// # Errors
+    /// Where the record is refused.
+    fn identity(_saved: &Record) -> Result<Option<Self::VcpuIdentity>, SnapshotError> {
+        Ok(None)
+    }
 
     /// Lets the plan have the CPUs of a snapshot, of which `first` is the first one's state, where it is known.
     ///
@@ -141,7 +150,7 @@ impl<A: Saved> Machine<A> {
         // First: it writes into guest RAM, and what it writes there is saved with it.
         let interrupts = A::save_interrupts(&self.board)?;
         let mut records = vec![NamedRecord::new(MACHINE, Record::of(&self.own_state()?))];
-        records.push(NamedRecord::new(CPUS, A::cpus(&self.plan, None)));
+        records.push(NamedRecord::new(CPUS, A::cpus(&self.plan, None, None)));
         for (index, mut slot) in self.vcpus.paused().enumerate() {
             let slot = &mut *slot;
             records.push(NamedRecord::new(vcpu(index), Record::of(&slot.vcpu.save(&mut *slot.io)?)));
@@ -265,13 +274,18 @@ impl<A: Saved> Machine<A> {
         Ok(machine)
     }
 
-    /// Whether this host could go on with a machine of that config and these CPUs, and with which pieces of RAM. Nothing is made.
+    /// Whether this host could go on with a machine of that config and these CPUs. What is made to find out goes again.
     ///
     /// # Errors
     /// What the host lacks, by name.
     pub(crate) fn could_inherit(config: &Config, hypervisor: &dyn Hypervisor<A>, cpus: &Record) -> Result<(), Error> {
         let (mut plan, builder) = Self::plan(config, hypervisor)?;
-        Ok(A::adopt(&mut plan, builder.capabilities(), cpus, None)?)
+        A::adopt(&mut plan, builder.capabilities(), cpus, None)?;
+        let (Some(identity), Some(first)) = (A::identity(cpus)?, plan.vcpus.get(..1)) else { return Ok(()) };
+        // What a host fixes of its CPUs is asked of one.
+        let mut parts = builder.build(&plan.vm, first)?;
+        let adopted = parts.vcpus.first_mut().map_or(Ok(()), |vcpu| vcpu.adopt(&identity));
+        Ok(adopted.map_err(|error| SnapshotError::Cpu { reason: error.to_string() })?)
     }
 
     /// Makes the machine that another process has sent, and says since when its clocks stand. Nothing runs, the queues stand, and its images are still
@@ -299,7 +313,7 @@ impl<A: Saved> Machine<A> {
         Ok((machine, now))
     }
 
-    /// What another process is told of the machine before it takes it, and all that is sent.
+    /// What another process is told of the machine before it takes it, and all that is sent, with the gate closed and empty.
     ///
     /// # Errors
     /// What can't be saved.
@@ -309,6 +323,8 @@ impl<A: Saved> Machine<A> {
         let seed = rng_seed_of_host()?;
         session.copy_from_slice(&seed[..16]);
         let (ram, images) = (self.ram(), self.disk_images());
+        let identity = self.vcpus.paused().next().map(|mut first| first.vcpu.identity());
+        let identity = identity.transpose().map_err(SnapshotError::Vcpu)?;
         let hello = Hello {
             protocol: wire::VERSION,
             skep: env!("CARGO_PKG_VERSION").to_owned(),
@@ -317,7 +333,7 @@ impl<A: Saved> Machine<A> {
             architecture: self.config.arch().to_string(),
             config: self.config.to_toml().map_err(in_config)?,
             ram: ram.iter().map(|region| (region.gpa(), region.size())).collect(),
-            cpus: A::cpus(&self.plan, self.plan.counter),
+            cpus: A::cpus(&self.plan, self.plan.counter, identity),
             disks: images.describe()?,
         };
         Ok(OutgoingPlan { to, downtime, hello, images: images.weak(), ram, log: self.dirty_log()? })

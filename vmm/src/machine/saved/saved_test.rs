@@ -399,7 +399,7 @@ fn a_counter_of_another_frequency_is_refused_unless_it_can_be_scaled() {
 fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
     let folder = tempfile::tempdir().unwrap();
     let machine = fresh::<X86_64>(folder.path());
-    let told = X86_64::cpus(&machine.plan, Some(2_500_000));
+    let told = X86_64::cpus(&machine.plan, Some(2_500_000), None);
     let could = |khz, scaling| {
         let mut host = Fake::<X86_64>::new();
         (host.capabilities.arch.tsc_khz, host.capabilities.arch.tsc_scaling) = (khz, scaling);
@@ -421,13 +421,54 @@ fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
     assert!(text.contains("the counter's frequency was 19200000 Hz, and is "), "{text}");
 }
 
+/// What a host fixes of its CPUs is compared before any of a machine is sent.
 #[test]
-fn clocks_continue_or_jump() {
+fn another_arm64_cpu_is_refused_to_a_machine_that_is_to_come() {
+    use skep_hypervisor::aarch64::registers::{MIDR_EL1, MPIDR_EL1, SCTLR_EL1};
+    use skep_hypervisor::aarch64::{SystemRegister, VcpuIdentity};
     let folder = tempfile::tempdir().unwrap();
     let mut machine = fresh::<Aarch64>(folder.path());
+    let cpus = machine.leave(Address::Unix(folder.path().join("nowhere")), Duration::ZERO).unwrap().hello.cpus;
+    let told: Aarch64CpusState = cpus.open().unwrap();
+    let identity = told.identity.clone().unwrap();
+    let values: Vec<_> = identity.registers.iter().filter(|(_, value)| value.is_some()).map(|(r, _)| *r).collect();
+    assert_eq!(values, [MIDR_EL1, MPIDR_EL1]);
+    assert!(identity.registers.contains(&(SCTLR_EL1, None)));
+    let could = |identity: Option<VcpuIdentity>| {
+        let cpus = Record::of(&Aarch64CpusState { identity, ..told.clone() });
+        let fits = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &cpus);
+        fits.map_err(|error| error.to_string())
+    };
+    let spoilt = |spoil: &dyn Fn(&mut VcpuIdentity)| {
+        let mut identity = identity.clone();
+        spoil(&mut identity);
+        could(Some(identity)).unwrap_err()
+    };
+    could(Some(identity.clone())).unwrap();
+    // Of a source that does not say, the vCPUs' states are compared when they have come.
+    could(None).unwrap();
+    let text = spoilt(&|identity| identity.registers[0].1 = Some(0x410f_d0b0));
+    assert!(text.starts_with("this host's CPU is not one for the guest: vCPU 0: "), "{text}");
+    assert!(text.ends_with("MIDR_EL1: it is 0x410fd0b0, and 0x410fd0c1 on this host"), "{text}");
+    let text = spoilt(&|identity| identity.registers.push((SystemRegister(u16::MAX), None)));
+    assert!(text.ends_with("this CPU has other system registers"), "{text}");
+    let text = spoilt(&|identity| identity.registers.reverse());
+    assert!(text.contains("field `identity.registers`"), "{text}");
+    let text = spoilt(&|identity| identity.firmware = vec![("psci".to_owned(), 1); 65]);
+    assert!(text.contains("field `identity.firmware`"), "{text}");
+}
+
+/// Ticks of the clock that the guest reads without an exit, in an hour.
+fn clocks_continue_or_jump_by<A: Saved>(hour_ticks: u64)
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<A>(folder.path());
     machine.clock().set(5_000_000_000);
     let saved = machine.save().unwrap();
     let mut snapshot = write(&machine, saved, &folder.path().join("snapshot"));
+    drop(machine);
     // Saved an hour ago.
     let hour = 3_600_000_000_000;
     let own = snapshot.machine().unwrap();
@@ -436,23 +477,23 @@ fn clocks_continue_or_jump() {
     snapshot.records.records[at].record = Record::of(&earlier);
     let make = |policy| {
         let config = snapshot.config().unwrap();
-        let machine = Machine::of_snapshot(
-            &config,
-            &Fake::<Aarch64>::default(),
-            Arc::default(),
-            services(),
-            &snapshot,
-            policy,
-            false,
-        );
+        let host = Fake::<A>::default();
+        let machine = Machine::of_snapshot(&config, &host, Arc::default(), services(), &snapshot, policy, false);
         let machine = machine.unwrap();
         (machine.clock().now(), machine.clock().wall(), machine.vm().clock().get().unwrap())
     };
     let (now, wall, counter) = make(ClockPolicy::Continue);
     assert_eq!((now, wall), (5_000_000_000, own.wall_nanos.into()));
+    assert!((own.guest_clock..own.guest_clock + hour_ticks / 2).contains(&counter), "{counter}");
     let (later, later_wall, later_counter) = make(ClockPolicy::Jump);
     assert!(later >= now + hour as u64 && later_wall >= wall + i128::from(hour), "{later} {later_wall}");
-    assert!(later_counter > counter, "{counter} {later_counter}");
+    assert!(later_counter >= own.guest_clock + hour_ticks, "{counter} {later_counter}");
+}
+
+#[test]
+fn clocks_continue_or_jump_on_both_machines() {
+    clocks_continue_or_jump_by::<X86_64>(3_600_000_000_000);
+    clocks_continue_or_jump_by::<Aarch64>(3600 * u64::from(Fake::<Aarch64>::new().capabilities.arch.counter_hz));
 }
 
 #[test]

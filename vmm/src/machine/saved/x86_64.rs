@@ -104,7 +104,7 @@ impl Saved for X86_64 {
         common?.map(|common| common.text()).map_err(differs)
     }
 
-    fn cpus(plan: &Plan<Self>, counter: Option<u32>) -> Record {
+    fn cpus(plan: &Plan<Self>, counter: Option<u32>, _identity: Option<()>) -> Record {
         let leaves = |vcpu: &VcpuConfig| vcpu.cpuid.0.iter().map(leaf).collect::<Vec<_>>();
         let first = plan.vcpus.first().map(leaves).unwrap_or_default();
         let cpu = |vcpu: &VcpuConfig| X86CpuState {

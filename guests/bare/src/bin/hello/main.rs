@@ -42,7 +42,7 @@ fn report(machine: &machine::Machine) -> ! {
     machine.end(command.end)
 }
 
-/// Write every line that is read, until `bye`.
+/// Write every line that is read, until `bye`; and what the clocks show, where one says `clocks`.
 fn echo_lines(machine: &machine::Machine, echo: Echo) {
     let mut line = [0; 128];
     let mut length = 0;
@@ -61,8 +61,10 @@ fn echo_lines(machine: &machine::Machine, echo: Echo) {
         if length != 0 {
             say!("echo: {text}");
         }
-        if text == "bye" {
-            return;
+        match text {
+            "bye" => return,
+            "clocks" => machine.tell_clocks(),
+            _ => {}
         }
         length = 0;
     }

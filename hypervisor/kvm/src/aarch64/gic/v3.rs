@@ -9,7 +9,6 @@ use skep_hypervisor::aarch64::{GicCpuState, GicState, Redistributor, SystemRegis
 
 use super::device::{Attribute, Device};
 use super::registers::{self, Block, Write, unfit};
-use crate::aarch64::register::name;
 
 const GICR_CTLR: u32 = 0x0000;
 
@@ -159,7 +158,7 @@ pub(super) fn check(device: &Device, state: &GicState) -> Result<(), HypervisorE
             };
             let here: u64 = device.get(in_interface(cpu.mpidr, *register))?;
             if (value ^ here) & identity != 0 {
-                return Err(unfit(&what, format!("its {} is {value:#x}, and {here:#x} on this host", name(*register))));
+                return Err(unfit(&what, format!("its {} is {value:#x}, and {here:#x} on this host", register)));
             }
         }
     }

@@ -102,6 +102,13 @@ fn describe_prime_cell(node: &Node, name: &str, address: u64, part: u32) {
     }
 }
 
+/// Seconds of the day, by the RTC.
+pub fn seconds(fdt: &Fdt) -> u32 {
+    let rtc = fdt.compatible("arm,pl031").and_then(|node| node.range(0));
+    // SAFETY: reads the time of the RTC that the device tree says is there.
+    rtc.map_or(0, |(address, _)| unsafe { read32(address) } % 86400)
+}
+
 /// The date, so many days after the first of January 1970.
 fn date(days: u32) -> (u32, u32, u32) {
     // Years begin in March here, so that leap days come last. 719468 days before 1970, the era of 400 years began.

@@ -155,18 +155,13 @@ pub fn set_cmos(register: u8, value: u8) {
     });
 }
 
-fn describe_rtc() {
+/// What the RTC shows: century, year, month, day, hour, minute, second.
+fn rtc_time() -> [u8; 7] {
     const STATUS_A: u8 = 0xa;
     const UPDATING: u8 = 0x80;
     const STATUS_B: u8 = 0xb;
     const BINARY: u8 = 4;
-    const STATUS_D: u8 = 0xd;
-    const POWERED: u8 = 0x80;
     const CENTURY: u8 = 0x32;
-    if cmos(STATUS_D) != POWERED {
-        say!("device: no RTC");
-        return;
-    }
     let binary = cmos(STATUS_B) & BINARY != 0;
     let read = || {
         [CENTURY, 9, 8, 7, 4, 2, 0]
@@ -181,7 +176,23 @@ fn describe_rtc() {
         }
         time = again;
     }
-    let [century, year, month, day, hour, minute, second] = time;
+    time
+}
+
+/// Seconds of the day, by the RTC.
+pub fn seconds() -> u32 {
+    let [.., hour, minute, second] = rtc_time().map(u32::from);
+    (hour * 60 + minute) * 60 + second
+}
+
+fn describe_rtc() {
+    const STATUS_D: u8 = 0xd;
+    const POWERED: u8 = 0x80;
+    if cmos(STATUS_D) != POWERED {
+        say!("device: no RTC");
+        return;
+    }
+    let [century, year, month, day, hour, minute, second] = rtc_time();
     say!("device: RTC at port 0x70, {century:02}{year:02}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}");
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 59 {
         problem!("the RTC's time is none");

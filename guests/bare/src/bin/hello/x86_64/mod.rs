@@ -91,6 +91,11 @@ impl Machine {
         ticks::run(&self.acpi, slow);
     }
 
+    /// Say what the clocks show.
+    pub fn tell_clocks(&self) {
+        say!("clocks: {} s of the day, {} ticks", devices::seconds(), cpu::counter());
+    }
+
     /// Make [`Machine::read_byte`] possible.
     pub fn prepare_input(&self, echo: Echo) {
         ticks::prepare_input(&self.acpi, echo);
