@@ -199,7 +199,11 @@ impl DiskQueue for Queue {
         if self.in_flight() >= self.depth {
             return Err(request);
         }
-        let fault = self.shared.lock().rule.as_mut().and_then(|rule| rule(&request.operation));
+        // A release that comes from here on is one for this request.
+        let (fault, since) = {
+            let mut plan = self.shared.lock();
+            (plan.rule.as_mut().and_then(|rule| rule(&request.operation)), plan.releases)
+        };
         match fault {
             None => self.pass(request),
             Some(Fault::Fail(error)) => self.fail(request.tag, error, request.buffer),
@@ -209,10 +213,8 @@ impl DiskQueue for Queue {
                 self.pass(request);
             }
             Some(fault @ (Fault::Hang | Fault::HangForGood)) => {
-                let mut plan = self.shared.lock();
-                self.hanging.push((request, fault == Fault::Hang, plan.releases));
-                plan.hanging += 1;
-                drop(plan);
+                self.hanging.push((request, fault == Fault::Hang, since));
+                self.shared.lock().hanging += 1;
                 self.shared.changed.notify_all();
             }
         }
