@@ -17,7 +17,7 @@ use crate::testing::{Piece, Rig, Told, Used};
 use crate::{Blk, Net, Rng, VirtioDevice};
 
 /// Longer than any device takes: what has not come by then never does.
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(60);
 
 /// The driver: which of its requests is in which chain.
 struct Driver<D: VirtioDevice> {
