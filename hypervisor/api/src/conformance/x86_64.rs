@@ -542,7 +542,8 @@ pub fn apic_ids_beyond_255(subject: &Subject<X86_64>) {
     assert_eq!([0x41, 0x42, 0x43].map(|vector| rig.slot(table, vector)), [(1, ID), (1, ID), (1, 0)]);
 }
 
-/// What the task priority holds back is held back after a restore too, in both modes of the APIC, and then comes in the order of priorities, as it does without one.
+/// What the task priority holds back is held back after a restore too, in both modes of the APIC, and then comes in the order of priorities, as
+/// it does without one.
 pub fn priorities_hold_after_a_restore(subject: &Subject<X86_64>) {
     const WAITING: [u64; 4] = [0x45, 0x51, 0x5e, 0x61];
     for x2apic in [false, true] {
