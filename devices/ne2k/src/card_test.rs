@@ -1,10 +1,12 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use proptest::prelude::*;
 use skep_irq::{IrqLine, LineDescription, LineTarget, Polarity, Trigger};
 use skep_memory::MemoryMap;
 use skep_net::LinkInfo;
 use skep_net::testing::TestLink;
-use skep_pci::{NoMessages, PciPlace};
+use skep_pci::{ConfigFunction, NoMessages, PciPlace};
+use skep_state::Component;
 
 use super::*;
 use crate::registers::{command, interrupt};
@@ -24,13 +26,17 @@ impl LineTarget for Wire {
 struct Rig {
     card: Arc<Ne2k>,
     // What is behind a place lives as long as its endpoint.
-    _endpoint: Arc<Endpoint>,
+    endpoint: Arc<Endpoint>,
     link: Arc<TestLink>,
     pin: Receiver<bool>,
 }
 
 impl Rig {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    fn with(rom: Option<OptionRom>) -> Self {
         let link = TestLink::new(LinkInfo { queues: 1, offloads: Offloads::all(), mtu: None });
         let (sender, pin) = channel();
         let wire: Arc<dyn LineTarget> = Arc::new(Wire(Mutex::new(sender)));
@@ -38,10 +44,10 @@ impl Rig {
         let line = IrqLine::to(wire, description);
         let lines = [line, IrqLine::detached(), IrqLine::detached(), IrqLine::detached()];
         let socket = Socket::new(PciPlace::Root(3), MemoryMap::new(), Arc::new(NoMessages), lines);
-        let config = Ne2kConfig { name: "net".into(), link: link.clone(), mac: MAC, rom: None };
+        let config = Ne2kConfig { name: "net".into(), link: link.clone(), mac: MAC, rom };
         let (endpoint, card) = Ne2k::endpoint(&socket, &config).unwrap();
         assert_eq!(link.settings(), (Offloads::empty(), 1));
-        Self { card, _endpoint: endpoint, link, pin }
+        Self { card, endpoint, link, pin }
     }
 
     fn put(&self, port: u64, value: u8) {
@@ -191,11 +197,116 @@ fn a_reset_stops_it_and_frees_the_pin() {
 #[test]
 fn it_is_a_card_of_realteks() {
     let rig = Rig::new();
-    assert_eq!(rig._endpoint.bars()[0], Some(Bar::io(32)));
+    assert_eq!(rig.endpoint.bars()[0], Some(Bar::io(32)));
     assert_eq!((IDENTITY.vendor, IDENTITY.device, IDENTITY.class), (0x10ec, 0x8029, 0x02_0000));
     // Only its own BAR.
     let mut data = [0xff];
     Function::read(&*rig.card, 1, 0, &mut data);
     Function::write(&*rig.card, 1, 0, &[0x22]);
     assert_eq!((data[0], rig.get(0)), (0xff, 0x21));
+}
+
+/// What a guest and a network do: which, where, and bytes.
+type Step = (u8, u16, Vec<u8>);
+
+fn steps(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    let value =
+        prop_oneof![any::<u8>(), Just(0x22), Just(0x26), Just(0x0a), Just(0x12), Just(0x46), Just(0x62), Just(0)];
+    proptest::collection::vec((any::<u8>(), any::<u16>(), proptest::collection::vec(value, 1..=4)), count)
+}
+
+impl Rig {
+    /// Waits until the thread has done all that it was told before.
+    fn settle(&self) {
+        let (sender, paused) = channel();
+        self.card.pause(move || sender.send(()).unwrap());
+        paused.recv_timeout(Duration::from_secs(60)).unwrap();
+        self.card.resume();
+    }
+
+    fn wait(&self, what: &str, mut come: impl FnMut() -> bool) {
+        let begun = std::time::Instant::now();
+        while !come() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Does a step, and says all that it showed.
+    fn step(&self, (kind, at, bytes): &Step) -> String {
+        let mut seen = Vec::new();
+        match kind % 8 {
+            // Command, BARs, the ROM's, the interrupt line: headers.
+            0 => {
+                let offset = [4, 0x10, 0x30, 0x3c, at & 0xfc][usize::from(at >> 8) % 5];
+                let value = bytes.iter().fold(0, |value, byte| value << 8 | u32::from(*byte));
+                let action = ConfigFunction::config_write(&*self.endpoint, offset, u32::MAX, value);
+                seen.extend(format!("{action:?}").into_bytes());
+            }
+            1..=3 => Function::write(&*self.card, REGISTERS, u64::from(at % 32), bytes),
+            4 | 5 => {
+                seen = vec![0xff; bytes.len()];
+                Function::read(&*self.card, REGISTERS, u64::from(at % 32), &mut seen);
+            }
+            6 => self.arrive_if_room(usize::from(at % 1500) + 12, bytes[0]),
+            _ => {
+                seen = vec![0xff; 4];
+                skep_bus::Device::read(&*self.endpoint, 6, u64::from(at % 0x400), &mut seen);
+            }
+        }
+        self.wait("a frame to be sent", || !self.card.shared.lock().is_transmitting());
+        let registers = [4, 0x10, 0x30, 0x3c].map(|offset| ConfigFunction::config_read(&*self.endpoint, offset));
+        let (decoded, pin) = (ConfigFunction::decoded(&*self.endpoint), self.pin.try_iter().collect::<Vec<_>>());
+        format!("{seen:x?} {registers:x?} {decoded:?} {pin:?} {:x?}", self.link.take(0))
+    }
+
+    /// A frame comes for which the ring has room, or of which the card takes no notice.
+    fn arrive_if_room(&self, length: usize, seed: u8) {
+        let mut next = Chip::new(MAC);
+        next.set_state(self.card.save());
+        let frame: Vec<u8> = MAC.into_iter().chain((6..length).map(|_| seed)).collect();
+        if next.receive(&frame) != Room::None {
+            self.link.send(0, &sent(&frame));
+            self.wait("a frame to be received", || self.link.waiting(0) == 0);
+            self.settle();
+            assert!(self.card.save() == *next.state());
+        }
+    }
+}
+
+/// The smallest ROM that is one, for any device.
+fn rom() -> OptionRom {
+    let mut bytes = vec![0; 0x200];
+    bytes[..3].copy_from_slice(&[0x55, 0xaa, 1]);
+    bytes[0x18..0x1a].copy_from_slice(&0x1c_u16.to_le_bytes());
+    bytes[0x1c..0x24].copy_from_slice(b"PCIR\xec\x10\x29\x80");
+    bytes[0x26] = 0x18;
+    (bytes[0x2c], bytes[0x31]) = (1, 0x80);
+    OptionRom::new(&bytes).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// The card as a whole: its place among PCI functions, its ROM, its controller, its pin.
+    #[test]
+    fn fuzz_a_saved_card_behaves_the_same(sane: bool, before in steps(0..60), after in steps(1..60)) {
+        let (one, two) = (Rig::with(Some(rom())), Rig::with(Some(rom())));
+        if sane {
+            one.start();
+        }
+        before.iter().for_each(|step| drop(one.step(step)));
+        one.settle();
+        let records = (one.endpoint.save_record(), one.card.save_record());
+        two.endpoint.restore_record(&records.0).unwrap();
+        two.card.restore_record(&records.1).unwrap();
+        prop_assert_eq!((two.endpoint.save_record(), two.card.save_record()), records);
+        // The line's level is its controller's to restore.
+        two.pin.try_iter().for_each(drop);
+        for step in &after {
+            prop_assert_eq!(one.step(step), two.step(step), "{:x?}", step);
+        }
+        prop_assert_eq!(one.endpoint.save_record(), two.endpoint.save_record());
+        prop_assert_eq!(one.card.save_record(), two.card.save_record());
+    }
 }

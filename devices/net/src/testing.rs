@@ -129,6 +129,16 @@ impl Queue {
     }
 }
 
+/// Another card may have it.
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let _ = self.with(|pair| {
+            (pair.open, pair.bell) = (false, None);
+            Ok(())
+        });
+    }
+}
+
 impl LinkQueue for Queue {
     fn send(&mut self, frame: &[GuestSlice<'_>]) -> io::Result<()> {
         self.with(|pair| {

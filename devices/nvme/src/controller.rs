@@ -104,6 +104,12 @@ impl Controller {
         self.shared.skipped.fetch_add(nanos, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Waits until the admin worker has ended the round that it is in.
+    #[cfg(test)]
+    pub(crate) fn pass_round(&self) {
+        drop(self.shared.wake.round());
+    }
+
     /// Begins to stop: nothing more is taken, and `done` is called, on a thread of the controller's, when nothing is in flight any more and
     /// its state can be saved. vCPUs have stopped before.
     pub fn pause(&self, done: impl FnOnce() + Send + 'static) {

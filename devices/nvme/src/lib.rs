@@ -49,6 +49,9 @@ mod unit;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 mod testing;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // Tests.
+mod twin_test;
 
 pub use config::{ControllerConfig, NamespaceConfig, NvmeError, PowerState};
 pub use controller::Controller;

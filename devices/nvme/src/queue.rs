@@ -49,10 +49,10 @@ impl SubmissionQueue {
         u64::from(self.state.id) * 2
     }
 
-    /// Takes on shadows. Where they are `new`, they are told what the registers hold.
+    /// Takes on shadows. Where they are `new`, they are told what the registers hold, or the shadows of before.
     pub(crate) fn set_shadow(&mut self, shadow: Option<Shadow>, new: Option<&RamView>) {
         if let (Some(shadow), Some(ram)) = (&shadow, new) {
-            shadow.set(ram, self.index(), self.doorbell.value());
+            shadow.set(ram, self.index(), self.tail(ram));
         }
         self.shadow = shadow;
     }
@@ -109,9 +109,7 @@ impl CompletionQueue {
     }
 
     pub(crate) fn state(&mut self, ram: Option<&RamView>) -> CompletionQueueState {
-        if let Some(ram) = ram {
-            self.update_head(ram);
-        }
+        self.update_head(ram);
         self.state.clone()
     }
 
@@ -128,12 +126,18 @@ impl CompletionQueue {
         u64::from(self.state.id) * 2 + 1
     }
 
-    /// Takes on shadows. Where they are `new`, they are told what the registers hold.
+    /// Takes on shadows. Where they are `new`, they are told what the registers hold, or the shadows of before.
     pub(crate) fn set_shadow(&mut self, shadow: Option<Shadow>, new: Option<&RamView>) {
         if let (Some(shadow), Some(ram)) = (&shadow, new) {
-            shadow.set(ram, self.index(), self.doorbell.value());
+            shadow.set(ram, self.index(), self.told(Some(ram)));
         }
         self.shadow = shadow;
+    }
+
+    /// The head that the host has told: by the shadow, if it uses one and that can be read.
+    fn told(&self, ram: Option<&RamView>) -> u32 {
+        let shadow = self.shadow.zip(ram).and_then(|(shadow, ram)| shadow.load(ram, self.index()));
+        shadow.unwrap_or_else(|| self.doorbell.value())
     }
 
     fn used(&self) -> u32 {
@@ -141,13 +145,11 @@ impl CompletionQueue {
     }
 
     /// Looks at what the host has taken. A head that the host can't have reached is no news.
-    pub(crate) fn update_head(&mut self, ram: &RamView) {
-        let shadow = self.shadow.and_then(|shadow| shadow.load(ram, self.index()));
-        let head = shadow.unwrap_or_else(|| self.doorbell.value());
-        let entries = self.state.entries;
+    pub(crate) fn update_head(&mut self, ram: Option<&RamView>) {
+        let (head, entries) = (self.told(ram), self.state.entries);
         if head < entries && (head + entries - self.state.head) % entries <= self.used() {
             self.state.head = head;
-            if shadow.is_some() {
+            if self.shadow.is_some() {
                 self.doorbell.set_value(head);
             }
         }
@@ -156,7 +158,7 @@ impl CompletionQueue {
     /// Whether one more can be posted besides `reserved`. One slot always stays empty.
     pub(crate) fn has_room(&mut self, reserved: u32, ram: &RamView) -> bool {
         if self.used() + reserved + 1 >= self.state.entries {
-            self.update_head(ram);
+            self.update_head(Some(ram));
         }
         self.used() + reserved + 1 < self.state.entries
     }

@@ -51,7 +51,7 @@ impl Bus for TestBus {
 pub(crate) fn wait_for(what: &str, mut come: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !come() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "waited in vain for {what}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
         std::thread::yield_now();
     }
 }

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 use skep_state::State;
 
 use super::*;
-use crate::FunctionState;
 use crate::testing::*;
+use crate::{FunctionState, GenericHostBridge, Mch};
 use skep_state::testing::spoilt;
 
 #[test]
@@ -164,8 +164,13 @@ proptest! {
         before in steps(0..150),
         other in steps(0..80),
         after in steps(1..150),
+        generic: bool,
     ) {
-        let (one, two) = (placed(), placed());
+        let rig = || {
+            let bridge: Arc<dyn ChipsetFunction> = if generic { Arc::new(GenericHostBridge::default()) } else { Arc::new(Mch::default()) };
+            rig_with(bridge, &[0]).placed()
+        };
+        let (one, two) = (rig(), rig());
         before.iter().for_each(|step| drop(one.step(step)));
         other.iter().for_each(|step| drop(two.step(step)));
         let record = one.root.save_record();

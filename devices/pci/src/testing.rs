@@ -180,6 +180,8 @@ pub(crate) struct Rig {
 /// The device of the rig's endpoint on bus 0, and that of its first port.
 pub(crate) const INTEGRATED: u8 = 4;
 pub(crate) const FIRST_PORT: u8 = 8;
+/// What devices behind its ports are called.
+pub(crate) const BEHIND: [&str; 3] = ["two", "three", "four"];
 
 /// The rig's endpoints, once placed, and its first port.
 pub(crate) const ONE: Address = Address::new(0, INTEGRATED);
@@ -193,6 +195,11 @@ pub(crate) const WINDOWS: Windows = Windows {
 };
 
 pub(crate) fn rig() -> Rig {
+    rig_with(Arc::new(Mch::default()), &[0])
+}
+
+/// With that at device 0, and devices behind those ports.
+pub(crate) fn rig_with(bridge: Arc<dyn ChipsetFunction>, ports: &[u8]) -> Rig {
     let sink = Sink::default();
     let log = sink.log.clone();
     let ejected = Arc::new(Mutex::new(Vec::new()));
@@ -205,13 +212,14 @@ pub(crate) fn rig() -> Rig {
             move |endpoint| ejected.lock().unwrap().push(endpoint.place())
         }),
     }));
-    root.add_chipset(0, Arc::new(Mch::default())).unwrap();
+    root.add_chipset(0, bridge).unwrap();
     root.add_chipset(31, Arc::new(LpcBridge::new(Some(0x600)))).unwrap();
     for number in 0..3 {
         root.add_port(number, FIRST_PORT + number).unwrap();
     }
     let mut probes = Vec::new();
-    for (name, place) in [("one", PciPlace::Root(INTEGRATED)), ("two", PciPlace::Port(0))] {
+    let behind = ports.iter().map(|number| (BEHIND[usize::from(*number)], PciPlace::Port(*number)));
+    for (name, place) in [("one", PciPlace::Root(INTEGRATED))].into_iter().chain(behind) {
         let (endpoint, probe) = probe(&root.socket(place).unwrap(), &log, name, &config());
         root.insert(endpoint).unwrap();
         probes.push(probe);
@@ -222,14 +230,17 @@ pub(crate) fn rig() -> Rig {
 
 /// [`rig`], placed and mapped.
 pub(crate) fn placed() -> Rig {
-    let rig = rig();
-    rig.root.place(&WINDOWS).unwrap();
-    rig.update();
-    rig.log.take();
-    rig
+    rig().placed()
 }
 
 impl Rig {
+    pub(crate) fn placed(self) -> Self {
+        self.root.place(&WINDOWS).unwrap();
+        self.update();
+        self.log.take();
+        self
+    }
+
     pub(crate) fn update(&self) {
         let spaces =
             Spaces { memory: &self.memory, io: IoSpace::Ports(&self.ports), doorbells: Some(&Bells(self.log.clone())) };

@@ -49,6 +49,8 @@ mod transport;
 pub mod vhost_user;
 pub mod vsock;
 
+#[cfg(test)]
+mod flight_test;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod state_test;

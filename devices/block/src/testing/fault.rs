@@ -136,7 +136,8 @@ struct Queue {
     depth: usize,
     block_size: usize,
     released: u64,
-    hanging: Vec<(Request, bool)>,
+    /// Whether they can be cancelled, and how many releases there had been when they came.
+    hanging: Vec<(Request, bool, u64)>,
     /// Of those of which a part is being done: their own buffer, and what they fail with.
     partial: BTreeMap<u64, (Buffer, IoError)>,
     /// Of those that are delayed and not yet done below: by how much.
@@ -179,18 +180,15 @@ impl Queue {
     }
 
     fn let_go(&mut self) {
-        let releases = {
+        let (releases, free) = {
             let mut plan = self.shared.lock();
-            if plan.releases != self.released {
-                plan.hanging -= self.hanging.len();
-            }
-            plan.releases
+            let free: Vec<_> = self.hanging.extract_if(.., |(.., since)| *since < plan.releases).collect();
+            plan.hanging -= free.len();
+            (plan.releases, free)
         };
         if releases != self.released {
             self.released = releases;
-            for (request, _) in std::mem::take(&mut self.hanging) {
-                self.pass(request);
-            }
+            free.into_iter().for_each(|(request, ..)| self.pass(request));
             self.queue.kick();
         }
     }
@@ -201,7 +199,11 @@ impl DiskQueue for Queue {
         if self.in_flight() >= self.depth {
             return Err(request);
         }
-        let fault = self.shared.lock().rule.as_mut().and_then(|rule| rule(&request.operation));
+        // A release that comes from here on is one for this request.
+        let (fault, since) = {
+            let mut plan = self.shared.lock();
+            (plan.rule.as_mut().and_then(|rule| rule(&request.operation)), plan.releases)
+        };
         match fault {
             None => self.pass(request),
             Some(Fault::Fail(error)) => self.fail(request.tag, error, request.buffer),
@@ -211,7 +213,7 @@ impl DiskQueue for Queue {
                 self.pass(request);
             }
             Some(fault @ (Fault::Hang | Fault::HangForGood)) => {
-                self.hanging.push((request, fault == Fault::Hang));
+                self.hanging.push((request, fault == Fault::Hang, since));
                 self.shared.lock().hanging += 1;
                 self.shared.changed.notify_all();
             }
@@ -254,9 +256,9 @@ impl DiskQueue for Queue {
     }
 
     fn cancel(&mut self, tag: u64) {
-        match self.hanging.iter().position(|(request, can)| request.tag == tag && *can) {
+        match self.hanging.iter().position(|(request, can, _)| request.tag == tag && *can) {
             Some(place) => {
-                let (request, _) = self.hanging.swap_remove(place);
+                let (request, ..) = self.hanging.swap_remove(place);
                 self.shared.lock().hanging -= 1;
                 self.fail(tag, IoError::Cancelled, request.buffer);
             }

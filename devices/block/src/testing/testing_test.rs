@@ -97,9 +97,11 @@ fn what_hangs_is_released_or_cancelled() {
     let disk = FaultDisk::new(MemoryDisk::new(4096, 512));
     disk.set_rule(|_| Some(Fault::Hang));
     let mut queue = disk.open_queue(8).unwrap();
+    disk.release();
     submit(&mut *queue, 1, WRITE, buffer(1, 512));
     submit(&mut *queue, 2, WRITE, buffer(2, 512));
     disk.wait_hanging(2);
+    // The releases before are none of theirs.
     assert_eq!((reap(&mut *queue).len(), queue.in_flight()), (0, 2));
     queue.cancel(1);
     assert_eq!(results(&reap(&mut *queue)), [(1, Err(IoError::Cancelled))]);

@@ -4,7 +4,7 @@ use skep_state::Persist;
 
 use crate::ControllerConfig;
 use crate::spec::{Command, Status, admin, io};
-use crate::testing::{BAR, DATA, Guest, Pair, command, config, map, namespace, transfer, wait_for};
+use crate::testing::{BAR, DATA, Guest, Pair, RAM, command, config, map, namespace, transfer, wait_for};
 
 fn enabled() -> Guest {
     let mut guest = Guest::new();
@@ -228,6 +228,53 @@ fn events_wait_for_requests_and_requests_for_events() {
     guest.submit(&mut admin, &command(admin::GET_LOG_PAGE, 0, DATA, [2 | 127 << 16, 0, 0, 0, 0, 0]));
     let done = [guest.wait(&mut admin), guest.wait(&mut admin)];
     assert_eq!(done[1].result, 0x02_01_01);
+}
+
+#[test]
+fn what_has_happened_when_it_stops_is_told_by_its_heir() {
+    let mut guest = enabled();
+    assert_eq!(guest.set_feature(0xb, 0x100), Ok(0));
+    guest.pause();
+    // The admin worker has no round in which to take them.
+    guest.write32(0x1008, 1);
+    guest.disk.resize(2 << 20);
+    let mut guest = guest.successor(crate::testing::config());
+    let request = command(admin::ASYNC_EVENT, 0, 0, [0; 6]);
+    let mut told = [guest.admin(&request).result, guest.admin(&request).result];
+    told.sort_unstable();
+    assert_eq!(told, [0x01_00_00, 0x04_00_02]);
+    assert_eq!(guest.log(4, 0, 4).unwrap(), [1, 0, 0, 0]);
+}
+
+#[test]
+fn a_controller_whose_admin_queue_has_left_ram_is_saved() {
+    let guest = enabled();
+    guest.disable();
+    // Of its 32 entries, the last eight are where there is nothing.
+    let mut admin = Pair::new(0, 32);
+    guest.set_admin_queues();
+    guest.write64(0x28, RAM - 0x1000);
+    guest.write32(0x24, 31 << 16 | 71);
+    guest.poke(admin.completion(), &[0; 512]);
+    guest.write32(0x14, 0x0046_0001);
+    wait_for("ready", || guest.status() & 1 == 1);
+    let request = command(admin::ASYNC_EVENT, 0, 0, [0; 6]).to_bytes();
+    guest.poke(RAM - 0x1000, &request);
+    let rest: Vec<u8> = command(admin::KEEP_ALIVE, 0, 0, [0; 6]).to_bytes().repeat(63);
+    guest.poke(RAM - 0x1000 + 64, &rest);
+    for (tail, ends) in [(32, 31), (64, 32), (66, 0)] {
+        guest.write32(0x1000, tail);
+        for _ in 0..ends {
+            assert_eq!(guest.wait(&mut admin).status, Status::SUCCESS);
+        }
+    }
+    wait_for("the fatal status", || guest.status() & 2 == 2);
+    skep_state::State::check(&guest.pause()).unwrap();
+    let mut guest = guest.successor(crate::testing::config());
+    assert_eq!(guest.status(), 3);
+    guest.disable();
+    guest.enable();
+    assert!(guest.identify(1, 0).is_ok());
 }
 
 #[test]

@@ -54,6 +54,10 @@ impl Admin {
             && self.units.values().all(|unit| unit.paused.is_some());
         if self.pausing.is_some() && at_rest {
             self.paused = true;
+            // What other threads have seen since the last round is part of the state.
+            if self.life == Life::Enabled {
+                self.notice();
+            }
             let state = self.state();
             if let Some(stopped) = self.pausing.take() {
                 stopped(state);
@@ -70,6 +74,8 @@ impl Admin {
             }
             _ => None,
         };
+        // Admin queues that can't be reached are gone until the guest resets the controller, and all that goes with them is of no use.
+        let enabled = admin.is_some();
         let features = self.saved_features();
         let errors = self.shared.errors.lock().unwrap_or_else(PoisonError::into_inner);
         let mut health = self.health();
@@ -82,15 +88,18 @@ impl Admin {
             admin_submission_base: registers.admin_submission_base,
             admin_completion_base: registers.admin_completion_base,
             interrupt_mask: registers.interrupt_mask,
-            units: if admin.is_some() {
+            units: if enabled {
                 self.units.values().filter_map(|unit| unit.paused.clone()).collect()
             } else {
                 Vec::new()
             },
             admin,
-            shadow: self.shadow.map(|Shadow { doorbells, events }| ShadowState { doorbells, events }),
+            shadow: self
+                .shadow
+                .filter(|_| enabled)
+                .map(|Shadow { doorbells, events }| ShadowState { doorbells, events }),
             features,
-            event_requests: self.events.requests.clone(),
+            event_requests: if enabled { self.events.requests.clone() } else { Vec::new() },
             events: self.events.queue.iter().copied().collect(),
             events_masked: self.events.masked,
             changed: self.events.changed.iter().copied().collect(),

@@ -173,6 +173,12 @@ fn without_bus_mastering_nothing_is_taken_and_nothing_told() {
     guest.master.set(true);
     guest.ring(&pair);
     assert_eq!(guest.wait(&mut pair).status, Status::SUCCESS);
+    // What it was told of meanwhile is saved.
+    assert_eq!(guest.io(&mut pair, &transfer(io::READ, 0, 1, DATA)), Status::SUCCESS);
+    guest.master.set(false);
+    assert_eq!(guest.pause().units[0].completion.head, pair.head);
+    guest.controller.resume();
+    guest.master.set(true);
     // With something in flight, its end can't be told any more.
     guest.controller.attach(2, &namespace(guest.disk.clone())).unwrap();
     guest.faults.set_rule(|_| Some(Fault::Hang));

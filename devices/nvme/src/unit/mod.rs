@@ -533,7 +533,7 @@ impl Job for Unit {
             // By the pin the host is told of what it has not taken, so each step of it matters; else only where room is short.
             let reserved = self.active();
             if self.completion.vector().is_some() && !self.shared.bus.messages_enabled() {
-                self.completion.update_head(&ram);
+                self.completion.update_head(Some(&ram));
                 self.completion.ask(&ram);
                 self.shared.update_pin();
             } else if !self.completion.has_room(reserved, &ram) {

@@ -205,6 +205,17 @@ fn shadow_doorbells_need_no_register() {
         assert_eq!(done.unwrap().status, Status::SUCCESS);
     }
     assert_eq!(guest.disk.counts().writes, 201);
+    // Others in their place begin with what these tell, and not with what the registers last heard.
+    for page in [SHADOW, SHADOW + 0x4000] {
+        let buffer = command(admin::DOORBELL_BUFFER, 0, page, [0; 6]);
+        assert_eq!(guest.admin(&buffer).status, Status::SUCCESS);
+        assert_eq!((word(&guest, page + 8), word(&guest, page + 12)), (pair.tail, pair.head));
+    }
+    guest.pause();
+    guest.controller.resume();
+    assert_eq!(guest.disk.counts().writes, 201);
+    assert!(guest.look(&mut pair).is_none());
+    assert_eq!(guest.admin(&command(admin::DOORBELL_BUFFER, 0, SHADOW, [0; 6])).status, Status::SUCCESS);
     // A shadow that is no index is no news.
     guest.poke(SHADOW + 8, &u32::MAX.to_le_bytes());
     doorbells[0].1.write(1).unwrap();

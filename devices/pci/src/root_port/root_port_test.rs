@@ -2,7 +2,7 @@ use skep_state::Component;
 
 use super::*;
 use crate::testing::*;
-use crate::{PciError, PciPlace};
+use crate::{Mch, PciError, PciPlace};
 
 /// Offsets in the PCI Express capability.
 const LINK: u16 = 0x12;
@@ -249,4 +249,70 @@ fn a_slot_has_a_state() {
     it.rig.root.unplug(PciPlace::Port(0)).unwrap();
     it.rig.root.reset_component();
     assert_eq!(state(0), Some(SlotState::On), "it must be asked for again");
+}
+
+/// What the host and the guest do to the slots: which, at which port, and a value.
+type HotStep = (u8, u8, u16);
+
+impl Hotplug {
+    /// A machine that has devices behind these ports.
+    fn with(ports: &[u8]) -> Self {
+        Self { rig: rig_with(Arc::new(Mch::default()), ports).placed() }
+    }
+
+    fn children(&self) -> Vec<u8> {
+        let ports = self.rig.root.ports().into_iter().filter(|port| port.child().is_some());
+        ports.map(|port| port.number()).collect()
+    }
+
+    /// Does a step, and says all that can be seen of the slots.
+    fn step(&self, (kind, number, value): HotStep) -> (Vec<String>, Vec<String>) {
+        let (number, place) = (number % 3, PciPlace::Port(number % 3));
+        let port = Address::new(0, FIRST_PORT + number);
+        match kind % 10 {
+            0 | 1 if self.rig.root.socket(place).is_ok() => drop(self.plug(BEHIND[usize::from(number)], number)),
+            2 | 3 => self.rig.log.note(format!("{:?}", self.rig.root.unplug(place).ok())),
+            4 => self.control(port, [ON, OFF, ON | 1 << 10][usize::from(value) % 3]),
+            5 => self.control(port, value.into()),
+            6 => self.rig.write(port, self.at(port, SLOT_STA), 2, value.into()),
+            7 => self.enable_msi(port),
+            // MSI off, or masked by the command register, or the pin.
+            8 => self.rig.write(port, self.rig.capability(port, 5) + 2, 2, u32::from(value & 1)),
+            _ => self.rig.write(port, 4, 2, 3 | u32::from(value & 0x404)),
+        }
+        let seen = self.rig.root.ports().into_iter().map(|port| {
+            let at = Address::new(0, port.device());
+            let registers = [LINK, SLOT_CTL, SLOT_STA].map(|register| self.rig.read16(at, self.at(at, register)));
+            let behind = port.buses().map(|(bus, _)| self.rig.read(Address::new(bus, 0), 0));
+            format!("{registers:x?} {behind:x?} {:?} {:x}", port.slot_state(), self.rig.read(at, 4))
+        });
+        let seen = seen.chain(self.rig.mapped()).chain([format!("{:?}", self.children())]).collect();
+        (seen, self.rig.log.take())
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// With slots that are empty, full, on and off, and requests under way.
+    #[test]
+    fn slots_saved_and_restored_behave_the_same(
+        before in proptest::collection::vec(proptest::prelude::any::<HotStep>(), 0..40),
+        after in proptest::collection::vec(proptest::prelude::any::<HotStep>(), 1..40),
+    ) {
+        let one = Hotplug::with(&[0]);
+        before.iter().for_each(|step| drop(one.step(*step)));
+        let record = one.rig.root.save_record();
+        let two = Hotplug::with(&one.children());
+        two.rig.root.restore_record(&record).unwrap();
+        two.rig.update();
+        two.rig.log.take();
+        proptest::prop_assert_eq!(&two.rig.root.save_record(), &record, "what is restored is what is saved");
+        for step in &after {
+            proptest::prop_assert_eq!(one.step(*step), two.step(*step), "{:?}", step);
+        }
+        let ejected = |it: &Hotplug| it.rig.ejected.lock().unwrap().len();
+        proptest::prop_assert!(ejected(&one) >= ejected(&two));
+        proptest::prop_assert_eq!(one.rig.root.save_record(), two.rig.root.save_record());
+    }
 }

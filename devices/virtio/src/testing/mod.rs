@@ -135,6 +135,14 @@ impl<D: VirtioDevice> Rig<D> {
         Self { guest, rings, told, ear, device, event_index }
     }
 
+    /// Another device on the same memory and rings, which goes on where the one before has stopped.
+    pub(crate) fn succeed(&mut self, device: Arc<D>, states: &[QueueState]) {
+        (self.ear, self.told) = Ear::new();
+        device.attach(self.ear.clone());
+        self.device = device;
+        self.start_all(states);
+    }
+
     /// Lets the driver be ready and starts all queues, where `states` says.
     pub(crate) fn start_all(&mut self, states: &[QueueState]) {
         let ring_features = crate::feature::VERSION_1 | crate::feature::INDIRECT;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_guest_protocol::{IrqSlot, Operation, Width, irq_slot};
-use skep_irq::{IrqLine, Msi, Polarity, Trigger};
+use skep_irq::{IrqLine, Msi, MsiTarget, Polarity, Trigger};
+use skep_memory::vm_memory::{Bytes, GuestAddress};
 
 use super::bus::Space;
 use super::rig::{List, Rig, Stop};
@@ -355,4 +356,93 @@ pub fn pending_interrupts_survive_a_restore<A: Target>(subject: &Subject<A>) {
         rig.results(list);
         assert_eq!(rig.slot(table, other), (1, A::cpu_id(0)));
     });
+}
+
+/// Whatever waits when the state is taken, by message or by a level line, is taken once after a restore as without one; and the controller goes
+/// on: the same and other messages come again, and a line that is still high interrupts again.
+pub fn whatever_waits_is_taken_once_after_a_restore<A: Target>(subject: &Subject<A>) {
+    const MESSAGES: u32 = 6;
+    for seed in 1..=4_u64 {
+        Rig::for_each(subject, 1, |mut rig| {
+            let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            let (waits, asserted) = (|message: usize| random >> message & 1 == 1, random >> 8 & 1 == 1);
+            let table = rig.table();
+            let Messages { target, requester, setup, messages } = A::messages(&mut rig, 0, MESSAGES);
+            let Level { lines, line, irq: level, setup: level_setup } = A::level(&rig);
+            let irqs: Vec<u64> = messages.iter().map(|(_, irq)| *irq).collect();
+            let mut operations = [&[A::init_interrupts(&rig, table)], &setup[..], &level_setup].concat();
+            operations.push(on_irq::<A>(level));
+            operations.extend(rig.pause());
+            let waiting = irqs.iter().enumerate().filter(|(message, _)| waits(*message));
+            operations.extend(waiting.flat_map(|(_, irq)| take(table, *irq, 1)));
+            // The line may interrupt once too often (see `came`), so that no count is waited for.
+            let word = rig.allocate(8, 8);
+            if asserted {
+                let spin = SpinUntil { address: word, value: 1, width: Width::Eight };
+                operations.extend([SetInterrupts { on: true }, spin, SetInterrupts { on: false }]);
+            }
+            operations.extend(rig.pause());
+            let all = irqs.iter().enumerate();
+            operations.extend(all.flat_map(|(message, irq)| take(table, *irq, 1 + u64::from(waits(message)))));
+            let list = rig.list(&operations);
+            rig.boot(0, list);
+            assert_eq!(rig.run(0), Stop::At(0));
+            for (message, (what, _)) in messages.iter().enumerate().filter(|(message, _)| waits(*message)) {
+                // What comes again while it waits is the same interrupt.
+                for _ in 0..=(random >> (10 + 2 * message) & 3) {
+                    target.signal(*what, requester).expect("the message is delivered");
+                }
+            }
+            let handle = Arc::new(lines.line(line, Trigger::Level, Polarity::High).expect("the line is there"));
+            if asserted {
+                handle.assert();
+            }
+            let (saved, ram) = (rig.save(), rig.used());
+            // From here on twice: in the VM that was saved, and in the one that is restored.
+            let go_on = |rig: &mut Rig<A>, target: &dyn MsiTarget, handle: &Arc<IrqLine>| {
+                let (line, ram, mut handled) = (Arc::clone(handle), rig.map.ram(), 0);
+                rig.bus.on(Space::Memory, A::DEVICE + HANDLED, move |_| {
+                    handled += 1;
+                    if handled == 2 {
+                        line.deassert();
+                        ram.write_slice(&1_u64.to_le_bytes(), GuestAddress(word)).expect("the word is in RAM");
+                    }
+                    0
+                });
+                assert_eq!(rig.run(0), Stop::At(1), "seed {seed}");
+                for (message, irq) in irqs.iter().enumerate() {
+                    let (count, _) = rig.slot(table, *irq);
+                    assert_eq!(count, u64::from(waits(message)), "seed {seed}: {irq}");
+                }
+                if asserted {
+                    came(rig, table, level, 2);
+                }
+                for (what, _) in &messages {
+                    target.signal(*what, requester).expect("the message is delivered");
+                }
+                assert_eq!(rig.run(0), Stop::End, "seed {seed}");
+                rig.results(list);
+                for (message, irq) in irqs.iter().enumerate() {
+                    assert_eq!(
+                        rig.slot(table, *irq),
+                        (1 + u64::from(waits(message)), A::cpu_id(0)),
+                        "seed {seed}: {irq}"
+                    );
+                }
+                assert!(!handle.is_asserted());
+            };
+            go_on(&mut rig, &*target, &handle);
+            drop((target, handle, lines));
+            let mut rig = rig.successor(subject);
+            rig.rewind(&ram);
+            rig.restore(&saved);
+            let Level { lines, .. } = A::level(&rig);
+            let handle = Arc::new(lines.line(line, Trigger::Level, Polarity::High).expect("the line is there"));
+            if asserted {
+                A::restore_level(&handle);
+            }
+            let Messages { target, .. } = A::messages(&mut rig, 0, MESSAGES);
+            go_on(&mut rig, &*target, &handle);
+        });
+    }
 }

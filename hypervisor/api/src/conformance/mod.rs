@@ -69,7 +69,8 @@ macro_rules! conformance_suite {
         $crate::conformance_suite! { @common $subject, {
             x86_64: ports_of_every_width string_io_is_exact msrs_call_back cpuid_is_as_configured a_triple_fault_is_told
                 external_interrupts_are_taken only_level_pins_report_their_end apic_ids_beyond_255
-                string_io_under_way_is_finished_by_save extended_registers_survive;
+                string_io_under_way_is_finished_by_save extended_registers_survive priorities_hold_after_a_restore
+                any_state_of_an_x2apic_survives;
         } }
     };
     (aarch64: $subject:path) => {
@@ -91,7 +92,7 @@ macro_rules! conformance_suite {
                 an_access_under_way_is_finished_by_save what_does_not_fit_is_refused reset_is_the_power_on_state;
             interrupts: messages_are_counted a_message_finds_its_cpu masked_messages_wait eventfds_are_messages
                 cpus_interrupt_each_other a_message_ends_a_halt level_lines_interrupt_until_deasserted shared_lines_are_high_while_any_is
-                pending_interrupts_survive_a_restore;
+                pending_interrupts_survive_a_restore whatever_waits_is_taken_once_after_a_restore;
             powers: powers_are_at_most_what_was_asked_for doorbells_take_the_place_of_callbacks
                 posted_writes_come_in_their_order posted_writes_of_another_cpu_come_first posted_writes_outlast_their_range
                 the_dirty_log_is_exact;

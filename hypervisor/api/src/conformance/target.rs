@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use skep_guest_protocol::Operation;
-use skep_irq::{LineTable, MsiMessage, MsiTarget, RequesterId};
+use skep_irq::{IrqLine, LineTable, MsiMessage, MsiTarget, RequesterId};
 
 use super::bus::Recorder;
 use super::rig::Rig;
@@ -109,4 +109,9 @@ pub trait Target: Arch<VmConfig: Clone, VcpuConfig: Clone, Capabilities: Clone> 
     /// A level-triggered line to vCPU 0.
     #[doc(hidden)]
     fn level(rig: &Rig<Self>) -> Level;
+    /// Lets that line be high as it was when the state was taken, which the backend has restored.
+    #[doc(hidden)]
+    fn restore_level(line: &IrqLine) {
+        line.restore(true);
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_guest_protocol::{Operation, Status, Width, X86_64_END, X86_64_LOAD};
-use skep_irq::{ApicBus, LineTable, LineTarget, MsiMessage};
+use skep_irq::{ApicBus, IrqLine, LineTable, LineTarget, MsiMessage};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::{Recorder, Space};
@@ -222,6 +222,11 @@ impl Target for X86_64 {
             0
         });
         Level { lines: LineTable::new(pin, 0..=23), line: 1, irq: VECTOR.into(), setup: Vec::new() }
+    }
+
+    fn restore_level(line: &IrqLine) {
+        // The IOAPIC is the machine's, and this one has no state: it sends once more what waits in the APIC already.
+        line.assert();
     }
 }
 
@@ -535,4 +540,110 @@ pub fn apic_ids_beyond_255(subject: &Subject<X86_64>) {
     rig.results(list);
     rig.results(other);
     assert_eq!([0x41, 0x42, 0x43].map(|vector| rig.slot(table, vector)), [(1, ID), (1, ID), (1, 0)]);
+}
+
+/// What the task priority holds back is held back after a restore too, in both modes of the APIC, and then comes in the order of priorities, as
+/// it does without one.
+pub fn priorities_hold_after_a_restore(subject: &Subject<X86_64>) {
+    const WAITING: [u64; 4] = [0x45, 0x51, 0x5e, 0x61];
+    for x2apic in [false, true] {
+        let mut rig = Rig::new(subject, 1);
+        let table = rig.table();
+        let (init, priority) = if x2apic {
+            (InitX2Apic { table }, (|value| WriteMsr { index: 0x808, value }) as fn(u64) -> Operation)
+        } else {
+            let write: fn(u64) -> Operation = |value| WriteMemory { address: APIC + 0x80, value, width: Width::Four };
+            (InitLocalApic { base: APIC, table }, write)
+        };
+        let mut operations = vec![init, priority(0x50)];
+        operations.extend(WAITING.map(on_irq::<X86_64>));
+        operations.extend(rig.pause());
+        operations.extend(take(table, 0x61, 1));
+        operations.extend(rig.pause());
+        operations.push(priority(0x40));
+        operations.extend(take(table, 0x51, 1));
+        operations.extend(rig.pause());
+        operations.push(priority(0));
+        operations.extend(take(table, 0x45, 1));
+        let list = rig.list(&operations);
+        rig.boot(0, list);
+        assert_eq!(rig.run(0), Stop::At(0));
+        for vector in WAITING {
+            rig.interrupts.apics.signal(message(0, vector), None).expect("the message is delivered");
+        }
+        let (saved, ram) = (rig.save(), rig.used());
+        let go_on = |rig: &mut Rig<X86_64>| {
+            rig.bus.forget();
+            let order = |rig: &Rig<X86_64>| {
+                let handled = rig.bus.at(X86_64::DEVICE + HANDLED);
+                handled.iter().map(|access| access.value).collect::<Vec<_>>()
+            };
+            assert_eq!(rig.run(0), Stop::At(1));
+            assert_eq!(order(rig), [0x61], "the others wait");
+            assert_eq!(rig.run(0), Stop::At(2));
+            assert_eq!(order(rig), [0x61, 0x5e, 0x51], "the highest first");
+            assert_eq!(rig.run(0), Stop::End);
+            assert_eq!(order(rig), [0x61, 0x5e, 0x51, 0x45]);
+            rig.results(list);
+        };
+        go_on(&mut rig);
+        let mut rig = rig.successor(subject);
+        rig.rewind(&ram);
+        rig.restore(&saved);
+        go_on(&mut rig);
+    }
+}
+
+/// [`super::state::any_state_of_a_controller_survives`] for an APIC in x2APIC mode, where registers are MSRs.
+pub fn any_state_of_an_x2apic_survives(subject: &Subject<X86_64>) {
+    // Bits that a guest may write as it likes, and those that it always sets; see `controller_registers`, the first holds interrupts back.
+    const WRITTEN: [(u32, u32, u32); 11] = [
+        (0x808, 0xf, 0xf0),
+        (0x80f, 0xef, 0x110),
+        (0x832, 0x1_00ef, 0x10),
+        (0x833, 0x1_00ef, 0x10),
+        (0x834, 0x1_00ef, 0x10),
+        (0x835, 0x1_a0ef, 0x10),
+        (0x836, 0x1_a0ef, 0x10),
+        (0x837, 0x1_00ef, 0x10),
+        (0x83e, 0xb, 0),
+        // An interrupt to itself, which waits: by a register of its own, and by the command register.
+        (0x83f, 0xcf, 0x20),
+        (0x830, 0xcf, 0x4_0020),
+    ];
+    // Id, version, PPR, LDR; ISR, TMR and IRR; and what was written, as far as it is read.
+    let read = [0x802, 0x803, 0x80a, 0x80d].into_iter().chain(0x810..0x828);
+    let read: Vec<u32> = read.chain(WRITTEN.map(|(index, ..)| index).into_iter().filter(|one| *one != 0x83f)).collect();
+    for seed in 1..6_u64 {
+        let mut rig = Rig::new(subject, 1);
+        let table = rig.table();
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut next = || {
+            // Xorshift.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 16) as u32
+        };
+        let mut operations = vec![InitX2Apic { table }];
+        operations.extend((0..60).map(|number| {
+            let (index, free, set) = WRITTEN[if number == 0 { 0 } else { next() as usize % WRITTEN.len() }];
+            WriteMsr { index, value: u64::from(next() & free | set) }
+        }));
+        operations.extend(rig.pause());
+        operations.extend(read.iter().map(|index| ReadMsr { index: *index }));
+        let list = rig.list(&operations);
+        rig.boot(0, list);
+        assert_eq!(rig.run(0), Stop::At(0));
+        let (saved, ram) = (rig.save(), rig.used());
+        assert_eq!(rig.run(0), Stop::End);
+        let seen = rig.results(list);
+        let mut rig = rig.successor(subject);
+        rig.rewind(&ram);
+        rig.restore(&saved);
+        assert_eq!(rig.run(0), Stop::End);
+        for (index, (found, seen)) in rig.results(list).into_iter().zip(seen).enumerate() {
+            assert_eq!(found, seen, "seed {seed}: {:x?}", operations[index]);
+        }
+    }
 }

@@ -21,12 +21,15 @@ const IF: u64 = 1 << 9;
 /// Local APIC registers by offset / 16 (SDM 3A table 12-1).
 const ID: usize = 0x02;
 const VERSION: usize = 0x03;
+const PRIORITY: usize = 0x08;
 const SPURIOUS: usize = 0x0f;
 const ISR: usize = 0x10;
 const TMR: usize = 0x18;
 const IRR: usize = 0x20;
 const LVT: [usize; 7] = [0x2f, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37];
 const LINT0: usize = 0x35;
+/// Of x2APIC mode only.
+const SELF_IPI: usize = 0x3f;
 const MASKED: u32 = 1 << 16;
 const EXTERNAL: u32 = 7 << 8;
 /// Bits of IA32_APIC_BASE.
@@ -268,7 +271,9 @@ impl Model for X86_64 {
             return io.acknowledge_interrupt().map(u32::from);
         }
         cpu.machine.controller.with(place, |apic| {
-            let vector = (0_u8..=255).rev().find(|&vector| apic.registers[IRR + bit(vector).0] & bit(vector).1 != 0)?;
+            let waits = |vector: &u8| apic.registers[IRR + bit(*vector).0] & bit(*vector).1 != 0;
+            let least = apic.registers[PRIORITY] >> 4 & 0xf;
+            let vector = (0_u8..=255).rev().find(waits).filter(|vector| u32::from(vector >> 4) > least)?;
             let (word, mask) = bit(vector);
             apic.registers[IRR + word] &= !mask;
             apic.registers[ISR + word] |= mask;
@@ -326,22 +331,21 @@ impl Model for X86_64 {
                     cpu.port_out(port, value, width, io);
                 }
             }
-            ReadMsr { index } => match cpu.msr(index) {
-                Some(value) => return Outcome::Done(*value),
+            ReadMsr { index } => match cpu.read_msr(index) {
+                Some(value) => return Outcome::Done(value),
                 None => {
                     cpu.exits.register_accesses += 1;
                     return io.msr_read(index).map_or(Outcome::Fault(GENERAL_PROTECTION), Outcome::Done);
                 }
             },
-            WriteMsr { index, value } => match cpu.msr(index) {
-                Some(old) => *old = value,
-                None => {
+            WriteMsr { index, value } => {
+                if !cpu.write_msr(index, value) {
                     cpu.exits.register_accesses += 1;
                     if io.msr_write(index, value).is_err() {
                         return Outcome::Fault(GENERAL_PROTECTION);
                     }
                 }
-            },
+            }
             ReadCpuid { leaf, subleaf, address } => {
                 let CpuidEntry { eax, ebx, ecx, edx, .. } =
                     cpu.config.cpuid.get(leaf, subleaf).copied().unwrap_or_default();
@@ -400,6 +404,38 @@ impl FakeVcpu<X86_64> {
 
     fn msr(&mut self, index: u32) -> Option<&mut u64> {
         self.state.msrs.iter_mut().find(|(number, _)| *number == index).map(|(_, value)| value)
+    }
+
+    fn read_msr(&mut self, index: u32) -> Option<u64> {
+        if let Some(register) = self.x2apic(index) {
+            return self
+                .machine
+                .controller
+                .with(self.place(), |apic| apic.registers.get(register).copied().map(u64::from));
+        }
+        self.msr(index).copied()
+    }
+
+    /// Says whether there is such an MSR.
+    fn write_msr(&mut self, index: u32, value: u64) -> bool {
+        if let Some(register) = self.x2apic(index) {
+            return self.machine.controller.with(self.place(), |apic| {
+                let (register, value) = match register {
+                    SELF_IPI => {
+                        (IRR + bit(value as u8).0, apic.registers[IRR + bit(value as u8).0] | bit(value as u8).1)
+                    }
+                    register => (register, value as u32),
+                };
+                apic.registers.get_mut(register).map(|old| *old = value).is_some()
+            });
+        }
+        self.msr(index).map(|old| *old = value).is_some()
+    }
+
+    /// The APIC's register behind an MSR, in x2APIC mode.
+    fn x2apic(&self, index: u32) -> Option<usize> {
+        let on = self.machine.controller.with(self.place(), |apic| apic.base & X2APIC != 0);
+        (on && (0x800..0x840).contains(&index)).then_some(index as usize - 0x800)
     }
 
     fn init_apic(&mut self, table: u64) {
