@@ -2,6 +2,7 @@ use std::io::{Read, Seek, Write};
 
 use skep_clock::Clock;
 use skep_memory::RamOptions;
+use skep_state::Component;
 
 use super::*;
 use crate::testing::{Log, Rig, device_properties, refuses};
@@ -245,4 +246,62 @@ fn out_of_range_state_is_refused_by_name() {
     assert!(refused(|s| s.window = Some(512 << 10)).contains("`window`"));
     assert!(refused(|s| s.changed[0].number = 128).contains("`changed`"));
     assert!(refused(|s| s.changed[0].bytes = vec![0; 3].into()).contains("`changed`"));
+}
+
+/// Saved before any write of what a driver does, it goes on with the rest as one that was not.
+#[test]
+fn each_command_is_saved_at_each_of_its_writes() {
+    for geometry in [Geometry::PC, Geometry::VIRT] {
+        let wide = geometry.width == 4;
+        let put = |flash: &Flash, (offset, value): (u64, u32)| {
+            let _ = if wide { put_word(flash, offset, value | value << 16) } else { put(flash, offset, value as u8) };
+        };
+        let step = u64::from(geometry.width);
+        let block = u64::from(geometry.block);
+        // A lock that holds, one that is taken back; a block erased, one element and four of a buffer programmed; what is refused, and told; ids.
+        let commands = [
+            (block, 0x60),
+            (block, 0x01),
+            (0, 0x60),
+            (0, 0x01),
+            (0, 0x60),
+            (0, 0xd0),
+            (0, 0x20),
+            (0, 0xd0),
+            (8, 0x40),
+            (8, 0x5a),
+            (0, 0xe8),
+            (0, 3),
+            (16, 0x11),
+            (16 + step, 0x22),
+            (16 + 2 * step, 0x33),
+            (16 + 3 * step, 0x44),
+            (0, 0xd0),
+            (block, 0x10),
+            (block, 0),
+            (0, 0x70),
+            (0, 0x50),
+            (0, 0x90),
+            (0, 0x98),
+            (0, 0xff),
+        ];
+        let seen = |flash: &Flash| [0, 8, 16, 28, block, block + 4].map(|offset| word(flash, offset));
+        for cut in 0..=commands.len() {
+            let (one, two) = (flash(geometry, None), flash(geometry, None));
+            commands[..cut].iter().for_each(|command| put(&one, *command));
+            let record = one.save_record();
+            two.restore_record(&record).unwrap();
+            assert_eq!(two.save_record(), record);
+            assert_eq!((one.mapping().is_some(), one.posts()), (two.mapping().is_some(), two.posts()), "{cut}");
+            for command in &commands[cut..] {
+                assert_eq!(seen(&one), seen(&two), "{cut}: before {command:x?}");
+                put(&one, *command);
+                put(&two, *command);
+            }
+            assert_eq!((seen(&one), one.save_record()), (seen(&two), two.save_record()), "{cut}");
+            let programmed = if wide { [0x005a_005a, 0x0011_0011] } else { [0xffff_ff5a, 0x4433_2211] };
+            assert_eq!([word(&two, 8), word(&two, 16)], programmed, "{cut}");
+            assert_eq!(word(&two, block), u32::MAX, "it is locked");
+        }
+    }
 }
