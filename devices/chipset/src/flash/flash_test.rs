@@ -2,17 +2,18 @@ use std::io::{Read, Seek, Write};
 
 use skep_clock::Clock;
 use skep_memory::RamOptions;
+use skep_state::Component;
 
 use super::*;
 use crate::testing::{Log, Rig, device_properties, refuses};
 
-const SIZE: u64 = 512 << 10;
+pub(super) const SIZE: u64 = 512 << 10;
 
-fn flash(geometry: Geometry, file: Option<File>) -> Arc<Flash> {
+pub(super) fn flash(geometry: Geometry, file: Option<File>) -> Arc<Flash> {
     flash_at(geometry, file, Clock::manual(0))
 }
 
-fn flash_at(geometry: Geometry, file: Option<File>, clock: Clock) -> Arc<Flash> {
+pub(super) fn flash_at(geometry: Geometry, file: Option<File>, clock: Clock) -> Arc<Flash> {
     let content = Arc::new(Backing::new(SIZE, &RamOptions::default()).unwrap());
     let flash = Flash::new(FlashConfig { name: "flash", base: 0x1000, content, geometry, file, clock }).unwrap();
     flash.store(0, &vec![0xff; SIZE as usize]);
@@ -61,7 +62,7 @@ fn byte(flash: &Flash, offset: u64) -> u8 {
     data[0]
 }
 
-fn word(flash: &Flash, offset: u64) -> u32 {
+pub(super) fn word(flash: &Flash, offset: u64) -> u32 {
     let mut data = [0; 4];
     flash.read(0, offset, &mut data);
     u32::from_le_bytes(data)
@@ -71,7 +72,7 @@ fn put(flash: &Flash, offset: u64, value: u8) -> Action {
     flash.write(0, offset, &[value])
 }
 
-fn put_word(flash: &Flash, offset: u64, value: u32) -> Action {
+pub(super) fn put_word(flash: &Flash, offset: u64, value: u32) -> Action {
     flash.write(0, offset, &value.to_le_bytes())
 }
 
@@ -178,13 +179,13 @@ fn it_tells_of_itself() {
     }
 }
 
-fn file_of(flash: &Flash) -> File {
+pub(super) fn file_of(flash: &Flash) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&flash.content_of(0..SIZE)).unwrap();
     file
 }
 
-fn content(mut file: &File) -> Vec<u8> {
+pub(super) fn content(mut file: &File) -> Vec<u8> {
     let mut bytes = Vec::new();
     file.rewind().unwrap();
     file.read_to_end(&mut bytes).unwrap();
@@ -251,94 +252,60 @@ fn out_of_range_state_is_refused_by_name() {
     assert!(refused(|s| s.changed[0].bytes = vec![0; 3].into()).contains("`changed`"));
 }
 
-/// A driver's write of a whole block: erased, and programmed by buffers of 128 bytes.
-fn rewrite(flash: &Flash, block: u64, mut between: impl FnMut(u64)) {
-    let size = u64::from(Geometry::VIRT.block);
-    let _ = put_word(flash, block, 0x0020_0020);
-    let _ = put_word(flash, block, 0x00d0_00d0);
-    for offset in (block..block + size).step_by(128) {
-        between(offset);
-        let _ = put_word(flash, offset, 0x00e8_00e8);
-        let _ = put_word(flash, offset, 0x001f_001f);
-        // The end of it is empty.
-        let value = if offset < block + 1024 { offset as u32 } else { u32::MAX };
-        (offset..offset + 128).step_by(4).for_each(|at| _ = put_word(flash, at, value));
-        let _ = put_word(flash, offset, 0x00d0_00d0);
-        let _ = put_word(flash, offset, 0x00ff_00ff);
-    }
-}
-
+/// Saved before any write of what a driver does, it goes on with the rest as one that was not.
 #[test]
-fn its_file_has_a_block_that_is_written_anew_as_it_was_until_it_is_whole() {
-    let (file, clock) = (file_of(&flash(Geometry::VIRT, None)), Clock::manual(0));
-    let flash = flash_at(Geometry::VIRT, Some(file.try_clone().unwrap()), clock.clone());
-    let before = content(&file);
-    rewrite(&flash, 0, |_| assert!(content(&file) == before));
-    let whole = content(&file);
-    assert!(whole == flash.content_of(0..SIZE) && whole != before);
-    assert_eq!((whole[1020..1024].to_vec(), whole[1024]), (vec![0x80, 3, 0, 0], 0xff));
-    assert!(!flash.lock().unsynced);
-    // Killed before its end, it is what it was; saved there, it goes on.
-    let words = [(0, 0x0020_0020), (0, 0x00d0_00d0), (0, 0x0040_0040), (0, 5)];
-    words.iter().for_each(|(offset, value)| _ = put_word(&flash, *offset, *value));
-    let _ = put_word(&flash, 0, 0x00ff_00ff);
-    assert!(content(&file) == whole && word(&flash, 0) == 5);
-    let state = flash.save();
-    drop(flash);
-    assert!(content(&file) == whole, "who has been saved leaves the file alone");
-    let flash = flash_at(Geometry::VIRT, Some(file.try_clone().unwrap()), clock.clone());
-    flash.store(0, &whole);
-    flash.restore(&state).unwrap();
-    assert!(flash.save() == state && content(&file) == whole && word(&flash, 0) == 5);
-    // Left alone, it is taken for what it is; so it is where another block is changed, and at the end.
-    clock.advance(held::PATIENCE / 2);
-    assert!(content(&file) == whole);
-    clock.advance(held::PATIENCE);
-    assert_eq!(content(&file)[..8], [5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
-    let erase = |block: u64| [0x0020_0020, 0x00d0_00d0].map(|value| _ = put_word(&flash, block, value));
-    erase(0);
-    assert_eq!(content(&file)[0], 5);
-    erase(0x4_0000);
-    assert_eq!((content(&file)[0], content(&file)[0x4_0000]), (0xff, 0xff));
-    let _ = put_word(&flash, 0x4_0000, 0x0040_0040);
-    let _ = put_word(&flash, 0x4_0000, 7);
-    drop(flash);
-    assert_eq!(content(&file)[0x4_0000], 7);
-}
-
-/// The file as a process leaves it that is killed while it writes a block.
-#[test]
-fn a_file_is_mended_whose_process_ended_as_it_wrote_a_block() {
-    let (size, block) = (SIZE, vec![7; Geometry::VIRT.block as usize]);
-    let make = |behind: &[u8]| {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&vec![1; size as usize]).and_then(|()| file.write_all(behind)).unwrap();
-        file
-    };
-    let mut done = vec![1; size as usize];
-    done[0x4_0000..].fill(7);
-    let mut behind = held::journal(0x4_0000, &block);
-    let file = make(&behind);
-    assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file) == done);
-    assert!(!mend(&file, size, Geometry::VIRT).unwrap());
-    // Not all of it is there: it has not been begun to be written where it belongs.
-    for length in [8, 32, 4096, behind.len() - 1] {
-        let file = make(&behind[..length]);
-        assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file) == vec![1; size as usize], "{length}");
+fn each_command_is_saved_at_each_of_its_writes() {
+    for geometry in [Geometry::PC, Geometry::VIRT] {
+        let wide = geometry.width == 4;
+        let put = |flash: &Flash, (offset, value): (u64, u32)| {
+            let _ = if wide { put_word(flash, offset, value | value << 16) } else { put(flash, offset, value as u8) };
+        };
+        let step = u64::from(geometry.width);
+        let block = u64::from(geometry.block);
+        // A lock that holds, one that is taken back; a block erased, one element and four of a buffer programmed; what is refused, and told; ids.
+        let commands = [
+            (block, 0x60),
+            (block, 0x01),
+            (0, 0x60),
+            (0, 0x01),
+            (0, 0x60),
+            (0, 0xd0),
+            (0, 0x20),
+            (0, 0xd0),
+            (8, 0x40),
+            (8, 0x5a),
+            (0, 0xe8),
+            (0, 3),
+            (16, 0x11),
+            (16 + step, 0x22),
+            (16 + 2 * step, 0x33),
+            (16 + 3 * step, 0x44),
+            (0, 0xd0),
+            (block, 0x10),
+            (block, 0),
+            (0, 0x70),
+            (0, 0x50),
+            (0, 0x90),
+            (0, 0x98),
+            (0, 0xff),
+        ];
+        let seen = |flash: &Flash| [0, 8, 16, 28, block, block + 4].map(|offset| word(flash, offset));
+        for cut in 0..=commands.len() {
+            let (one, two) = (flash(geometry, None), flash(geometry, None));
+            commands[..cut].iter().for_each(|command| put(&one, *command));
+            let record = one.save_record();
+            two.restore_record(&record).unwrap();
+            assert_eq!(two.save_record(), record);
+            assert_eq!((one.mapping().is_some(), one.posts()), (two.mapping().is_some(), two.posts()), "{cut}");
+            for command in &commands[cut..] {
+                assert_eq!(seen(&one), seen(&two), "{cut}: before {command:x?}");
+                put(&one, *command);
+                put(&two, *command);
+            }
+            assert_eq!((seen(&one), one.save_record()), (seen(&two), two.save_record()), "{cut}");
+            let programmed = if wide { [0x005a_005a, 0x0011_0011] } else { [0xffff_ff5a, 0x4433_2211] };
+            assert_eq!([word(&two, 8), word(&two, 16)], programmed, "{cut}");
+            assert_eq!(word(&two, block), u32::MAX, "it is locked");
+        }
     }
-    let file = make(&vec![0; behind.len()]);
-    assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file).len() as u64 == size);
-    // What is none of ours stays.
-    for strange in [&b"skep"[..], &vec![0; behind.len() + 1], &[1; 100]] {
-        let file = make(strange);
-        assert!(!mend(&file, size, Geometry::VIRT).unwrap() && content(&file).len() as u64 > size);
-    }
-    // One that belongs beyond the end is not put there.
-    behind = held::journal(size - 1, &block);
-    let file = make(&behind);
-    assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file) == vec![1; size as usize]);
-    // As it is written by itself.
-    let file = make(&[]);
-    held::write(&file, size, 0x4_0000, &block).unwrap();
-    assert!(content(&file) == done);
 }

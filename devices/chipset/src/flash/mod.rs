@@ -52,6 +52,9 @@ mod state;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod flash_test;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // Tests.
+mod held_test;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod model_test;

@@ -1,0 +1,98 @@
+use std::io::Write;
+
+use skep_clock::Clock;
+
+use super::flash_test::{SIZE, content, file_of, flash, flash_at, put_word, word};
+use super::*;
+
+/// A driver's write of a whole block: erased, and programmed by buffers of 128 bytes.
+fn rewrite(flash: &Flash, block: u64, mut between: impl FnMut(u64)) {
+    let size = u64::from(Geometry::VIRT.block);
+    let _ = put_word(flash, block, 0x0020_0020);
+    let _ = put_word(flash, block, 0x00d0_00d0);
+    for offset in (block..block + size).step_by(128) {
+        between(offset);
+        let _ = put_word(flash, offset, 0x00e8_00e8);
+        let _ = put_word(flash, offset, 0x001f_001f);
+        // The end of it is empty.
+        let value = if offset < block + 1024 { offset as u32 } else { u32::MAX };
+        (offset..offset + 128).step_by(4).for_each(|at| _ = put_word(flash, at, value));
+        let _ = put_word(flash, offset, 0x00d0_00d0);
+        let _ = put_word(flash, offset, 0x00ff_00ff);
+    }
+}
+
+#[test]
+fn its_file_has_a_block_that_is_written_anew_as_it_was_until_it_is_whole() {
+    let (file, clock) = (file_of(&flash(Geometry::VIRT, None)), Clock::manual(0));
+    let flash = flash_at(Geometry::VIRT, Some(file.try_clone().unwrap()), clock.clone());
+    let before = content(&file);
+    rewrite(&flash, 0, |_| assert!(content(&file) == before));
+    let whole = content(&file);
+    assert!(whole == flash.content_of(0..SIZE) && whole != before);
+    assert_eq!((whole[1020..1024].to_vec(), whole[1024]), (vec![0x80, 3, 0, 0], 0xff));
+    assert!(!flash.lock().unsynced);
+    // Killed before its end, it is what it was; saved there, it goes on.
+    let words = [(0, 0x0020_0020), (0, 0x00d0_00d0), (0, 0x0040_0040), (0, 5)];
+    words.iter().for_each(|(offset, value)| _ = put_word(&flash, *offset, *value));
+    let _ = put_word(&flash, 0, 0x00ff_00ff);
+    assert!(content(&file) == whole && word(&flash, 0) == 5);
+    let state = flash.save();
+    drop(flash);
+    assert!(content(&file) == whole, "who has been saved leaves the file alone");
+    let flash = flash_at(Geometry::VIRT, Some(file.try_clone().unwrap()), clock.clone());
+    flash.store(0, &whole);
+    flash.restore(&state).unwrap();
+    assert!(flash.save() == state && content(&file) == whole && word(&flash, 0) == 5);
+    // Left alone, it is taken for what it is; so it is where another block is changed, and at the end.
+    clock.advance(held::PATIENCE / 2);
+    assert!(content(&file) == whole);
+    clock.advance(held::PATIENCE);
+    assert_eq!(content(&file)[..8], [5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    let erase = |block: u64| [0x0020_0020, 0x00d0_00d0].map(|value| _ = put_word(&flash, block, value));
+    erase(0);
+    assert_eq!(content(&file)[0], 5);
+    erase(0x4_0000);
+    assert_eq!((content(&file)[0], content(&file)[0x4_0000]), (0xff, 0xff));
+    let _ = put_word(&flash, 0x4_0000, 0x0040_0040);
+    let _ = put_word(&flash, 0x4_0000, 7);
+    drop(flash);
+    assert_eq!(content(&file)[0x4_0000], 7);
+}
+
+/// The file as a process leaves it that is killed while it writes a block.
+#[test]
+fn a_file_is_mended_whose_process_ended_as_it_wrote_a_block() {
+    let (size, block) = (SIZE, vec![7; Geometry::VIRT.block as usize]);
+    let make = |behind: &[u8]| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![1; size as usize]).and_then(|()| file.write_all(behind)).unwrap();
+        file
+    };
+    let mut done = vec![1; size as usize];
+    done[0x4_0000..].fill(7);
+    let mut behind = held::journal(0x4_0000, &block);
+    let file = make(&behind);
+    assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file) == done);
+    assert!(!mend(&file, size, Geometry::VIRT).unwrap());
+    // Not all of it is there: it has not been begun to be written where it belongs.
+    for length in [8, 32, 4096, behind.len() - 1] {
+        let file = make(&behind[..length]);
+        assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file) == vec![1; size as usize], "{length}");
+    }
+    let file = make(&vec![0; behind.len()]);
+    assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file).len() as u64 == size);
+    // What is none of ours stays.
+    for strange in [&b"skep"[..], &vec![0; behind.len() + 1], &[1; 100]] {
+        let file = make(strange);
+        assert!(!mend(&file, size, Geometry::VIRT).unwrap() && content(&file).len() as u64 > size);
+    }
+    // One that belongs beyond the end is not put there.
+    behind = held::journal(size - 1, &block);
+    let file = make(&behind);
+    assert!(mend(&file, size, Geometry::VIRT).unwrap() && content(&file) == vec![1; size as usize]);
+    // As it is written by itself.
+    let file = make(&[]);
+    held::write(&file, size, 0x4_0000, &block).unwrap();
+    assert!(content(&file) == done);
+}
