@@ -210,7 +210,6 @@ pub fn records<A: Saved>(machine: &mut Machine<A>) -> Records {
         changed: vec![block(2, 0xa5)],
         content: Some(ContentState { size: 0x8000, block: 0x1000, blocks: vec![block(1, 0x33), block(6, 0xff)] }),
         held: Some(block(4, 0x77)),
-        reached: Some(0x900),
     };
     let fw_cfg = FwCfgState {
         selected: 0x22,

@@ -1,8 +1,9 @@
 //! A block that is erased and written anew, of which the file has nothing until it is whole.
 //!
-//! A driver may change a variable by the erase of the block that holds all of them, which it then programs from its beginning to its end (edk2's for
-//! aarch64 does so where bits have to be set). A chip that loses its power meanwhile has lost them all; a process that is killed need not have. So
-//! the file keeps what the block was, until the last of it is programmed, another block is changed, or the guest has left it alone for a while.
+//! A driver may change a variable by the erase of the block that holds all of them, which it then programs anew from its beginning, by buffers
+//! (edk2's for aarch64 does so where bits have to be set, or many bytes). A chip that loses its power meanwhile has lost them all; a process that is killed
+//! need not have. So the file keeps what the block was until that is over: the guest begins with something else, or has left the block alone for a while. A
+//! variable is set when its state says so, which is programmed last, by a word: nothing that is set is held.
 
 use std::fs::File;
 use std::io;
@@ -12,14 +13,16 @@ use skep_clock::GuestNanos;
 
 use super::Geometry;
 
-/// How long a block is waited for that is not programmed to its end.
-pub(super) const PATIENCE: u64 = 1_000_000_000;
+/// How long more is waited for, in nanoseconds of guest time: none may come, since what is empty is not programmed.
+pub(super) const PATIENCE: u64 = 100_000_000;
 
 /// An erased block.
 pub(super) struct Held {
     pub(super) block: u32,
     /// What the file has of it.
     pub(super) old: Vec<u8>,
+    /// As far as it is programmed anew.
+    pub(super) end: u64,
     /// When it is waited for no longer.
     pub(super) until: GuestNanos,
 }

@@ -28,14 +28,18 @@ fn its_file_has_a_block_that_is_written_anew_as_it_was_until_it_is_whole() {
     let flash = flash_at(Geometry::VIRT, Some(file.try_clone().unwrap()), clock.clone());
     let before = content(&file);
     rewrite(&flash, 0, |_| assert!(content(&file) == before));
+    // No more comes, which shows when something else does.
+    assert!(content(&file) == before);
+    let _ = put_word(&flash, 0, 0x0090_0090);
     let whole = content(&file);
     assert!(whole == flash.content_of(0..SIZE) && whole != before);
     assert_eq!((whole[1020..1024].to_vec(), whole[1024]), (vec![0x80, 3, 0, 0], 0xff));
+    let _ = put_word(&flash, 0, 0x00ff_00ff);
     assert!(!flash.lock().unsynced);
     // Killed before its end, it is what it was; saved there, it goes on.
-    let words = [(0, 0x0020_0020), (0, 0x00d0_00d0), (0, 0x0040_0040), (0, 5)];
+    let words =
+        [(0, 0x0020_0020), (0, 0x00d0_00d0), (0, 0x00e8_00e8), (0, 0), (0, 5), (0, 0x00d0_00d0), (0, 0x00ff_00ff)];
     words.iter().for_each(|(offset, value)| _ = put_word(&flash, *offset, *value));
-    let _ = put_word(&flash, 0, 0x00ff_00ff);
     assert!(content(&file) == whole && word(&flash, 0) == 5);
     let state = flash.save();
     drop(flash);
@@ -49,13 +53,32 @@ fn its_file_has_a_block_that_is_written_anew_as_it_was_until_it_is_whole() {
     assert!(content(&file) == whole);
     clock.advance(held::PATIENCE);
     assert_eq!(content(&file)[..8], [5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    let buffered = |offset: u64, value: u32| {
+        let words = [0x00e8_00e8, 0, value, 0x00d0_00d0];
+        words.iter().for_each(|value| _ = put_word(&flash, offset, *value));
+    };
     let erase = |block: u64| [0x0020_0020, 0x00d0_00d0].map(|value| _ = put_word(&flash, block, value));
     erase(0);
     assert_eq!(content(&file)[0], 5);
     erase(0x4_0000);
-    assert_eq!((content(&file)[0], content(&file)[0x4_0000]), (0xff, 0xff));
-    let _ = put_word(&flash, 0x4_0000, 0x0040_0040);
-    let _ = put_word(&flash, 0x4_0000, 7);
+    assert_eq!(content(&file)[0], 0xff);
+    // What goes on with it goes upwards, and its last byte is the end of it.
+    buffered(0x4_0000, 5);
+    let _ = put_word(&flash, 0, 0x0098_0098);
+    assert_eq!(content(&file)[0x4_0000], 5);
+    erase(0x4_0000);
+    buffered(0x4_0000, 4);
+    erase(0x4_0000);
+    buffered(0x4_0004, 7);
+    buffered(0x4_0008, 8);
+    assert_eq!([0, 8].map(|at| content(&file)[0x4_0000 + at]), [5, 0xff], "erased twice, it is what it was before");
+    buffered(0x4_0000, 6);
+    assert_eq!([0, 4, 8].map(|at| content(&file)[0x4_0000 + at]), [6, 7, 8]);
+    erase(0x4_0000);
+    buffered(0x7_fffc, 9);
+    assert_eq!([0, 0x3_fffc].map(|at| content(&file)[0x4_0000 + at]), [0xff, 9]);
+    erase(0x4_0000);
+    buffered(0x4_0000, 7);
     drop(flash);
     assert_eq!(content(&file)[0x4_0000], 7);
 }

@@ -20,7 +20,8 @@
 //! A bank with a file keeps its content there, and never has it torn. What an operation has changed is written to the file when that has ended
 //! (programs of single bytes that follow each other, when the last one has), in the guest's order and by writes of their own: so
 //! the file is at each moment what a chip would hold that lost its power just then, whatever ends the process. Variable drivers are made for that, but for
-//! those that erase a large block to write it anew: of that the file has nothing before it is whole. Each
+//! those that erase a large block to write it anew: of that the file has nothing before it is whole, which is when the guest goes on to something else, or a
+//! tenth of a second later. Each
 //! return to read array, with which a driver ends what it has to do at once, waits until the host has it on stable storage, so that what follows can't
 //! overtake it there, where the host's power fails. A write that the host refuses is a failed operation to the guest.
 //!
@@ -208,8 +209,6 @@ struct Inner {
     locked: BTreeSet<u32>,
     expected: u32,
     window: Option<u32>,
-    /// Where what has come of a buffered program's data ends.
-    reached: u64,
     astray: bool,
     buffer: Vec<u8>,
     /// Of a bank without a file: what its changed blocks held before.
@@ -251,7 +250,6 @@ impl Flash {
                 locked: BTreeSet::new(),
                 expected: 0,
                 window: None,
-                reached: 0,
                 astray: false,
                 buffer: vec![0xff; BUFFER],
                 originals: BTreeMap::new(),
@@ -365,7 +363,9 @@ impl Flash {
             inner.status |= status::PROGRAM_FAILED | status::LOCKED;
             return;
         }
-        if inner.held.as_ref().is_some_and(|held| blocks != (held.block..=held.block)) {
+        // What goes on with a block goes upwards.
+        let goes_on = |held: &Held| blocks == (held.block..=held.block) && offset >= held.end;
+        if inner.held.as_ref().is_some_and(|held| !goes_on(held)) {
             self.let_go(inner);
         }
         blocks.for_each(|block| self.remember(inner, block));
@@ -397,7 +397,8 @@ impl Flash {
         let holds = self.file.is_some() && self.geometry.block > held::PAGE;
         if holds && inner.held.as_ref().is_none_or(|held| held.block != block) {
             self.let_go(inner);
-            inner.held = Some(Held { block, old: self.content_of(range.clone()), until: self.clock.now() });
+            inner.held =
+                Some(Held { block, old: self.content_of(range.clone()), end: range.start, until: self.clock.now() });
         }
         self.store(range.start, &vec![0xff; (range.end - range.start) as usize]);
         if holds {
@@ -413,6 +414,7 @@ impl Flash {
         if end == self.block_range(held.block).end {
             return self.let_go(inner);
         }
+        held.end = end;
         held.until = self.clock.now().saturating_add(held::PATIENCE);
         inner.alarm.want(Some(held.until));
     }
@@ -456,10 +458,6 @@ impl Flash {
             self.program(inner, u64::from(window) + first as u64, data);
             self.write_out(inner);
         }
-        // The end of a block may be all ones.
-        if inner.held.as_ref().is_some_and(|held| inner.reached == self.block_range(held.block).end) {
-            self.let_go(inner);
-        }
         inner.status |= status::READY;
         inner.buffer = buffer;
     }
@@ -474,7 +472,6 @@ impl Flash {
                 _ => inner.astray = true,
             }
         }
-        inner.reached = inner.reached.max(offset + data.len() as u64);
         inner.expected = inner.expected.saturating_sub(data.len() as u32);
         if inner.expected == 0 {
             inner.mode = Mode::Confirm;
@@ -509,6 +506,9 @@ impl Flash {
         if !programs {
             self.write_out(inner);
         }
+        if programs || [command::LOCK_SETUP, command::READ_ID, command::READ_QUERY].contains(&command) {
+            self.let_go(inner);
+        }
         inner.mode = match command {
             _ if programs => Mode::Program,
             command::ERASE => Mode::Erase,
@@ -540,7 +540,7 @@ impl Flash {
             inner.mode = Mode::Status;
             return;
         }
-        (inner.expected, inner.window, inner.reached, inner.astray) = (bytes, None, 0, false);
+        (inner.expected, inner.window, inner.astray) = (bytes, None, false);
         inner.buffer.fill(0xff);
         inner.mode = Mode::Fill;
     }
@@ -647,7 +647,6 @@ impl Persist for Flash {
             changed: changed.collect(),
             content: self.content(inner.held.as_ref()),
             held,
-            reached: u32::try_from(inner.reached).ok(),
         }
     }
 
@@ -689,13 +688,15 @@ impl Persist for Flash {
         inner.locked = state.locked.iter().copied().collect();
         (inner.expected, inner.window, inner.astray) = (state.expected, state.window, state.astray);
         inner.buffer = state.buffer.to_vec();
-        inner.reached = state.reached.unwrap_or(0).into();
         (inner.unwritten, inner.saved) = (None, true);
         if let Some(BlockState { number, bytes }) = &state.held {
             let range = self.block_range(*number);
-            inner.held = Some(Held { block: *number, old: self.content_of(range.clone()), until: self.clock.now() });
+            let end =
+                bytes.iter().rposition(|byte| *byte != 0xff).map_or(range.start, |last| range.start + last as u64 + 1);
+            let old = self.content_of(range.clone());
+            inner.held = Some(Held { block: *number, old, end, until: self.clock.now() });
             self.store(range.start, bytes);
-            self.hold(inner, range.start);
+            self.hold(inner, end);
         }
         Ok(())
     }
@@ -709,7 +710,7 @@ impl Persist for Flash {
         inner.mode = Mode::Array;
         inner.status = status::READY;
         inner.locked.clear();
-        (inner.expected, inner.window, inner.reached, inner.astray) = (0, None, 0, false);
+        (inner.expected, inner.window, inner.astray) = (0, None, false);
         inner.buffer.fill(0xff);
     }
 }

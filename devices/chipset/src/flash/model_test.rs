@@ -67,6 +67,8 @@ struct Model {
     next: Option<u64>,
     /// A large block that was erased and is not programmed to its end, of which the file has what it was.
     held: Option<(u64, Vec<u8>)>,
+    /// As far as it is programmed anew.
+    end: u64,
 }
 
 impl Model {
@@ -102,10 +104,9 @@ impl Model {
         bytes
     }
 
-    /// Another block is about to be changed.
-    fn other(&mut self, block: u64) {
-        if self.held.as_ref().is_some_and(|(held, _)| *held != block) {
-            self.held = None;
+    /// Something else begins.
+    fn let_go(&mut self) {
+        if self.held.take().is_some() {
             self.settle();
         }
     }
@@ -113,9 +114,9 @@ impl Model {
     /// A program has come as far as `end`.
     fn reach(&mut self, end: u64) {
         let size = u64::from(self.geometry.block);
+        self.end = end;
         if self.held.as_ref().is_some_and(|(held, _)| (held + 1) * size == end) {
-            self.held = None;
-            self.settle();
+            self.let_go();
         }
     }
 
@@ -153,7 +154,8 @@ impl Pair {
         let flash = Flash::new(config).unwrap();
         flash.store(0, &bytes);
         let (locked, allowed) = (BTreeSet::new(), Vec::new());
-        let mut model = Model { geometry, bytes, locked, status: status::READY, allowed, next: None, held: None };
+        let mut model =
+            Model { geometry, bytes, locked, status: status::READY, allowed, next: None, held: None, end: 0 };
         model.settle();
         Self { flash, file, model }
     }
@@ -219,14 +221,12 @@ impl Pair {
                 if self.model.locked.contains(&self.model.block(at)) {
                     return self.model.clear(at, &[]);
                 }
-                self.model.other(self.model.block(at));
                 if self.model.next != Some(at) {
                     self.model.settle();
                 }
                 self.model.clear(at, &value.to_le_bytes()[..width]);
                 self.model.allowed.push(self.model.sample(&self.model.kept()));
                 self.model.next = Some(at + width as u64);
-                self.model.reach(at + width as u64);
                 return;
             }
             Operation::Buffered(_, _, false) | Operation::TooLong(_) | Operation::Erase(_, false) => {
@@ -240,14 +240,32 @@ impl Pair {
                 if last.keys().any(|at| Some(window(at)) != last.keys().next().map(window)) {
                     self.model.status |= status::READY | status::PROGRAM_FAILED;
                 } else {
-                    let end = last.keys().last().map_or(0, |at| at + width as u64);
-                    let block = self.model.block(end - 1);
-                    if !self.model.locked.contains(&block) && last.values().any(|value| *value != u32::MAX) {
-                        self.model.other(block);
-                    }
-                    last.iter().for_each(|(at, value)| self.model.clear(*at, &value.to_le_bytes()[..width]));
-                    if !self.model.locked.contains(&block) {
-                        self.model.reach(end);
+                    let block = self.model.block(*last.keys().next().unwrap());
+                    let mut programmed =
+                        last.iter().filter(|(_, value)| value.to_le_bytes()[..width] != [0xff; 4][..width]);
+                    let first = programmed.next().map(|(at, value)| (*at, *value));
+                    let end = programmed.next_back().map(|(at, value)| (*at, *value)).or(first);
+                    // Of words that are not all ones, the bytes that are not.
+                    let ones = |value: u32, back: bool| {
+                        let bytes = &value.to_le_bytes()[..width];
+                        let is = |byte: &u8| *byte == 0xff;
+                        if back {
+                            bytes.iter().rev().take_while(|b| is(b)).count()
+                        } else {
+                            bytes.iter().take_while(|b| is(b)).count()
+                        }
+                    };
+                    if let (Some((first, low)), Some((end, high))) = (first, end)
+                        && !self.model.locked.contains(&block)
+                    {
+                        let start = first + ones(low, false) as u64;
+                        if self.model.held.as_ref().is_some_and(|(held, _)| *held != block) || start < self.model.end {
+                            self.model.let_go();
+                        }
+                        last.iter().for_each(|(at, value)| self.model.clear(*at, &value.to_le_bytes()[..width]));
+                        self.model.reach(end + (width - ones(high, true)) as u64);
+                    } else {
+                        last.iter().for_each(|(at, value)| self.model.clear(*at, &value.to_le_bytes()[..width]));
                     }
                 }
             }
@@ -258,11 +276,14 @@ impl Pair {
                     self.model.status |= status::ERASE_FAILED | status::LOCKED;
                 } else {
                     let size = self.model.geometry.block as usize;
-                    self.model.other(block);
+                    if self.model.held.as_ref().is_some_and(|(held, _)| *held != block) {
+                        self.model.let_go();
+                    }
                     let place = block as usize * size..(block as usize + 1) * size;
                     if size > 4096 && self.model.held.is_none() {
                         self.model.held = Some((block, self.model.bytes[place.clone()].to_vec()));
                     }
+                    self.model.end = place.start as u64;
                     self.model.bytes[place].fill(0xff);
                 }
             }
@@ -293,6 +314,11 @@ impl Pair {
             if !matches!(operation, Operation::Program(..)) {
                 // A command that programs nothing ends those that follow each other.
                 self.model.settle();
+            }
+            let begins =
+                matches!(operation, Operation::Program(..) | Operation::Lock(..) | Operation::Command(0x90 | 0x98));
+            if begins && number == 0 {
+                self.model.let_go();
             }
             self.put(*offset, *value);
             if number + 1 == writes.len() {

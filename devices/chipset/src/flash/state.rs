@@ -68,9 +68,6 @@ pub struct FlashState {
     /// Of a bank with a file: a block that was erased, and that the file has as it was before; its content.
     #[n(9)]
     pub held: Option<BlockState>,
-    /// Where what has come of a buffered program's data ends.
-    #[n(10)]
-    pub reached: Option<u32>,
 }
 
 impl State for FlashState {
