@@ -3,7 +3,7 @@
 //! A driver may change a variable by the erase of the block that holds all of them, which it then programs anew from its beginning, by buffers
 //! (edk2's for aarch64 does so where bits have to be set, or many bytes). A chip that loses its power meanwhile has lost them all; a process that is killed
 //! need not have. So the file keeps what the block was until that is over: the guest begins with something else, or has left the block alone for a while. A
-//! variable is set when its state says so, which is programmed last, by a word: nothing that is set is held.
+//! variable is set when its state says so, which is programmed after all else, at an address below: nothing that is set is held.
 
 use std::fs::File;
 use std::io;

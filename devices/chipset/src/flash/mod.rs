@@ -218,7 +218,7 @@ struct Inner {
     /// Erased, and not yet written anew.
     held: Option<Held>,
     alarm: Alarm,
-    /// Nothing has been written since it was saved: another process may have the file.
+    /// Nothing has been written since it was saved, or restored: another process may have the file, and the guest has had no time.
     saved: bool,
     /// Written to the file, and not yet known to be on stable storage.
     unsynced: bool,
@@ -434,6 +434,9 @@ impl Flash {
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.alarm.fired();
+        if inner.saved {
+            return;
+        }
         match &inner.held {
             Some(held) if held.until > self.clock.now() => inner.alarm.want(Some(held.until)),
             _ => self.let_go(inner),
@@ -712,17 +715,6 @@ impl Persist for Flash {
         inner.locked.clear();
         (inner.expected, inner.window, inner.astray) = (0, None, false);
         inner.buffer.fill(0xff);
-    }
-}
-
-/// The machine ends, and leaves its file as a reset would; but not to a machine that has it now.
-impl Drop for Flash {
-    fn drop(&mut self) {
-        let mut guard = self.lock();
-        if !guard.saved {
-            self.write_out(&mut guard);
-            self.let_go(&mut guard);
-        }
     }
 }
 
