@@ -105,19 +105,40 @@ pub fn saving_changes_nothing<A: Target>(subject: &Subject<A>) {
     assert_eq!(rig.run(0), Stop::End);
 }
 
+/// Numbers of 32 bits, by xorshift.
+pub(super) fn random(seed: u64) -> impl FnMut() -> u32 {
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 16) as u32
+    }
+}
+
+/// A guest that does this, and is saved where it pauses, sees the same after a restore into a fresh VM as without one.
+pub(super) fn expect_the_same<A: Target>(mut rig: Rig<A>, subject: &Subject<A>, operations: &[Operation], seed: u64) {
+    let list = rig.list(operations);
+    rig.boot(0, list);
+    assert_eq!(rig.run(0), Stop::At(0));
+    let (saved, ram) = (rig.save(), rig.used());
+    assert_eq!(rig.run(0), Stop::End);
+    let seen = rig.results(list);
+    let mut rig = rig.successor(subject);
+    rig.rewind(&ram);
+    rig.restore(&saved);
+    assert_eq!(rig.run(0), Stop::End);
+    for (index, (found, seen)) in rig.results(list).into_iter().zip(seen).enumerate() {
+        assert_eq!(found, seen, "seed {seed}: {:x?}", operations[index]);
+    }
+}
+
 /// Whatever a guest has written to the interrupt controllers of its backend, it reads the same after a restore into a fresh VM as without one.
 pub fn any_state_of_a_controller_survives<A: Target>(subject: &Subject<A>) {
     for seed in 1..4_u64 {
         Rig::for_each(subject, 1, |mut rig| {
             let registers = A::controller_registers(&rig.config);
-            let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let mut next = || {
-                // Xorshift.
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                (random >> 16) as u32
-            };
+            let mut next = random(seed);
             let writes = (0..80).map(|number| {
                 // The first one holds interrupts back.
                 let register = registers[if number == 0 { 0 } else { next() as usize % registers.len() }];
@@ -128,19 +149,7 @@ pub fn any_state_of_a_controller_survives<A: Target>(subject: &Subject<A>) {
             operations.extend(rig.pause());
             let read = |register: &Register| ReadMemory { address: register.address, width: Width::Four };
             operations.extend(registers.iter().map(read));
-            let list = rig.list(&operations);
-            rig.boot(0, list);
-            assert_eq!(rig.run(0), Stop::At(0));
-            let (saved, ram) = (rig.save(), rig.used());
-            assert_eq!(rig.run(0), Stop::End);
-            let seen = rig.results(list);
-            let mut rig = rig.successor(subject);
-            rig.rewind(&ram);
-            rig.restore(&saved);
-            assert_eq!(rig.run(0), Stop::End);
-            for (index, (found, seen)) in rig.results(list).into_iter().zip(seen).enumerate() {
-                assert_eq!(found, seen, "seed {seed}: {:x?}", operations[index]);
-            }
+            expect_the_same(rig, subject, &operations, seed);
         });
     }
 }

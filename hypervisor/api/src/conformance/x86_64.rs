@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::bus::{Recorder, Space};
 use super::interrupts::{HANDLED, Meanwhile, READY, on_irq, ready, take};
 use super::rig::{Rig, Stop, builder};
+use super::state::{expect_the_same, random};
 use super::target::{Level, Messages, Register};
 use super::{Lacks, Subject, Target};
 use crate::x86_64::{
@@ -617,14 +618,7 @@ pub fn any_state_of_an_x2apic_survives(subject: &Subject<X86_64>) {
     for seed in 1..6_u64 {
         let mut rig = Rig::new(subject, 1);
         let table = rig.table();
-        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut next = || {
-            // Xorshift.
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            (random >> 16) as u32
-        };
+        let mut next = random(seed);
         let mut operations = vec![InitX2Apic { table }];
         operations.extend((0..60).map(|number| {
             let (index, free, set) = WRITTEN[if number == 0 { 0 } else { next() as usize % WRITTEN.len() }];
@@ -632,18 +626,6 @@ pub fn any_state_of_an_x2apic_survives(subject: &Subject<X86_64>) {
         }));
         operations.extend(rig.pause());
         operations.extend(read.iter().map(|index| ReadMsr { index: *index }));
-        let list = rig.list(&operations);
-        rig.boot(0, list);
-        assert_eq!(rig.run(0), Stop::At(0));
-        let (saved, ram) = (rig.save(), rig.used());
-        assert_eq!(rig.run(0), Stop::End);
-        let seen = rig.results(list);
-        let mut rig = rig.successor(subject);
-        rig.rewind(&ram);
-        rig.restore(&saved);
-        assert_eq!(rig.run(0), Stop::End);
-        for (index, (found, seen)) in rig.results(list).into_iter().zip(seen).enumerate() {
-            assert_eq!(found, seen, "seed {seed}: {:x?}", operations[index]);
-        }
+        expect_the_same(rig, subject, &operations, seed);
     }
 }
