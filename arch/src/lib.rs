@@ -10,7 +10,7 @@
 //! Nothing here depends on the host's architecture or on a hypervisor backend. What a device says of itself in ACPI or in the device tree is
 //! the device's: it is handed in as something that writes itself.
 //!
-//! What it does not do: NUMA and cache tables (SRAT, PPTT).
+//! What it does not do: NUMA (SRAT).
 
 #![forbid(unsafe_code)]
 

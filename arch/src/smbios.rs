@@ -175,6 +175,8 @@ fn memory(tables: &mut Tables, ram: &[AddressRange]) {
     const DIMM: u8 = 9;
     const RAM: u8 = 7;
     const OTHER: u16 = 1 << 1;
+    const UNKNOWN_TECHNOLOGY: u8 = 2;
+    const VOLATILE: u16 = 1 << 3;
     let total: u64 = ram.iter().map(|part| part.size).sum();
     let array = Structure::new(16, MEMORY_ARRAY).raw(&[OTHER_LOCATION, SYSTEM_MEMORY, NO_CORRECTION]);
     tables.add(array.dword(EXTENDED).word(NONE).word(1).qword(total));
@@ -183,7 +185,10 @@ fn memory(tables: &mut Tables, ram: &[AddressRange]) {
     let device = Structure::new(17, MEMORY_DEVICE).word(MEMORY_ARRAY).word(NONE).word(0xffff).word(0xffff).word(size);
     let device = device.byte(DIMM).byte(0).text("DIMM 0").text("").byte(RAM).word(OTHER).word(0);
     let device = device.text(MANUFACTURER).text("").text("").text("").byte(0).dword(extended).raw(&[0; 8]);
-    tables.add(device);
+    // No version of firmware; nobody's ids.
+    let device = device.byte(UNKNOWN_TECHNOLOGY).word(VOLATILE).text("").raw(&[0; 8]);
+    // Sizes: none of it lasts, all of it is volatile, none is a cache, none logical. The speeds of 32 bits count where those of 16 have no room.
+    tables.add(device.qword(0).qword(total).qword(0).qword(0).dword(0).dword(0));
     for (number, part) in (0x1300..).zip(ram) {
         // In KiB where they fit, else in bytes.
         let kib = |address: u64| u32::try_from(address / KIB).ok().filter(|kib| *kib < u32::MAX);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use skep_arch::kernel::Kernel;
+use skep_arch::kernel::{Kernel, KernelError};
 use skep_block::Locking;
 use skep_config::{ArchKind, BootSource, open_regular};
 use skep_memory::vm_memory::bitmap::BitmapSlice;
@@ -90,8 +90,8 @@ impl BootFiles {
                 KernelFiles::open(kernel, initrd, cmdline, dtb).map(|files| Self::Kernel(Box::new(files)))
             }
             BootSource::Firmware { code, vars, kernel, initrd, cmdline } => {
-                let mut files = FirmwareFiles::open(code, vars, arch, lock)?;
-                files.kernel = kernel.map(|path| open("kernel", path)).transpose()?;
+                let kernel = kernel.map(|path| open_for_firmware(path, arch)).transpose()?;
+                let mut files = FirmwareFiles::open(code, vars, arch, lock, kernel)?;
                 files.initrd = initrd.map(|path| open("initramfs", path)).transpose()?;
                 files.cmdline = cmdline.as_bytes().to_vec();
                 Ok(Self::Firmware(files))
@@ -130,6 +130,19 @@ impl KernelFiles {
         let mut file = KernelFile::Embedded(Cursor::new(image));
         let kernel = Kernel::probe(&mut file).map_err(|source| Error::Kernel { path: path.clone(), source })?;
         Ok(Self { path, kernel, file, initrd: None, cmdline: cmdline.as_bytes().to_vec(), dtb: None })
+    }
+}
+
+/// A kernel that firmware is to boot: whatever is an EFI application to it, but no kernel that is known to be for the other architecture.
+fn open_for_firmware(path: &Path, arch: ArchKind) -> Result<File, Error> {
+    let mut file = open("kernel", path)?;
+    let failed = |source| Error::Kernel { path: path.to_path_buf(), source };
+    match Kernel::probe(&mut file) {
+        Ok(kernel) if kernel.info().architecture != arch => {
+            Err(failed(KernelError::WrongArchitecture { kernel: kernel.info().architecture.name(), machine: arch }))
+        }
+        Err(source @ (KernelError::Io(_) | KernelError::Empty)) => Err(failed(source)),
+        _ => Ok(file),
     }
 }
 

@@ -9,15 +9,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
 use skep_arch::aarch64;
 use skep_arch::x86_64;
 use skep_block::Locking;
+use skep_block::image::sync_name;
 use skep_chipset::flash::{BlockState, FlashState, Geometry, mend};
 use skep_config::{ArchKind, FirmwareVars};
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
-use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind};
+use skep_memory::{Backing, PAGE_SIZE, RamOptions, Region, RegionKind, is_zero};
 
 use crate::Error;
 use crate::boot::open;
@@ -84,19 +85,28 @@ fn wrong(text: impl Into<String>) -> io::Error {
 }
 
 impl FirmwareFiles {
-    /// Reads firmware and its variables. Its file of variables is made where it is not there, and locked; or not looked at ([`Locking::Never`]).
-    pub(crate) fn open(path: &Path, vars: Option<&FirmwareVars>, arch: ArchKind, lock: Locking) -> Result<Self, Error> {
+    /// Reads firmware, which is handed `kernel`, and its variables. Its file of variables is made where it is not there, and locked; or not looked at ([`Locking::Never`]).
+    pub(crate) fn open(
+        path: &Path,
+        vars: Option<&FirmwareVars>,
+        arch: ArchKind,
+        lock: Locking,
+        kernel: Option<File>,
+    ) -> Result<Self, Error> {
         let mut file = open(CODE, path)?;
-        let read = read_code(&mut file, arch).map_err(failed(CODE, path))?;
-        let FirmwareImage { code, own_vars } = read;
+        let image = read_code(&mut file, arch).map_err(failed(CODE, path))?;
+        if kernel.is_some() && !image.boots_kernels {
+            let text = "it is no UEFI firmware, and would not look at the kernel\n  try: the kernel without `--firmware`, or UEFI firmware";
+            return Err(failed(CODE, path)(wrong(text)));
+        }
         let vars = match vars {
-            Some(vars) if lock != Locking::Never => Some(open_vars(vars, own_vars.as_deref(), arch, lock)?),
+            Some(vars) if lock != Locking::Never => Some(open_vars(vars, &Beside { path, image: &image, arch }, lock)?),
             // Not looked at.
             Some(_) => None,
-            None => forgetful(own_vars.as_deref(), arch).map_err(failed(CODE, path))?,
+            None => forgetful(image.own_vars.as_deref(), arch).map_err(failed(CODE, path))?,
         };
         let path = path.to_path_buf();
-        Ok(Self { path, code, vars, kernel: None, initrd: None, cmdline: Vec::new() })
+        Ok(Self { path, code: image.code, vars, kernel, initrd: None, cmdline: Vec::new() })
     }
 }
 
@@ -105,6 +115,10 @@ struct FirmwareImage {
     code: Arc<Backing>,
     /// A PC's firmware in one file begins with its variables.
     own_vars: Option<Vec<u8>>,
+    /// What can't be written begins with a firmware volume, as edk2's does.
+    is_volume: bool,
+    /// It is UEFI firmware, which looks for a kernel in fw_cfg. A BIOS boots what it finds on disks and networks, and what option ROMs bring.
+    boots_kernels: bool,
 }
 
 fn read_code(file: &mut File, arch: ArchKind) -> io::Result<FirmwareImage> {
@@ -118,8 +132,15 @@ fn read_code(file: &mut File, arch: ArchKind) -> io::Result<FirmwareImage> {
     }
     let mut start = vec![0; (size as usize).min(VOLUME_HEADER)];
     file.read_exact(&mut start)?;
-    let own = volume(&start).filter(|volume| arch == ArchKind::X86_64 && volume.has_variables && volume.size < size);
-    let own = own.map(|volume| volume.size).filter(|size| size.is_multiple_of(PAGE_SIZE));
+    let own =
+        volume(&start).filter(|volume| arch == ArchKind::X86_64 && volume.has_variables).map(|volume| volume.size);
+    if let Some(own) = own.filter(|own| *own == 0 || *own > size || !own.is_multiple_of(PAGE_SIZE)) {
+        return Err(wrong(format!(
+            "it begins with a volume of variables of {own} bytes, and has {size}: it is damaged, or not all of it is there"
+        )));
+    }
+    // One that has nothing else is no firmware.
+    let own = own.filter(|own| *own < size);
     file.seek(SeekFrom::Start(0))?;
     let own_vars = match own {
         Some(size) => {
@@ -134,19 +155,12 @@ fn read_code(file: &mut File, arch: ArchKind) -> io::Result<FirmwareImage> {
     let mut seen = Seen::default();
     fill(&code, file, rest, |offset, bytes| seen.look(offset, rest, bytes))?;
     seen.check(arch)?;
-    Ok(FirmwareImage { code, own_vars })
+    let boots_kernels = arch == ArchKind::Aarch64 || own.is_some() || seen.has_volume;
+    Ok(FirmwareImage { code, own_vars, is_volume: seen.is_volume, boots_kernels })
 }
 
 fn backing(size: u64) -> io::Result<Arc<Backing>> {
     Backing::new(size, &RamOptions::default()).map(Arc::new).map_err(|e| io::Error::other(e.to_string()))
-}
-
-/// Whether a page, or less, is empty: most of an arm64 bank is. By words, since a comparison of slices is one of bytes in a static program, which takes
-/// longer for the two banks than all else that is done before the first instruction.
-fn is_zero(page: &[u8]) -> bool {
-    let (words, rest) = page.as_chunks::<16>();
-    let any = words.iter().fold(0, |any, word| any | u128::from_ne_bytes(*word));
-    any == 0 && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Reads `size` bytes of `file` into memory that is zero; pages of zeroes stay untouched.
@@ -177,6 +191,9 @@ fn fill(into: &Arc<Backing>, file: &mut impl Read, size: u64, mut look: impl FnM
 struct Seen {
     x86_64: bool,
     aarch64: bool,
+    /// There is a firmware volume, and it begins with one.
+    has_volume: bool,
+    is_volume: bool,
     first: [u8; 4],
     /// What a PC's processor finds at its reset vector.
     last: [u8; 16],
@@ -187,6 +204,9 @@ impl Seen {
         if offset == 0 {
             bytes.iter().zip(&mut self.first).for_each(|(byte, first)| *first = *byte);
         }
+        let is_volume = |page: &[u8]| volume(page).is_some();
+        self.has_volume = self.has_volume || bytes.chunks(PAGE_SIZE as usize).any(is_volume);
+        self.is_volume |= offset == 0 && is_volume(bytes);
         if offset + bytes.len() as u64 == size {
             let tail = bytes.get(bytes.len().saturating_sub(16)..).unwrap_or_default();
             tail.iter().zip(&mut self.last).for_each(|(byte, last)| *last = *byte);
@@ -259,13 +279,62 @@ fn forgetful(own: Option<&[u8]>, arch: ArchKind) -> io::Result<Option<Variables>
     Ok(Some(Variables { content, file: None }))
 }
 
-fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind, lock: Locking) -> Result<Variables, Error> {
+/// The firmware that variables are for.
+struct Beside<'a> {
+    path: &'a Path,
+    image: &'a FirmwareImage,
+    arch: ArchKind,
+}
+
+impl Beside<'_> {
+    /// Refuses variables of another size than the firmware has. What edk2 builds for a PC's flash is one image of a power of two bytes, which ends at 4 GiB, begins with the
+    /// variables and has its code behind them; Debian and others give it away in two files. Code with variables of another build looks for its own at an
+    /// address where there are none, and what a guest sets is lost.
+    fn check(&self, size: u64) -> io::Result<()> {
+        let code = self.image.code.size();
+        let wanted = match (flash(self.arch).bank, &self.image.own_vars) {
+            (Some(bank), _) => Some(bank),
+            (None, Some(own)) => Some(own.len() as u64),
+            (None, None) if self.image.is_volume => Some(code.next_power_of_two() - code).filter(|rest| *rest > 0),
+            (None, None) => None,
+        };
+        match wanted {
+            Some(wanted) if wanted != size => {
+                let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+                let of = format!("`{name}`");
+                Err(wrong(match (flash(self.arch).bank, &self.image.own_vars) {
+                    (None, None) => format!(
+                        "it has {size} bytes, and should have {wanted}: {of} has {code}, and is one half of an image of {}\n  try: another FILE, made from the template that came with {of}{} by \
+                         `--firmware-vars FILE,template=TEMPLATE`",
+                        code + wanted,
+                        self.template().map_or_else(String::new, |template| format!(" (`{template}`)"))
+                    ),
+                    _ => format!("it has {size} bytes, and should have {wanted}\n  {MEND}"),
+                }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The template that distributions name like this code.
+    fn template(&self) -> Option<String> {
+        let name = self.path.file_name()?.to_str()?;
+        let path = self.path.with_file_name(name.replacen("CODE", "VARS", 1).replacen("code", "vars", 1));
+        (path != self.path && path.is_file()).then(|| path.display().to_string())
+    }
+}
+
+const MEND: &str =
+    "try: another FILE, made from the firmware's own template by `--firmware-vars FILE,template=TEMPLATE`";
+
+fn open_vars(vars: &FirmwareVars, firmware: &Beside<'_>, lock: Locking) -> Result<Variables, Error> {
+    let arch = firmware.arch;
     let path = &vars.file;
     let failed = failed(VARS, path);
     let open = || OpenOptions::new().read(true).write(true).open(path);
     let mut file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(vars, own)?;
+            make(vars, firmware)?;
             open().map_err(&failed)?
         }
         opened => opened.map_err(&failed)?,
@@ -281,7 +350,10 @@ fn open_vars(vars: &FirmwareVars, own: Option<&[u8]>, arch: ArchKind, lock: Lock
             tracing::info!("`{}` is mended: a process has ended while it wrote a block of it", path.display());
         }
     }
-    let content = read_vars(&mut file, own.map(|own| own.len() as u64), arch).map_err(&failed)?;
+    let content = read_vars(&mut file, firmware).map_err(&failed)?;
+    if lock == Locking::Now {
+        reserve(&file, path).map_err(&failed)?;
+    }
     Ok(Variables { content, file: Some(file) })
 }
 
@@ -297,17 +369,38 @@ pub(crate) fn hold_vars(file: &File, held: bool) -> io::Result<()> {
     })
 }
 
+/// Has the host keep room for the volume of variables, as it says itself how large it is, so that the guest's first write to a part of it does not fail for want of
+/// it. Not all file systems can. Of a bank that is empty nothing is known: firmware makes its volume by writing all of it.
+fn reserve(file: &File, path: &Path) -> io::Result<()> {
+    let mut start = [0; VOLUME_HEADER];
+    file.read_exact_at(&mut start, 0)?;
+    let Some(volume) = volume(&start).filter(|volume| volume.size > 0) else { return Ok(()) };
+    let size = volume.size.min(file.metadata()?.len());
+    match fallocate(file, FallocateFlags::empty(), 0, size) {
+        Err(Errno::NOSPC | Errno::DQUOT) => tracing::warn!(
+            "the host has no room for all of `{}`'s variables, {size} bytes: those fail to be set for which it has none",
+            path.display()
+        ),
+        Err(error) => tracing::debug!(%error, "no room is kept for firmware's variables"),
+        Ok(()) => {}
+    }
+    Ok(())
+}
+
 /// Makes the file of variables: whole, or not at all.
-fn make(vars: &FirmwareVars, own: Option<&[u8]>) -> Result<(), Error> {
+fn make(vars: &FirmwareVars, firmware: &Beside<'_>) -> Result<(), Error> {
+    const TEMPLATE: &str = "the template of firmware's variables";
     let path = &vars.file;
     let failed_here = failed(VARS, path);
-    let (mut source, size): (Box<dyn Read>, u64) = match (&vars.template, own) {
+    let (mut source, size): (Box<dyn Read>, u64) = match (&vars.template, &firmware.image.own_vars) {
         (Some(template), _) => {
-            let file = open("the template of firmware's variables", template)?;
-            let size = file.metadata().map_err(failed("the template of firmware's variables", template))?.len();
+            let file = open(TEMPLATE, template)?;
+            let failed = failed(TEMPLATE, template);
+            let size = file.metadata().map_err(&failed)?.len();
+            firmware.check(size).map_err(&failed)?;
             (Box::new(file), size)
         }
-        (None, Some(own)) => (Box::new(own), own.len() as u64),
+        (None, Some(own)) => (Box::new(&own[..]), own.len() as u64),
         (None, None) => {
             let text = "it is not there\n  try: `--firmware-vars FILE,template=TEMPLATE`, with the variables that came with the firmware";
             return Err(failed_here(io::Error::new(io::ErrorKind::NotFound, text)));
@@ -343,7 +436,7 @@ fn make(vars: &FirmwareVars, own: Option<&[u8]>) -> Result<(), Error> {
     })();
     // It has gone where it was renamed.
     let _ = fs::remove_file(&new);
-    result.map_err(failed_here)
+    result.and_then(|()| sync_name(path)).map_err(failed_here)
 }
 
 /// Makes a file of variables, at which nothing may be, of what a snapshot holds of them. It goes again with what this answers, unless it is kept.
@@ -367,25 +460,26 @@ pub(crate) fn make_of(path: &Path, records: &Records) -> Result<Leftover, Error>
             file.write_all_at(&whole, u64::from(*number) * u64::from(saved.block))?;
         }
         file.sync_all()?;
+        sync_name(path)?;
         Ok(made)
     };
     write().map_err(failed(VARS, path))
 }
 
-fn read_vars(file: &mut File, own: Option<u64>, arch: ArchKind) -> io::Result<Arc<Backing>> {
-    const MEND: &str =
-        "try: another FILE, made from the firmware's own template by `--firmware-vars FILE,template=TEMPLATE`";
+fn read_vars(file: &mut File, firmware: &Beside<'_>) -> io::Result<Arc<Backing>> {
+    let Flash { bank, most } = flash(firmware.arch);
     let size = file.metadata()?.len();
     let mut start = [0; VOLUME_HEADER];
     let header = (size >= VOLUME_HEADER as u64).then(|| file.read_exact(&mut start)).transpose()?;
     let volume = header.and_then(|()| volume(&start));
-    let wanted = match (flash(arch).bank, own, &volume) {
-        (Some(bank), ..) => bank,
-        (None, Some(own), _) => own,
-        (None, None, Some(volume)) => volume.size,
-        (None, None, None) => return Err(wrong(format!("it holds no variables of UEFI firmware\n  {MEND}"))),
+    let wanted = match &volume {
+        // Empty, or with what firmware has put there.
+        _ if bank.is_some() || firmware.image.own_vars.is_some() => size,
+        Some(volume) if volume.size > 0 => volume.size,
+        _ => return Err(wrong(format!("it holds no variables of UEFI firmware\n  {MEND}"))),
     };
-    if size != wanted || !size.is_multiple_of(PAGE_SIZE) || size > flash(arch).most {
+    firmware.check(size)?;
+    if size != wanted || !size.is_multiple_of(PAGE_SIZE) || size > most {
         return Err(wrong(format!("it has {size} bytes, and should have {wanted}\n  {MEND}")));
     }
     let content = backing(size)?;

@@ -7,17 +7,22 @@ use skep_hypervisor::aarch64::GicConfig;
 
 use super::layout::{GICV2M_FRAME, ppi, spi};
 use crate::acpi::{
-    Dsdt, Ecam, FADT_X_DSDT, PointerSize, SerialConsole, Table, devices, finish_fadt, mcfg, new_fadt, spcr,
+    Dsdt, Ecam, FADT_X_DSDT, HEADER_SIZE, PointerSize, SerialConsole, Table, devices, finish_fadt, mcfg, new_fadt, spcr,
 };
 use crate::layout::AddressRange;
+use crate::topology::Topology;
 
 /// What the tables tell of the machine.
 #[derive(Clone, Debug)]
 pub struct Platform<'a> {
     /// MPIDR_EL1 affinities of the processors; their unique ids are their indices.
     pub cpus: &'a [u64],
+    /// How these, and those that may come, are arranged.
+    pub topology: Topology,
     /// Whether the processors have a performance monitor.
     pub pmu: bool,
+    /// Their caches.
+    pub caches: Caches,
     /// The interrupt controller.
     pub gic: &'a GicConfig,
     /// The console, if it is serial.
@@ -26,10 +31,47 @@ pub struct Platform<'a> {
     pub ecam: &'a [Ecam],
 }
 
+/// The caches of a processor, as CLIDR_EL1 tells of them (DDI 0487, D24.2.33).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caches(pub u64);
+
+/// What a cache holds, as a PPTT has it in a cache's attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CacheKind {
+    Data = 0 << 2,
+    Instruction = 1 << 2,
+    Unified = 1 << 3,
+}
+
+use CacheKind::{Data, Instruction, Unified};
+
+impl Caches {
+    /// What there is at each level (Ctype1 to Ctype7), the first one first.
+    fn levels(self) -> impl Iterator<Item = &'static [CacheKind]> {
+        (0..7).map_while(move |level| match self.0 >> (3 * level) & 7 {
+            1 => Some(&[Instruction][..]),
+            2 => Some(&[Data][..]),
+            3 => Some(&[Instruction, Data][..]),
+            4 => Some(&[Unified][..]),
+            _ => None,
+        })
+    }
+
+    /// Those that a core has to itself. What its socket has beyond them is unified: CLIDR_EL1 does not tell who shares a cache, and a vCPU is on no core of
+    /// its own. Where it ends with the first level, which is how KVM makes it up on many hosts, there is one that it does not tell of.
+    fn of_core(self) -> Vec<&'static [CacheKind]> {
+        let mut levels: Vec<_> = self.levels().collect();
+        if levels.len() > 1 {
+            levels.pop_if(|last| **last == [Unified]);
+        }
+        levels
+    }
+}
+
 /// The machine's tables. `dsdt` holds the devices; the processors are added here.
 pub fn tables(platform: &Platform<'_>, mut dsdt: Dsdt) -> Vec<Table> {
     dsdt.device(&devices::Processors { count: platform.cpus.len() as u32 });
-    let mut tables = vec![dsdt.table(), fadt(), madt(platform), gtdt()];
+    let mut tables = vec![dsdt.table(), fadt(), madt(platform), gtdt(), pptt(platform)];
     if let Some(console) = &platform.console {
         tables.extend([spcr(console), dbg2(console)]);
     }
@@ -142,6 +184,82 @@ fn gic_its(body: &mut Vec<u8>, base: u64) {
 /// The ITS' id in MADT and IORT.
 const ITS_ID: u32 = 0;
 
+/// Processor properties topology table, revision 2: sockets, cores where they have threads, and processors, by their unique ids, with their caches. How large
+/// these are is not told: KVM makes the registers up that a guest would read it from.
+fn pptt(platform: &Platform<'_>) -> Table {
+    const PHYSICAL: u32 = 1 << 0;
+    const ID_VALID: u32 = 1 << 1;
+    const THREAD: u32 = 1 << 2;
+    const LEAF: u32 = 1 << 3;
+    let mut nodes = Nodes(Vec::new());
+    let levels = platform.caches.of_core();
+    let threads = platform.topology.threads > 1;
+    let (mut socket, mut core) = (Reference::NONE, Reference::NONE);
+    for index in 0..platform.cpus.len() as u32 {
+        let place = platform.topology.place(index);
+        if (place.core, place.thread) == (0, 0) {
+            let last = if levels.is_empty() { Nearest::new() } else { nodes.caches(&[&[Unified]]) };
+            socket = nodes.processor(PHYSICAL, Reference::NONE, 0, &last);
+        }
+        let own = if place.thread == 0 { nodes.caches(&levels) } else { Nearest::new() };
+        if !threads {
+            nodes.processor(ID_VALID | LEAF, socket, index, &own);
+            continue;
+        }
+        if place.thread == 0 {
+            core = nodes.processor(0, socket, 0, &own);
+        }
+        nodes.processor(ID_VALID | THREAD | LEAF, core, index, &Nearest::new());
+    }
+    Table::new(*b"PPTT", 2, &nodes.0)
+}
+
+/// Where in a PPTT a node is.
+#[derive(Clone, Copy)]
+struct Reference(u32);
+
+impl Reference {
+    const NONE: Self = Self(0);
+}
+
+/// The caches that a processor, or what processors are in, has nearest to itself.
+type Nearest = Vec<(CacheKind, Reference)>;
+
+/// The nodes of a PPTT.
+struct Nodes(Vec<u8>);
+
+impl Nodes {
+    fn next(&self) -> Reference {
+        Reference((HEADER_SIZE + self.0.len()) as u32)
+    }
+
+    /// Adds a processor, or what processors are in.
+    fn processor(&mut self, flags: u32, parent: Reference, id: u32, caches: &Nearest) -> Reference {
+        let (this, body) = (self.next(), &mut self.0);
+        body.vec(&[0, 20 + 4 * caches.len() as u8, 0, 0]);
+        [flags, parent.0, id, caches.len() as u32].into_iter().for_each(|word| body.dword(word));
+        caches.iter().for_each(|(_, cache)| body.dword(cache.0));
+        this
+    }
+
+    /// Adds caches of these levels, each of which leads to the next.
+    fn caches(&mut self, levels: &[&[CacheKind]]) -> Nearest {
+        let add = |next: Nearest, kinds: &&[CacheKind]| kinds.iter().map(|kind| self.cache(*kind, &next)).collect();
+        levels.iter().rev().fold(Nearest::new(), add)
+    }
+
+    fn cache(&mut self, kind: CacheKind, next: &Nearest) -> (CacheKind, Reference) {
+        const TYPE_VALID: u32 = 1 << 4;
+        let next = next.iter().find(|(next, _)| [kind, Unified].contains(next)).map_or(Reference::NONE, |next| next.1);
+        let (this, body) = (self.next(), &mut self.0);
+        body.vec(&[1, 24, 0, 0]);
+        // Of size, sets, ways, attributes and line size only the attributes are known.
+        [TYPE_VALID, next.0, 0, 0].into_iter().for_each(|word| body.dword(word));
+        body.vec(&[0, kind as u8, 0, 0]);
+        (kind, this)
+    }
+}
+
 /// Generic timer description table, revision 2: level-triggered, active-high, as the device tree has them.
 fn gtdt() -> Table {
     const NO_ADDRESS: u64 = u64::MAX;
@@ -161,7 +279,7 @@ fn gtdt() -> Table {
 
 /// Debug port table 2: the console.
 fn dbg2(console: &SerialConsole) -> Table {
-    const HEADER: usize = crate::acpi::HEADER_SIZE;
+    const HEADER: usize = HEADER_SIZE;
     const DEVICE: u32 = 44;
     const SERIAL: u16 = 0x8000;
     const NAME: &[u8] = b"\\_SB.COM1\0";

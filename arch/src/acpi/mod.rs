@@ -9,7 +9,7 @@
 //! of itself in the DSDT is the device's: anything that is [`Aml`] is added to a [`Dsdt`]. Those of the platform are
 //! in [`devices`].
 //!
-//! Not here: SRAT, SLIT, HMAT (NUMA), PPTT (the caches of arm64).
+//! Not here: SRAT, SLIT, HMAT (NUMA).
 
 use std::ops::Range;
 
@@ -20,6 +20,7 @@ use zerocopy::IntoBytes;
 pub mod devices;
 pub mod loader;
 mod pci;
+mod pci_links;
 mod shared;
 
 pub use pci::PciHost;

@@ -7,12 +7,12 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 use skep_irq::LineDescription;
 
-use super::Raw;
+use super::{Raw, pci_links};
 use crate::layout::AddressRange;
 
 /// Devices of bus 0, and pins of each.
-const DEVICES: u32 = 32;
-const PINS: u32 = 4;
+pub(super) const DEVICES: u32 = 32;
+pub(super) const PINS: u32 = 4;
 
 /// The host bridge of segment 0, with all that is below it: a kernel looks for the devices itself.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct PciHost<'a> {
     pub memory64: AddressRange,
     /// The lines that interrupt pins share: device `d`'s pin `p` is on line `(d + p) % lines`.
     pub lines: &'a [LineDescription],
+    /// Device number of an LPC bridge of ICH9, on x86: its registers route the lines to the PIC as well.
+    pub lpc_bridge: Option<u8>,
 }
 
 fn last(range: AddressRange) -> u64 {
@@ -63,8 +65,8 @@ impl PciHost<'_> {
         Name::new("_CRS".into(), &ResourceTemplate::new(all))
     }
 
-    /// Interrupt routing: each pin of each device goes to a line that is not configurable.
-    fn routing(&self) -> Name {
+    /// Interrupt routing, as `name`: each pin of each device goes to a line that is not configurable.
+    fn routing(&self, name: &str) -> Name {
         let mut table = PackageBuilder::new();
         for device in 0..DEVICES {
             for pin in 0..PINS {
@@ -78,7 +80,7 @@ impl PciHost<'_> {
                 table.add_element(&entry);
             }
         }
-        Name::new("_PRT".into(), &table)
+        Name::new(name.into(), &table)
     }
 }
 
@@ -91,8 +93,15 @@ impl Aml for PciHost<'_> {
             Name::new(name.into(), &value).to_aml_bytes(&mut children);
         }
         self.resources().to_aml_bytes(&mut children);
-        if !self.lines.is_empty() {
-            self.routing().to_aml_bytes(&mut children);
+        match self.lpc_bridge {
+            _ if self.lines.is_empty() => {}
+            None => self.routing("_PRT").to_aml_bytes(&mut children),
+            Some(bridge) => {
+                pci_links::mode(sink);
+                pci_links::links(bridge, &mut children);
+                self.routing("PRTA").to_aml_bytes(&mut children);
+                pci_links::routing(self.lines.len() as u32, &mut children);
+            }
         }
         control(&mut children);
         Device::new("PCI0".into(), vec![&Raw(children)]).to_aml_bytes(sink);
@@ -144,4 +153,4 @@ fn control(sink: &mut dyn AmlSink) {
 
 #[cfg(test)]
 #[path = "pci_test.rs"]
-mod test;
+pub(crate) mod test;

@@ -22,6 +22,7 @@ fn dsdt() -> Dsdt {
         memory32: &[PCI_MMIO32],
         memory64: Layout::new(GIB, 40).unwrap().pci_mmio64,
         lines: &lines,
+        lpc_bridge: Some(31),
     };
     let com1 = Serial { kind: SerialKind::Ns16550, number: 1, registers: port::COM1, line: edge(gsi::COM1) };
     dsdt.device(&com1)

@@ -1,13 +1,15 @@
 //! What CPUID shows the guest (SDM volume 2A, APM volume 3 appendix E): what the backend can show of the host, with
 //! the guest's own topology, and without what skep does not offer.
 //!
-//! Hidden always: nested virtualization, SGX, processor trace, resource control, thermal and power management,
-//! MONITOR, debug store, SMX, memory encryption. Hidden unless asked for: the performance monitor. Leaf 0x15 tells the
-//! TSC's frequency where its 32-bit ratio to the APIC timer's is exact.
+//! Hidden always: each register that [`leaves`] does not know, so those of later CPUs as well; nested virtualization, SGX,
+//! processor trace, resource control, thermal and power management, MONITOR, debug store, SMX, memory encryption. Hidden
+//! unless asked for: the performance monitor. Leaf 0x15 tells the TSC's frequency where its 32-bit ratio to the APIC
+//! timer's is exact.
 
 use skep_hypervisor::x86_64::{Capabilities, Cpuid, CpuidEntry, VcpuConfig};
 
 use super::apic_id::{ApicIds, LAST_XAPIC_ID};
+use super::leaves::{self, Register};
 use crate::topology::Topology;
 
 /// Frequency of the APIC timer's clock under KVM, in kHz.
@@ -51,6 +53,7 @@ pub enum IdentityError {
 #[derive(Clone, Debug)]
 pub struct Identity {
     common: Cpuid,
+    arch_capabilities: u64,
     ids: ApicIds,
     amd: bool,
 }
@@ -73,7 +76,8 @@ impl Identity {
         let vendor = capabilities.cpuid.get(0, 0).map_or([0; 3], |leaf| [leaf.ebx, leaf.edx, leaf.ecx]);
         let amd =
             [*b"AuthenticAMD", *b"HygonGenuine"].iter().any(|name| vendor.map(u32::to_le_bytes).as_flattened() == name);
-        let mut identity = Self { common: capabilities.cpuid.clone(), ids, amd };
+        let (common, arch_capabilities) = (capabilities.cpuid.clone(), capabilities.arch_capabilities);
+        let mut identity = Self { common, arch_capabilities, ids, amd };
         identity.hide(options);
         identity.topology();
         identity.hypervisor(capabilities);
@@ -105,7 +109,8 @@ impl Identity {
                 _ => {}
             }
         }
-        VcpuConfig { apic_id, cpuid }
+        let arch_capabilities = cpuid.shows_arch_capabilities().then_some(self.arch_capabilities);
+        VcpuConfig { apic_id, cpuid, arch_capabilities }
     }
 
     fn edit(&mut self, leaf: u32, change: impl Fn(&mut CpuidEntry)) {
@@ -114,30 +119,21 @@ impl Identity {
 
     /// Takes out what skep does not offer.
     fn hide(&mut self, options: &Options) {
-        for leaf in [
-            3,
-            5,
-            9,
-            0xf,
-            0x10,
-            0x12,
-            0x14,
-            0x16,
-            0x17,
-            0x18,
-            0x1b,
-            0x1c,
-            0x8000_000a,
-            0x8000_001b,
-            0x8000_001c,
-            0x8000_001f,
-            0x8000_0020,
-            0x8000_0023,
-            0x8000_0025,
-            0x8000_0026,
-        ] {
-            self.common.remove(leaf);
-        }
+        self.common.0.retain_mut(|entry| {
+            let Some(known) = leaves::registers(entry) else { return false };
+            let values = [&mut entry.eax, &mut entry.ebx, &mut entry.ecx, &mut entry.edx];
+            let hidden = values.into_iter().zip(known).filter(|(_, register)| *register == Register::Hidden);
+            hidden.for_each(|(value, _)| *value = 0);
+            true
+        });
+        // How many subleaves there are.
+        let last = self.common.0.iter().filter(|entry| entry.leaf == 7).map(|entry| entry.subleaf).max().unwrap_or(0);
+        self.edit(7, |leaf| {
+            if leaf.subleaf == 0 {
+                leaf.eax = last;
+            }
+        });
+        self.edit(0x24, |leaf| leaf.eax = 0);
         self.edit(1, |leaf| {
             // DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG; OSXSAVE follows CR4.
             leaf.ecx &= !bits(&[2, 3, 4, 5, 6, 7, 8, 11, 27]);

@@ -31,6 +31,7 @@ fn everything(vendor: &[u8; 12]) -> Cpuid {
 fn host(vendor: &[u8; 12]) -> Capabilities {
     Capabilities {
         cpuid: everything(vendor),
+        arch_capabilities: 0x2b,
         apic_ids: 4096,
         extended_msi_destinations: true,
         tsc_khz: Some(2_500_000),
@@ -130,7 +131,7 @@ fn what_skep_does_not_offer_is_hidden() {
     }
     assert_eq!(get(&cpuid, 6, 0), leaf(6, 4, 0, 0, 0));
     assert_eq!(get(&cpuid, 7, 0).ebx & (1 << 2 | 1 << 25), 0);
-    assert_eq!(get(&cpuid, 7, 1).ebx, !0, "other subleaves stay");
+    assert_eq!((get(&cpuid, 7, 0).eax, get(&cpuid, 7, 1).ebx), (1, !0), "other subleaves stay");
     assert_eq!(get(&cpuid, 0x8000_0001, 0).ecx & (1 << 2), 0);
     assert_eq!(get(&cpuid, 0x8000_0007, 0), leaf(0x8000_0007, 0, 0, 0, 1 << 8));
     assert_eq!(get(&cpuid, 0xd, 1).eax, !0);
@@ -154,7 +155,7 @@ fn the_highest_leaves_are_those_that_are_left() {
     let cpuid = guest(INTEL, 1, 1, 1, 0);
     assert_eq!(get(&cpuid, 0, 0).eax, 0x24);
     assert_eq!(get(&cpuid, 0x4000_0000, 0).eax, 0x4000_0010);
-    assert_eq!(get(&cpuid, 0x8000_0000, 0).eax, 0x8000_0024);
+    assert_eq!(get(&cpuid, 0x8000_0000, 0).eax, 0x8000_0021);
     assert_eq!(get(&cpuid, 0, 0).ebx, 0x756e_6547, "the vendor stays");
     let bare = Capabilities { cpuid: Cpuid(vec![leaf(0, 1, 0, 0, 0), leaf(1, 0, 0, 0, 0)]), ..host(INTEL) };
     let cpuid = Identity::new(&bare, &options(1, 2, 1)).unwrap().vcpu(1).cpuid;
@@ -171,6 +172,15 @@ fn the_hypervisor_offers_what_the_backend_does() {
     let cpuid = Identity::new(&near, &options(1, 1, 1)).unwrap().vcpu(0).cpuid;
     assert_eq!(get(&cpuid, 0x4000_0001, 0).eax >> 15 & 1, 0);
     assert_eq!(get(&cpuid, 0x4000_0010, 0), leaf(0x4000_0010, 2_500_000, 1_000_000, 0, 0));
+}
+
+#[test]
+fn what_the_cpu_has_against_side_channels_is_told_where_cpuid_says_so() {
+    let told = |host: &Capabilities| Identity::new(host, &options(1, 1, 1)).unwrap().vcpu(0).arch_capabilities;
+    let mut host = host(INTEL);
+    assert_eq!(told(&host), Some(0x2b));
+    host.cpuid.get_mut(7, 0).unwrap().edx &= !(1 << 29);
+    assert_eq!(told(&host), None);
 }
 
 #[test]
@@ -205,4 +215,26 @@ fn apic_ids_have_the_backends_limits() {
         error(&near, &options((1 << 16) + 1, (1 << 15) + 1, 1)),
         IdentityError::ApicIds { needed: u64::MAX, allowed: 4096 }
     );
+}
+
+/// A later CPU's leaves, subleaves and registers are hidden until somebody has looked at them.
+#[test]
+fn what_nobody_knows_is_not_shown() {
+    let mut capabilities = host(AMD);
+    let cpuid = &mut capabilities.cpuid;
+    for first in [0, HYPERVISOR, 0x8000_0000, 0xc000_0000] {
+        let new: Vec<_> = (first..first + 0x40).filter(|n| cpuid.get(*n, 0).is_none()).collect();
+        cpuid.0.extend(new.into_iter().map(|n| leaf(n, !0, !0, !0, !0)));
+    }
+    (3..6).for_each(|index| cpuid.0.push(subleaf(7, index, !0)));
+    let shown = Identity::new(&capabilities, &options(1, 2, 1)).unwrap().vcpu(1).cpuid;
+    for entry in &shown.0 {
+        let known = leaves::registers(entry).unwrap_or_else(|| panic!("{:#x}.{}", entry.leaf, entry.subleaf));
+        let values = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+        let stray = known.iter().zip(values).any(|(known, value)| *known == Register::Hidden && value != 0);
+        assert!(!stray, "{:#x}.{}: {values:x?}", entry.leaf, entry.subleaf);
+    }
+    assert_eq!(get(&shown, 0x24, 0), leaf(0x24, 0, !0, 0, 0));
+    assert_eq!((get(&shown, 0xc000_0000, 0).eax, get(&shown, 0xc000_0001, 0).edx), (!0, !0));
+    assert!(shown.get(0xc000_0002, 0).is_none() && shown.get(0x25, 0).is_none() && shown.get(0x4000_0002, 0).is_none());
 }

@@ -155,6 +155,17 @@ impl Layout {
         Ok(Self { ram, pci_mmio64, address_bits })
     }
 
+    /// The same machine's, where its guest is told of `address_bits` at the most.
+    ///
+    /// # Errors
+    /// As for [`Layout::new`].
+    pub fn within(&self, address_bits: u8) -> Result<Self, LayoutError> {
+        if address_bits >= self.address_bits {
+            return Ok(self.clone());
+        }
+        Self::new(self.ram.iter().map(|part| part.size).sum(), address_bits)
+    }
+
     /// RAM below 4 GiB.
     pub fn low_ram(&self) -> AddressRange {
         self.ram[0]

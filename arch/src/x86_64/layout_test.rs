@@ -138,3 +138,14 @@ fn what_lies_between_ram_and_the_io_apic_is_pcis() {
     let odd = pci_mmio32_around(AddressRange::new(0, 100 * MIB + 4 * KIB), ECAM);
     assert_eq!(odd[0], AddressRange::between(101 * MIB, ECAM.base));
 }
+
+#[test]
+fn a_guest_that_is_told_of_fewer_address_bits_has_the_layout_of_a_host_that_has_them() {
+    for (ram, bits) in [(GIB, 36), (8 * GIB, 39), (8 * GIB, 40), (2048 * GIB, 44)] {
+        for host in bits..=52 {
+            assert_eq!(Layout::new(ram, host).unwrap().within(bits).unwrap(), Layout::new(ram, bits).unwrap());
+        }
+        assert_eq!(Layout::new(ram, bits).unwrap().within(52).unwrap(), Layout::new(ram, bits).unwrap());
+    }
+    Layout::new(64 * GIB, 40).unwrap().within(36).unwrap_err();
+}

@@ -7,4 +7,5 @@ pub mod boot_params;
 pub mod cpuid;
 pub mod e820;
 pub mod layout;
+pub mod leaves;
 pub mod pvh;

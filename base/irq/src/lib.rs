@@ -5,7 +5,8 @@
 //! out lines by a [`LineTable`].
 //!
 //! * A level line may be shared: it is high while any of its handles asserts it. Dropping a handle deasserts it.
-//! * Restoring a level ([`IrqLine::restore`]) makes no edge: the controller restores what it had latched itself.
+//! * Restoring a level ([`IrqLine::restore`]) makes no edge: the controller restores what it had latched itself. What stands between lines hears
+//!   of it ([`LineTarget::restore_level`]).
 //! * The end of an interrupt ([`IrqLine::on_eoi`]) and eventfds ([`IrqLine::eventfd`], [`Msi::eventfd`]) are optional powers of what is behind.
 //! * An [`Msi`] has mask and pending bits; its route in the backend exists only while it is unmasked and somebody asked for its eventfd.
 //!

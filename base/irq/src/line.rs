@@ -49,10 +49,14 @@ pub type EoiListener = Arc<dyn Fn() + Send + Sync>;
 /// Keeps an [`EoiListener`] subscribed; dropping it ends that.
 pub type EoiSubscription = Box<dyn Send + Sync>;
 
-/// What is behind a line. It is called with the line's own lock held, so it must not call back into a line.
+/// What is behind a line. It is called with the line's own lock held, so it must not call back into that line, or one that leads to it.
 pub trait LineTarget: Send + Sync {
     /// The line's level has changed.
     fn set_level(&self, line: u32, asserted: bool);
+
+    /// A restored machine has this level on the line. A controller has it in its own state; what has no state notes it, and what passes levels on
+    /// to other lines restores those ([`IrqLine::restore`]).
+    fn restore_level(&self, _line: u32, _asserted: bool) {}
 
     /// Calls `listener` at each end of interrupt of `line`, if this target can.
     fn on_eoi(&self, _line: u32, _listener: EoiListener) -> Option<EoiSubscription> {
@@ -140,9 +144,14 @@ impl IrqLine {
         }
     }
 
-    /// Sets what this handle asserts without telling the controller, which restores what it had latched itself.
+    /// Sets what this handle asserts without an edge at the controller, which restores what it had latched itself.
     pub fn restore(&self, asserted: bool) {
-        self.change(&mut self.wire.lock(), asserted);
+        let mut count = self.wire.lock();
+        let before = *count > 0;
+        self.change(&mut count, asserted);
+        if let (Some(target), true) = (&self.wire.target, before != (*count > 0)) {
+            target.restore_level(self.wire.description.number, asserted);
+        }
     }
 
     fn change(&self, count: &mut usize, asserted: bool) {

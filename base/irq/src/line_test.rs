@@ -48,6 +48,36 @@ fn restoring_a_level_makes_no_edge_and_counts() {
 }
 
 #[test]
+fn what_stands_between_lines_restores_what_it_drives() {
+    /// Passes its line on to another.
+    struct Between(IrqLine);
+    impl LineTarget for Between {
+        fn set_level(&self, _line: u32, asserted: bool) {
+            self.0.set(asserted);
+        }
+        fn restore_level(&self, _line: u32, asserted: bool) {
+            self.0.restore(asserted);
+        }
+    }
+    let (recorder, table) = table();
+    let driven = table.line(4, Trigger::Level, Polarity::High).unwrap();
+    let description = driven.description();
+    let between = Arc::new(Between(driven));
+    let a = IrqLine::to(between.clone(), description);
+    let b = a.share();
+    a.restore(true);
+    b.restore(true);
+    a.restore(false);
+    assert!(between.0.is_asserted(), "one of two still asserts it");
+    b.restore(false);
+    assert!(!between.0.is_asserted());
+    a.restore(true);
+    assert!(recorder.0.lock().unwrap().is_empty());
+    a.deassert();
+    assert_eq!(*recorder.0.lock().unwrap(), [(4, false)]);
+}
+
+#[test]
 fn lines_are_finite() {
     let (_, table) = table();
     assert!(matches!(

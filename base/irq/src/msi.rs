@@ -20,7 +20,7 @@ pub struct MsiMessage {
     /// Where it is written.
     #[n(0)]
     pub address: u64,
-    /// What is written.
+    /// What is written. Any value.
     #[n(1)]
     pub data: u32,
 }

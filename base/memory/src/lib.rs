@@ -17,6 +17,7 @@ mod dma;
 mod map;
 mod region;
 mod used;
+mod zero;
 
 pub use backing::{Backing, HugePages, RamOptions};
 pub use dirty::{Consumer, DirtyLog, DirtySource, PAGE_SIZE};
@@ -25,6 +26,7 @@ pub use map::{Listener, MemoryMap, RamView};
 pub use region::{DirtyBits, DirtySlice, Region, RegionKind};
 pub use skep_irq::{Requester, RequesterId};
 pub use vm_memory;
+pub use zero::is_zero;
 
 /// Why memory can't be had or mapped.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,8 @@
 //! * A new field is an `Option` (or has `#[cbor(default)]`), and its absence means what it meant before the field existed.
 //! * Where that can't be had, [`State::VERSION`] is raised, and [`State::decode_older`] reads what came before.
 //! * What can be derived from other state, or from the configuration, is not saved.
-//! * What arrives is untrusted: [`State::check`] refuses, by the field's name, each value that no running component could hold.
+//! * What arrives is untrusted: [`State::check`] refuses, by the field's name, each value that no running component could hold. Where a component
+//!   takes every value of the type, the field's description ends in "Any value."; docs/state.md shows either.
 //!
 //! What it does not do: the container on disk and the phases of save and restore are the monitor's.
 
@@ -127,13 +128,13 @@ pub trait State: Encode<()> + for<'b> Decode<'b, ()> + Clone + PartialEq + Debug
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Record {
-    /// [`State::ID`] of the type inside.
+    /// [`State::ID`] of the type inside: what takes the record looks at all of it. Any value.
     #[n(0)]
     pub id: String,
-    /// [`State::VERSION`] of the type inside.
+    /// [`State::VERSION`] of the type inside. Any value.
     #[n(1)]
     pub version: u16,
-    /// The state, encoded.
+    /// The state, encoded. Any value.
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub body: Vec<u8>,
@@ -195,6 +196,10 @@ pub trait Persist {
     /// The state's type.
     type State: State;
 
+    /// Lets what time alone has brought about by now have come, interrupts included, while the clock may stand and no timer runs. All components of a
+    /// machine do so before any of it is saved: to save one then moves no line, whose controller may have been saved before.
+    fn catch_up(&self) {}
+
     /// The whole state, of a component that is stopped.
     fn save(&self) -> Self::State;
 
@@ -211,6 +216,8 @@ pub trait Persist {
 
 /// [`Persist`] without its type: what a machine keeps a list of.
 pub trait Component: Send + Sync {
+    /// [`Persist::catch_up`].
+    fn catch_up_component(&self);
     /// [`Persist::save`], encoded.
     fn save_record(&self) -> Record;
     /// [`Persist::restore`] of a record, decoded and checked first.
@@ -223,6 +230,10 @@ pub trait Component: Send + Sync {
 }
 
 impl<T: Persist + Send + Sync> Component for T {
+    fn catch_up_component(&self) {
+        self.catch_up();
+    }
+
     fn save_record(&self) -> Record {
         Record::of(&self.save())
     }

@@ -99,8 +99,20 @@ impl NewFile {
             }
             renamed => renamed.map_err(|error| failed()(error.into()))?,
         }
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed())
+        sync_name(&self.path).map_err(failed())
+    }
+}
+
+/// Returns once the name that something has just got, or lost, is on stable storage, as far as the file system can tell: it is its folder's, not its own.
+///
+/// # Errors
+/// The host's.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(folder)?.sync_all() {
+        // It can't do so for folders.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
     }
 }
 

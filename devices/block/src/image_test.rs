@@ -32,6 +32,16 @@ fn what_is_not_finished_leaves_nothing_and_what_is_there_stays() {
 }
 
 #[test]
+fn a_name_is_its_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    // Whether or not there is anything of that name, and in the folder that the process is in.
+    sync_name(&folder.path().join("gone")).unwrap();
+    sync_name(Path::new("gone")).unwrap();
+    let error = sync_name(&folder.path().join("gone/file")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
 fn a_qcow2_disk_is_anothers_to_use_when_it_was_told_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");

@@ -134,6 +134,20 @@ pub(crate) fn twins<D: Device + Component>(
     }
 }
 
+/// A device that has caught up with a clock that stands shows nothing when it is saved, and has left its timers nothing.
+pub(crate) fn catches_up<D: Device + Component>(build: impl Fn() -> Rig<D>, before: &[Step], nanos: u64) {
+    let rig = build();
+    before.iter().for_each(|step| drop(rig.step(*step)));
+    rig.clock.set(rig.clock.now() + nanos);
+    rig.clock.set_wall(rig.clock.wall() + i128::from(nanos));
+    rig.device.catch_up_component();
+    rig.log.take();
+    let record = rig.device.save_record();
+    rig.clock.run_due();
+    assert_eq!(rig.device.save_record(), record);
+    assert_eq!(rig.log.take(), Vec::<String>::new());
+}
+
 /// Each field of the saved state, set to whatever may hurt: it is refused, or the device lives on, and what it then saves is in order.
 pub(crate) fn hostile<D: Device + Component>(build: impl Fn() -> Rig<D>, before: &[Step], after: &[Step]) {
     let rig = build();
@@ -171,6 +185,14 @@ macro_rules! device_properties {
                 after in $crate::testing::steps(1..120),
             ) {
                 $crate::testing::twins($rig, &before, &other, &after);
+            }
+
+            #[test]
+            fn what_has_caught_up_stands(
+                before in $crate::testing::steps(0..120),
+                nanos in 0_u64..4_000_000_000,
+            ) {
+                $crate::testing::catches_up($rig, &before, nanos);
             }
         }
 

@@ -1,7 +1,6 @@
 //! The card: the controller behind its ports and its pin, and the thread between it and the network.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use skep_state::{Persist, StateError};
 use skep_worker::{EventSet, Job, Sources, Worker};
 
 use crate::chip::LONGEST;
-use crate::registers::{DATA, PORTS};
+use crate::registers::{DATA, PORTS, RESET};
 use crate::{Chip, Ne2kState, Room};
 
 #[cfg(test)]
@@ -31,8 +30,8 @@ const IDENTITY: Identity = Identity {
 const REGISTERS: u8 = 0;
 /// The network's descriptor.
 const NETWORK: u64 = 0;
-/// Frames in one round.
-const BATCH: usize = 32;
+/// Frames that come for one interrupt: Linux's driver takes nine of them at most, acknowledges it, and leaves what else there is to the next one.
+const BATCH: usize = 8;
 
 /// What a card is made of.
 pub struct Ne2kConfig {
@@ -61,8 +60,6 @@ pub enum Ne2kError {
 struct Shared {
     chip: Mutex<Chip>,
     interrupts: Arc<Interrupts>,
-    /// The thread has a frame for which the ring has no room.
-    waiting: AtomicBool,
 }
 
 impl Shared {
@@ -119,7 +116,7 @@ impl Ne2k {
 
     fn new(config: &Ne2kConfig, interrupts: Arc<Interrupts>) -> Result<Self, Ne2kError> {
         let chip = Mutex::new(Chip::new(config.mac));
-        let shared = Arc::new(Shared { chip, interrupts, waiting: AtomicBool::new(false) });
+        let shared = Arc::new(Shared { chip, interrupts });
         // The card cuts no segment and fills no checksum in.
         config.link.set_offloads(Offloads::empty())?;
         config.link.set_active_queues(1)?;
@@ -131,10 +128,23 @@ impl Ne2k {
             writable: true,
             paused: false,
             buffer: vec![0; HEADER + LONGEST],
-            held: None,
         };
         let worker = Worker::spawn(&format!("{}:0", config.name), Duration::ZERO, engine)?;
         Ok(Self { shared, worker })
+    }
+
+    /// The driver's access, or a reset. The thread looks where `access` says so, or where the next frames may come now.
+    fn access(&self, access: impl FnOnce(&mut Chip) -> bool) {
+        let look = {
+            let mut chip = self.shared.lock();
+            let had_told = chip.has_told();
+            let look = access(&mut chip);
+            self.shared.update_pin(&chip);
+            look || had_told && !chip.has_told()
+        };
+        if look {
+            self.worker.send(Command::Look);
+        }
     }
 
     /// Begins to stop, and calls `done`, on any thread, when nothing is sent or received any more. vCPUs have stopped before.
@@ -150,27 +160,25 @@ impl Ne2k {
 
 impl Function for Ne2k {
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
-        if bar == REGISTERS {
-            let mut chip = self.shared.lock();
-            chip.read(offset, data);
-            self.shared.update_pin(&chip);
+        if bar != REGISTERS {
+            return;
         }
+        self.access(|chip| {
+            chip.read(offset, data);
+            // The reset port stops it: what waits for the ring is lost then.
+            offset >= RESET && chip.is_holding()
+        });
     }
 
     fn write(&self, bar: u8, offset: u64, data: &[u8]) {
         if bar != REGISTERS {
             return;
         }
-        let look = {
-            let mut chip = self.shared.lock();
+        self.access(|chip| {
             chip.write(offset, data);
-            self.shared.update_pin(&chip);
             // Whatever register it is, it may be what the thread waits for.
-            offset < DATA && (chip.is_transmitting() || self.shared.waiting.load(Ordering::Acquire))
-        };
-        if look {
-            self.worker.send(Command::Look);
-        }
+            offset < DATA && (chip.is_transmitting() || chip.is_holding())
+        });
     }
 
     fn reset(&self) {
@@ -192,9 +200,10 @@ impl Persist for Ne2k {
     }
 
     fn reset(&self) {
-        let mut chip = self.shared.lock();
-        chip.power_on();
-        self.shared.update_pin(&chip);
+        self.access(|chip| {
+            chip.power_on();
+            false
+        });
     }
 }
 
@@ -208,8 +217,6 @@ struct Engine {
     paused: bool,
     /// A header and a frame.
     buffer: Vec<u8>,
-    /// The length of a frame in the buffer for which the ring has no room yet.
-    held: Option<usize>,
 }
 
 impl Engine {
@@ -230,32 +237,30 @@ impl Engine {
         true
     }
 
+    /// Frames come together, and the next ones when the driver has acknowledged these ([`Chip::has_told`]).
     fn receive(&mut self) -> bool {
-        for done in 0..BATCH {
-            let length = match self.held.take() {
-                Some(length) => length,
-                None if !self.readable => return done > 0,
-                None => match self.network.receive(&[own_memory(&mut self.buffer)]) {
-                    // What had to be cut is lost.
-                    Ok(length) if length > self.buffer.len() => continue,
-                    Ok(length) => length,
-                    Err(_none) => {
-                        self.readable = false;
-                        return done > 0;
-                    }
-                },
+        let mut chip = self.shared.lock();
+        if chip.has_told() || chip.retry() == Some(Room::None) {
+            return false;
+        }
+        let mut done = 0;
+        while self.readable && done < BATCH {
+            let length = match self.network.receive(&[own_memory(&mut self.buffer)]) {
+                Ok(length) => length,
+                Err(_none) => {
+                    self.readable = false;
+                    break;
+                }
             };
+            done += 1;
+            // What had to be cut is lost.
             let Some(frame) = self.buffer.get(HEADER..length) else { continue };
-            let mut chip = self.shared.lock();
-            let room = chip.receive(frame);
-            self.shared.waiting.store(room == Room::None, Ordering::Release);
-            self.shared.update_pin(&chip);
-            if room == Room::None {
-                self.held = Some(length);
-                return done > 0;
+            if chip.offer(frame) == Room::None {
+                break;
             }
         }
-        true
+        self.shared.update_pin(&chip);
+        done > 0
     }
 }
 

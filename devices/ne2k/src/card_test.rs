@@ -100,6 +100,14 @@ impl Rig {
         }
     }
 
+    fn arrive_together(&self, count: u8, length: usize) {
+        let (sender, paused) = channel();
+        self.card.pause(move || sender.send(()).unwrap());
+        paused.recv_timeout(Duration::from_secs(60)).unwrap();
+        (0..count).for_each(|seed| self.arrive(length, seed));
+        self.card.resume();
+    }
+
     fn arrive(&self, length: usize, seed: u8) {
         let frame = [0; HEADER].into_iter().chain(MAC).chain((6..length).map(|_| seed));
         self.link.send(0, &frame.collect::<Vec<_>>());
@@ -153,6 +161,60 @@ fn a_frame_waits_for_the_network_and_another_for_the_ring() {
     assert_eq!(rig.link.waiting(0), 0);
 }
 
+/// As Linux's driver does it: it looks where the ring ends, and acknowledges the interrupt when it has read up to there.
+#[test]
+fn a_frame_that_comes_before_an_interrupt_is_acknowledged_has_its_own() {
+    let rig = Rig::new();
+    rig.start();
+    for seed in 0..100 {
+        rig.arrive(60, seed);
+        while !rig.pin.recv_timeout(Duration::from_secs(60)).expect("an interrupt") {}
+        assert_eq!(rig.get(7), interrupt::RECEIVED);
+        let read = rig.read_all();
+        rig.arrive(60, seed);
+        rig.settle();
+        rig.put(0, 0x62);
+        assert_eq!(rig.get(7), read, "it has not come yet");
+        rig.put(0, 0x22);
+        rig.put(7, interrupt::RECEIVED);
+        assert_eq!(rig.interrupt(), interrupt::RECEIVED);
+        assert_ne!(rig.read_all(), read);
+    }
+}
+
+/// It takes nine for an interrupt, and masks all while it fills a frame in.
+#[test]
+fn no_more_frames_come_for_an_interrupt_than_linux_takes() {
+    let rig = Rig::new();
+    rig.start();
+    rig.put(0xf, 0);
+    rig.arrive_together(12, 60);
+    rig.settle();
+    rig.put(0xf, 0x3f);
+    for current in [0x46 + 8, 0x46 + 12] {
+        while !rig.pin.recv_timeout(Duration::from_secs(60)).expect("an interrupt") {}
+        assert_eq!(rig.read_all(), current);
+        rig.put(7, interrupt::RECEIVED);
+    }
+}
+
+/// It acknowledges nothing, and reads up to where the ring ends.
+#[test]
+fn a_driver_that_polls_gets_all_frames() {
+    let rig = Rig::new();
+    rig.start();
+    rig.put(0xf, 0);
+    let mut read = 0x46;
+    for seed in 0..40 {
+        rig.arrive(60, seed);
+        rig.wait("a frame", || {
+            let before = read;
+            read = rig.read_all();
+            read != before
+        });
+    }
+}
+
 #[test]
 fn a_paused_card_does_nothing_and_goes_on() {
     let rig = Rig::new();
@@ -176,6 +238,37 @@ fn a_paused_card_does_nothing_and_goes_on() {
     let seen = rig.interrupt();
     let all = interrupt::TRANSMITTED | interrupt::RECEIVED;
     assert_eq!(seen | if seen == all { 0 } else { rig.interrupt() }, all);
+}
+
+#[test]
+fn the_frame_that_waits_for_the_ring_is_saved() {
+    let rig = Rig::new();
+    rig.start();
+    // A driver that polls.
+    rig.put(0xf, 0);
+    rig.arrive_together(8, 300);
+    rig.wait("the frames to be received", || rig.link.waiting(0) == 0);
+    rig.settle();
+    let state = rig.card.save();
+    let frame: Vec<u8> = MAC.into_iter().chain((6..300).map(|_| 7)).collect();
+    assert_eq!((state.current, state.held.as_ref()), (0x54, Some(&frame)));
+
+    let heir = Rig::new();
+    heir.card.restore(&state).unwrap();
+    heir.card.resume();
+    assert_eq!(heir.read_all(), 0x54);
+    heir.wait("the frame to be taken", || heir.card.save().held.is_none());
+    let state = heir.card.save();
+    assert_eq!((state.current, &state.buffer[0x1404..0x1410]), (0x46, &frame[..12]));
+    // What waits when it is stopped is lost, also by the reset port.
+    let stopped = Rig::new();
+    stopped.card.restore(&rig.card.save()).unwrap();
+    stopped.card.resume();
+    stopped.get(0x1f);
+    stopped.wait("the frame to be lost", || stopped.card.save().held.is_none());
+    // And when it is reset.
+    Function::reset(&*rig.card);
+    assert_eq!(rig.card.save(), Ne2kState::default());
 }
 
 #[test]
@@ -248,24 +341,30 @@ impl Rig {
                 seen = vec![0xff; bytes.len()];
                 Function::read(&*self.card, REGISTERS, u64::from(at % 32), &mut seen);
             }
-            6 => self.arrive_if_room(usize::from(at % 1500) + 12, bytes[0]),
+            6 => self.arrive_if_none_waits(usize::from(at % 1500) + 12, bytes[0]),
             _ => {
                 seen = vec![0xff; 4];
                 skep_bus::Device::read(&*self.endpoint, 6, u64::from(at % 0x400), &mut seen);
             }
         }
         self.wait("a frame to be sent", || !self.card.shared.lock().is_transmitting());
+        let mut next = Chip::new(MAC);
+        next.set_state(self.card.save());
+        if !next.has_told() && next.retry().is_some_and(|room| room != Room::None) {
+            self.wait("the frame that has room", || !self.card.shared.lock().is_holding());
+        }
         let registers = [4, 0x10, 0x30, 0x3c].map(|offset| ConfigFunction::config_read(&*self.endpoint, offset));
         let (decoded, pin) = (ConfigFunction::decoded(&*self.endpoint), self.pin.try_iter().collect::<Vec<_>>());
         format!("{seen:x?} {registers:x?} {decoded:?} {pin:?} {:x?}", self.link.take(0))
     }
 
-    /// A frame comes for which the ring has room, or of which the card takes no notice.
-    fn arrive_if_room(&self, length: usize, seed: u8) {
+    /// A frame comes, unless another one waits for the ring, or it would wait itself for the driver.
+    fn arrive_if_none_waits(&self, length: usize, seed: u8) {
         let mut next = Chip::new(MAC);
         next.set_state(self.card.save());
         let frame: Vec<u8> = MAC.into_iter().chain((6..length).map(|_| seed)).collect();
-        if next.receive(&frame) != Room::None {
+        if !next.is_holding() && !next.has_told() {
+            next.offer(&frame);
             self.link.send(0, &sent(&frame));
             self.wait("a frame to be received", || self.link.waiting(0) == 0);
             self.settle();

@@ -370,6 +370,45 @@ impl Chip {
         (first <= start && start < stop && stop <= last && current).then_some((start, stop))
     }
 
+    /// Whether the driver has an interrupt to acknowledge for frames in the ring. The next ones stay on the cable until then: drivers look where the ring ends, acknowledge
+    /// the interrupt when they have read up to there, and would hear nothing of a frame that comes between. One that is masked counts as long as something is
+    /// unread: Linux masks all while it fills a frame in, and those who poll acknowledge nothing.
+    #[must_use]
+    pub fn has_told(&self) -> bool {
+        let state = &self.state;
+        let pending = self.receives() && state.interrupts & interrupt::RECEIVED != 0;
+        pending && (state.mask & interrupt::RECEIVED != 0 || !self.is_read())
+    }
+
+    /// Whether the driver has read all: its boundary is where the next frame comes, or, as most have it, a page behind.
+    fn is_read(&self) -> bool {
+        let Some((start, stop)) = self.ring() else { return true };
+        let Ne2kState { boundary, current, .. } = self.state;
+        let next = if boundary.checked_add(1).is_none_or(|next| next >= stop) { start } else { boundary + 1 };
+        boundary == current || next == current
+    }
+
+    /// A frame comes from the network, and waits here where the ring has no room for it. None waits already.
+    pub fn offer(&mut self, frame: &[u8]) -> Room {
+        let room = self.receive(frame);
+        if room == Room::None {
+            self.state.held = Some(frame.to_vec());
+        }
+        room
+    }
+
+    /// Whether a frame waits for room.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.state.held.is_some()
+    }
+
+    /// Tries again to take the frame that waits. Says what became of it, if there was one.
+    pub fn retry(&mut self) -> Option<Room> {
+        let frame = self.state.held.take()?;
+        Some(self.offer(&frame))
+    }
+
     /// A frame comes from the cable.
     pub fn receive(&mut self, frame: &[u8]) -> Room {
         if !self.receives() || frame.len() > LONGEST || !self.wants(frame) {

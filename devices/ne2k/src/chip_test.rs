@@ -280,7 +280,7 @@ fn act(chip: &mut Chip, act: &Act) -> (Vec<u8>, bool, Option<Room>) {
             seen = vec![0xff; *length];
             chip.read(*port, &mut seen);
         }
-        Act::Receive(frame) => room = Some(chip.receive(frame)),
+        Act::Receive(frame) => room = if chip.is_holding() { chip.retry() } else { Some(chip.offer(frame)) },
         Act::Transmit => {
             if let Some(frame) = chip.transmits() {
                 assert!(frame.len() <= LONGEST + 1);

@@ -7,11 +7,11 @@
 //! * [`Chip`] is the controller: registers, buffer memory, remote DMA, the receive ring.
 //! * [`Ne2k`] is the card: the controller behind its ports and its interrupt pin, and a thread between it and a [`skep_net::Link`].
 //!
-//! A frame for which the ring has no room stays in the network until the driver makes some: there are no overflows and no missed frames. Frames
+//! While the driver has an interrupt to acknowledge for frames that have come, the next ones stay in the network, so that no driver misses one. A frame for which the ring has no room stays in the network until the driver makes some, or in the card, one, and in its saved state: there are no overflows and no missed frames. Frames
 //! that come while the controller is stopped, or that its filter refuses, are lost, as on a cable.
 //!
-//! What it does not do: collisions and other errors of a cable, loopback, CRC bytes after a received frame (drivers skip them), the serial EEPROM, the
-//! Boot ROM register (an option ROM is behind PCI's ROM BAR).
+//! What it does not do: collisions and other errors of a cable, overflows (OVW), loopback (a frame that is sent in one of its modes goes nowhere, and the
+//! FIFO reads 0), CRC bytes after a received frame (drivers skip them), the serial EEPROM, the Boot ROM register (an option ROM is behind PCI's ROM BAR).
 
 #![forbid(unsafe_code)]
 

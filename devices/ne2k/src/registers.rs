@@ -33,7 +33,9 @@ pub(crate) mod received {
     pub(crate) const INTACT: u8 = 1 << 0;
     pub(crate) const MISSED: u8 = 1 << 4;
     pub(crate) const GROUP: u8 = 1 << 5;
+    /// Derived from the configuration.
     pub(crate) const DISABLED: u8 = 1 << 6;
+    pub(crate) const KEPT: u8 = INTACT | MISSED | GROUP;
 }
 
 /// The receive configuration register.

@@ -3,8 +3,11 @@
 use minicbor::{Decode, Encode};
 use skep_state::{State, StateError, ensure};
 
-use crate::chip::BUFFER_SIZE;
-use crate::registers::{CONFIG_ENABLE, DATA_ALL, TRANSMIT_ALL, command, interrupt, receive};
+use crate::chip::{BUFFER_SIZE, LONGEST};
+use crate::registers::{CONFIG_ENABLE, DATA_ALL, TRANSMIT_ALL, command, interrupt, receive, received};
+
+/// What has no whole address is taken by nobody.
+const SHORTEST_HELD: usize = 6;
 
 /// The controller's registers and its buffer memory. A transmission that has begun is begun again.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -13,37 +16,37 @@ pub struct Ne2kState {
     /// CR.
     #[n(0)]
     pub command: u8,
-    /// ISR.
+    /// ISR. Any value.
     #[n(1)]
     pub interrupts: u8,
     /// IMR.
     #[n(2)]
     pub mask: u8,
-    /// PSTART and PSTOP: the ring's pages.
+    /// PSTART and PSTOP: the ring's pages. Any value.
     #[n(3)]
     pub ring_start: u8,
-    /// See [`Self::ring_start`].
+    /// See [`Self::ring_start`]. Any value.
     #[n(4)]
     pub ring_stop: u8,
-    /// BNRY: the first page that the driver has not read.
+    /// BNRY: the first page that the driver has not read. Any value.
     #[n(5)]
     pub boundary: u8,
-    /// CURR: where the next frame comes.
+    /// CURR: where the next frame comes. Any value.
     #[n(6)]
     pub current: u8,
-    /// TPSR.
+    /// TPSR. Any value.
     #[n(7)]
     pub transmit_page: u8,
-    /// TBCR.
+    /// TBCR. Any value.
     #[n(8)]
     pub transmit_count: u16,
-    /// TSR.
+    /// TSR. Any value.
     #[n(9)]
     pub transmit_status: u8,
-    /// CRDA.
+    /// CRDA. Any value.
     #[n(10)]
     pub remote_address: u16,
-    /// RBCR, what is left of it.
+    /// RBCR, what is left of it. Any value.
     #[n(11)]
     pub remote_count: u16,
     /// RCR.
@@ -58,25 +61,29 @@ pub struct Ne2kState {
     /// DCR.
     #[n(15)]
     pub data_config: u8,
-    /// CNTR2.
+    /// CNTR2. Any value.
     #[n(16)]
     pub missed: u8,
-    /// PAR.
+    /// PAR. Any value.
     #[n(17)]
     pub address: [u8; 6],
-    /// MAR.
+    /// MAR. Any value.
     #[n(18)]
     pub groups: [u8; 8],
     /// 9346CR.
     #[n(19)]
     pub config_enable: u8,
-    /// CONFIG2 and CONFIG3.
+    /// CONFIG2 and CONFIG3. Any value.
     #[n(20)]
     pub config: [u8; 2],
     /// The buffer memory.
     #[n(21)]
     #[cbor(with = "minicbor::bytes")]
     pub buffer: Vec<u8>,
+    /// A frame from the network for which the ring has had no room yet.
+    #[n(22)]
+    #[cbor(with = "minicbor::bytes")]
+    pub held: Option<Vec<u8>>,
 }
 
 impl Default for Ne2kState {
@@ -104,6 +111,7 @@ impl Default for Ne2kState {
             config_enable: 0,
             config: [0; 2],
             buffer: vec![0; BUFFER_SIZE],
+            held: None,
         }
     }
 }
@@ -113,13 +121,23 @@ impl State for Ne2kState {
     const VERSION: u16 = 1;
 
     fn check(&self) -> Result<(), StateError> {
-        let bits = |field, value: u8, all: u8| ensure(value & !all == 0, Self::ID, field, value, "it has no such bits");
-        bits("mask", self.mask, !interrupt::STOPPED)?;
-        bits("receive_config", self.receive_config, receive::ALL)?;
-        bits("transmit_config", self.transmit_config, TRANSMIT_ALL)?;
-        bits("data_config", self.data_config, DATA_ALL)?;
-        bits("config_enable", self.config_enable, CONFIG_ENABLE)?;
+        let id = Self::ID;
+        let both = command::STOP | command::TRANSMIT;
+        ensure(self.command & both != both, id, "command", self.command, "a controller that is stopped sends nothing")?;
+        ensure(self.mask & interrupt::STOPPED == 0, id, "mask", self.mask, "it has 7 bits")?;
+        let value = self.receive_config;
+        ensure(value & !receive::ALL == 0, id, "receive_config", value, "it has 6 bits")?;
+        let value = self.receive_status;
+        ensure(value & !received::KEPT == 0, id, "receive_status", value, "other bits are never kept")?;
+        let value = self.transmit_config;
+        ensure(value & !TRANSMIT_ALL == 0, id, "transmit_config", value, "it has 5 bits")?;
+        ensure(self.data_config & !DATA_ALL == 0, id, "data_config", self.data_config, "it has 7 bits")?;
+        let value = self.config_enable;
+        ensure(value & !CONFIG_ENABLE == 0, id, "config_enable", value, "only bits 7:6 are kept")?;
         let length = self.buffer.len();
-        ensure(length == BUFFER_SIZE, Self::ID, "buffer", length, "the card has 32 KiB")
+        ensure(length == BUFFER_SIZE, id, "buffer", length, "the card has 32 KiB")?;
+        let length = self.held.as_ref().map(Vec::len);
+        let fits = length.is_none_or(|length| (SHORTEST_HELD..=LONGEST).contains(&length));
+        ensure(fits, id, "held", length, "a frame has an address, and 1518 bytes at most")
     }
 }

@@ -259,7 +259,13 @@ impl Persist for Controller {
         ensure(highest <= most, "nvme", "units", highest, "the controller is configured with fewer queues")?;
         let states = self.shared.config.power_states.len();
         let asked = state.features.power_state.max(state.features.operational);
-        ensure(usize::from(asked) < states, "nvme", "power_state", asked, "the controller is configured with fewer")?;
+        ensure(
+            usize::from(asked) < states,
+            "nvme",
+            "features.power_state",
+            asked,
+            "the controller is configured with fewer",
+        )?;
         let (done, wait) = channel();
         self.worker.send(AdminOrder::Restore(Box::new(state.clone()), done));
         let refused =

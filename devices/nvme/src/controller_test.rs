@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use skep_block::testing::Fault;
-use skep_state::Component;
+use skep_state::{Component, State};
 
 use super::*;
 use crate::spec::{Status, io};
@@ -213,15 +213,15 @@ fn hostile_state_is_refused_by_name() {
     assert_eq!(guest.write_blocks(&mut pair, 0, 1, 1), Status::SUCCESS);
     let state = guest.pause();
     type Change = fn(&mut ControllerState);
-    let bad: [(&str, Change); 14] = [
+    let bad: [(&str, Change); 17] = [
         ("configuration", |state| state.configuration = 0xff00_0000),
         ("status", |state| state.status = 0x10),
         ("units", |state| state.admin = None),
-        ("entries", |state| state.units[0].completion.entries = 1),
-        ("head", |state| state.units[0].completion.head = 64),
-        ("tail", |state| state.units[0].submission[0].tail = u32::MAX),
-        ("base", |state| state.units[0].submission[0].base = u64::MAX),
-        ("completion", |state| state.units[0].submission[0].completion = 2),
+        ("completion.entries", |state| state.units[0].completion.entries = 1),
+        ("completion.head", |state| state.units[0].completion.head = 64),
+        ("submission.tail", |state| state.units[0].submission[0].tail = u32::MAX),
+        ("submission.base", |state| state.units[0].submission[0].base = u64::MAX),
+        ("submission.completion", |state| state.units[0].submission[0].completion = 2),
         ("units", |state| state.units.push(state.units[0].clone())),
         ("event_requests", |state| state.event_requests = vec![0; 5]),
         ("changed", |state| state.changed = vec![0]),
@@ -235,19 +235,22 @@ fn hostile_state_is_refused_by_name() {
             state.units.clear();
             state.shadow = Some(crate::ShadowState { doorbells: 0, events: 4096 });
         }),
-        ("power_state", |state| state.features.power_state = 32),
+        ("health.errors", |state| state.health.errors = u64::MAX),
+        ("features.timestamp", |state| state.features.timestamp = -1),
+        ("errors.number", |state| state.errors = vec![crate::ErrorState { number: 1, ..Default::default() }]),
+        ("features.power_state", |state| state.features.power_state = 32),
     ];
     for (field, change) in bad {
         let mut state = state.clone();
         change(&mut state);
-        match skep_state::State::check(&state) {
+        match State::check(&state) {
             Err(StateError::Invalid { field: named, .. }) => assert_eq!(named, field),
             other => panic!("{field}: {other:?}"),
         }
     }
-    // Counters may stand anywhere, and stay there.
+    // Counters that are full stay there.
     let mut full = state.clone();
-    let most = u64::MAX;
+    let most = crate::HealthState::MOST;
     full.health = crate::HealthState {
         sectors_read: most,
         sectors_written: most,
@@ -268,10 +271,11 @@ fn hostile_state_is_refused_by_name() {
     let mut queue = other.create(1, 64);
     assert_eq!(other.write_blocks(&mut queue, 0, 1, 1), Status::SUCCESS);
     assert_eq!(other.io(&mut queue, &transfer(io::READ, 1 << 40, 1, DATA)), Status::LBA_OUT_OF_RANGE);
-    assert_eq!(other.log(2, 80, 8).unwrap(), [0xff; 8]);
+    assert_eq!(other.log(2, 80, 8).unwrap(), most.to_le_bytes());
+    other.pause().check().unwrap();
     let mut large = state.clone();
     large.units[0].submission[0].id = 5;
-    skep_state::State::check(&large).unwrap();
+    State::check(&large).unwrap();
     let refused = guest.controller.restore(&large).unwrap_err().to_string();
     assert!(refused.contains("configured with fewer queues"), "{refused}");
 }

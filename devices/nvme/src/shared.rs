@@ -224,7 +224,7 @@ impl Shared {
     /// Notes a command that failed.
     pub(crate) fn note_error(&self, queue: u16, command: u16, status: Status, block: u64, namespace: u32) {
         let mut log = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        log.count = log.count.saturating_add(1);
+        log.count = log.count.saturating_add(1).min(HealthState::MOST);
         let number = log.count;
         log.entries.truncate(ERRORS - 1);
         log.entries.push_front(ErrorState { number, queue, command, status: status.0, block, namespace });

@@ -87,6 +87,7 @@ struct Past {
     features: Vec<(Result<u32, Status>, Vec<u8>)>,
     health: Vec<u8>,
     errors: BTreeSet<Vec<u8>>,
+    alive: Option<u64>,
 }
 
 struct Life {
@@ -491,7 +492,7 @@ impl Life {
         let count = if health[177..192] == [0; 15] && health[176] <= 64 { 64 } else { 0 };
         let errors = errors.as_chunks::<64>().0.iter().take(count).map(|entry| bare(&entry[8..])).collect();
         self.sync();
-        self.guest.pause();
+        let alive = self.guest.pause().alive;
         self.take_events();
         for mut pair in self.completion.clone() {
             assert_eq!(self.guest.look(&mut pair), None);
@@ -506,6 +507,7 @@ impl Life {
             features,
             health: bare(&health),
             errors,
+            alive,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The functions of the chipset itself: host bridges, and the LPC bridge of ICH9. They hold registers; what those do is the machine's.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skep_bus::Action;
 use skep_state::{Persist, StateError};
@@ -9,6 +9,7 @@ use skep_state::{Persist, StateError};
 use crate::config_space::{Bits, ConfigSpace, command, header};
 use crate::endpoint::Identity;
 use crate::node::ConfigFunction;
+use crate::pirq::{PIRQS, PirqRouter};
 use crate::state::{CHIPSET_ID, ChipsetState};
 
 #[cfg(test)]
@@ -57,12 +58,30 @@ impl Registers {
     }
 }
 
-/// Implements what all of them share over their field `registers`.
+/// Why registers are what they are now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// A write or a reset.
+    Change,
+    /// A restored state: what follows from it is restored as well.
+    Restored,
+}
+
+/// Implements what all of them share over their field `registers`: `$correct` has the last word on what is written, `$look` sees it, `$follow` is
+/// called with registers that may have changed, under their lock.
 macro_rules! chipset_function {
     ($name:ident, $correct:expr) => {
         chipset_function!($name, $correct, |_: &Self, _: u16, _: u32| {});
     };
     ($name:ident, $correct:expr, $look:expr) => {
+        chipset_function!($name, $correct, $look, |_: &Self, _: &ConfigSpace, _: Cause| {});
+    };
+    ($name:ident, $correct:expr, $look:expr, $follow:expr) => {
+        impl $name {
+            /// What follows from the registers.
+            const FOLLOW: fn(&Self, &ConfigSpace, Cause) = $follow;
+        }
+
         impl ConfigFunction for $name {
             fn config_read(&self, offset: u16) -> u32 {
                 self.registers.lock().register(offset)
@@ -72,7 +91,10 @@ macro_rules! chipset_function {
                 let look: fn(&Self, u16, u32) = $look;
                 look(self, offset, value & lanes);
                 let correct: fn(u16, &mut ConfigSpace, u32) = $correct;
-                self.registers.write(offset, lanes, value, |space, before| correct(offset, space, before))
+                self.registers.write(offset, lanes, value, |space, before| {
+                    correct(offset, space, before);
+                    Self::FOLLOW(self, space, Cause::Change);
+                })
             }
 
             fn bus_reset(&self) {
@@ -88,11 +110,16 @@ macro_rules! chipset_function {
             }
 
             fn restore(&self, state: &ChipsetState) -> Result<(), StateError> {
-                self.registers.lock().restore(&state.config, CHIPSET_ID)
+                let mut space = self.registers.lock();
+                space.restore(&state.config, CHIPSET_ID)?;
+                Self::FOLLOW(self, &space, Cause::Restored);
+                Ok(())
             }
 
             fn reset(&self) {
-                self.registers.lock().reset(0..0);
+                let mut space = self.registers.lock();
+                space.reset(0..0);
+                Self::FOLLOW(self, &space, Cause::Change);
             }
         }
     };
@@ -266,20 +293,23 @@ mod lpc {
     pub(super) const RCBA: u16 = 0xf0;
     /// ACPI_CNTL: the PM block is decoded.
     pub(super) const ACPI_ENABLE: u32 = 1 << 7;
-    /// A PIRQ that goes to no interrupt of the PIC.
+    /// PIRQs that go to no interrupt of the PIC.
     pub(super) const NOT_ROUTED: u32 = 0x8080_8080;
 }
 
-/// The LPC bridge of ICH9 (8086:2918): PMBASE says where the power management block is; the others hold what firmware writes.
+/// The LPC bridge of ICH9 (8086:2918): PMBASE says where the power management block is, PIRQA_ROUT to PIRQH_ROUT which interrupts of the PIC those of
+/// PCI are; the others hold what firmware writes.
 #[derive(Debug)]
 pub struct LpcBridge {
     registers: Registers,
+    router: Arc<PirqRouter>,
 }
 
 impl LpcBridge {
-    /// `pm_base` is where the power management block is at power-on, in a machine without firmware.
+    /// `pm_base` is where the power management block is at power-on, in a machine without firmware. `router` is its own, and does as its registers
+    /// say.
     #[must_use]
-    pub fn new(pm_base: Option<u16>) -> Self {
+    pub fn new(pm_base: Option<u16>, router: Arc<PirqRouter>) -> Self {
         let mut space = header_of(0x8086, 0x2918, ISA_BRIDGE, 2);
         let base = u32::from(pm_base.unwrap_or(0) & 0xff80);
         space.define(lpc::PMBASE, Bits::fixed(base | 1).writable(0xff80));
@@ -294,7 +324,13 @@ impl LpcBridge {
         }
         space.define(lpc::GEN_PMCON, Bits::fixed(0).writable(0x1f00_ffff));
         space.define(lpc::RCBA, Bits::fixed(0).writable(0xffff_c001));
-        Self { registers: Registers::new(space, &[lpc::PMBASE, lpc::ACPI_CNTL]) }
+        Self { registers: Registers::new(space, &[lpc::PMBASE, lpc::ACPI_CNTL]), router }
+    }
+
+    /// PIRQA_ROUT to PIRQH_ROUT.
+    fn routes(space: &ConfigSpace) -> [u8; PIRQS] {
+        let (low, high) = (space.register(lpc::PIRQ_A_TO_D), space.register(lpc::PIRQ_E_TO_H));
+        (u64::from(high) << 32 | u64::from(low)).to_le_bytes()
     }
 
     /// Where the power management block is, if it is decoded.
@@ -307,4 +343,10 @@ impl LpcBridge {
     }
 }
 
-chipset_function!(LpcBridge, |_, _, _| {});
+chipset_function!(LpcBridge, |_, _, _| {}, |_, _, _| {}, |lpc, space, cause| {
+    let routes = LpcBridge::routes(space);
+    match cause {
+        Cause::Change => lpc.router.route(routes),
+        Cause::Restored => lpc.router.restore_routes(routes),
+    }
+});

@@ -1,4 +1,8 @@
+use proptest::prelude::*;
+use skep_state::Component;
+
 use super::*;
+use crate::testing::lpc_bridge;
 
 fn read(function: &dyn ConfigFunction, offset: u16) -> u32 {
     function.config_read(offset)
@@ -50,7 +54,7 @@ fn smram_stays_locked_until_reset() {
 
 #[test]
 fn the_power_management_block_is_where_the_lpc_bridge_says() {
-    let lpc = LpcBridge::new(Some(0x600));
+    let lpc = lpc_bridge(Some(0x600));
     assert_eq!((read(&lpc, 0x40), lpc.pm_base()), (0x601, Some(0x600)));
     assert_eq!(write(&lpc, 0x40, 0xffff, 0xb07f), Action::Relocate);
     assert_eq!((read(&lpc, 0x40), lpc.pm_base()), (0xb001, Some(0xb000)));
@@ -58,7 +62,7 @@ fn the_power_management_block_is_where_the_lpc_bridge_says() {
     assert_eq!(lpc.pm_base(), None);
     lpc.reset();
     assert_eq!(lpc.pm_base(), Some(0x600));
-    assert_eq!(LpcBridge::new(None).pm_base(), None);
+    assert_eq!(lpc_bridge(None).pm_base(), None);
     assert_eq!((read(&lpc, 0x60), read(&lpc, 0x68)), (0x8080_8080, 0x8080_8080));
 }
 
@@ -66,7 +70,7 @@ fn the_power_management_block_is_where_the_lpc_bridge_says() {
 fn they_say_who_they_are() {
     let generic = GenericHostBridge::default();
     assert_eq!((read(&generic, 0), read(&generic, 8) >> 8), (0x0008_1b36, 0x06_0000));
-    assert_eq!((read(&Mch::default(), 8), read(&LpcBridge::new(None), 8)), (0x0600_0002, 0x0601_0002));
+    assert_eq!((read(&Mch::default(), 8), read(&lpc_bridge(None), 8)), (0x0600_0002, 0x0601_0002));
     let _ = write(&generic, 4, u32::MAX, 0);
     assert_eq!(read(&generic, 4), 7, "it answers always");
 }
@@ -105,4 +109,94 @@ fn firmware_that_needs_smm_is_noticed() {
     assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 0);
     let _ = write(&mch, 0x50, 0xffff, 0xffff);
     assert_eq!((asked.load(std::sync::atomic::Ordering::Relaxed), read(&mch, 0x50)), (1, 0));
+}
+
+/// One of them, with what the machine asks it.
+#[derive(Debug)]
+enum Any {
+    Mch(Mch),
+    Lpc(LpcBridge),
+    Generic(GenericHostBridge),
+}
+
+/// A write: which register, which of its bytes, and what.
+type Write = (u16, u32, u32);
+
+fn writes(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Write>> {
+    const KNOWN: [u16; 15] = [0x04, 0x3c, 0x40, 0x44, 0x50, 0x60, 0x64, 0x68, 0x80, 0x84, 0x90, 0x94, 0x9c, 0xa0, 0xf0];
+    let register = prop_oneof![3 => proptest::sample::select(&KNOWN[..]), 1 => (0u16..0x40).prop_map(|at| 4 * at)];
+    let lanes = proptest::sample::select(&[u32::MAX, 0xffff, 0xffff_0000, 0xff, 0xff00, 0xff_0000, 0xff00_0000][..]);
+    let value = prop_oneof![any::<u32>(), Just(0), Just(u32::MAX), Just(0xb000_0001), Just(0x4a00)];
+    proptest::collection::vec((register, lanes, value), count)
+}
+
+impl Any {
+    fn new(which: usize) -> Self {
+        match which {
+            0 => Self::Mch(Mch::default()),
+            1 => Self::Lpc(lpc_bridge(None)),
+            2 => Self::Lpc(lpc_bridge(Some(0x600))),
+            _ => Self::Generic(GenericHostBridge::default()),
+        }
+    }
+
+    fn function(&self) -> &dyn ConfigFunction {
+        match self {
+            Self::Mch(function) => function,
+            Self::Lpc(function) => function,
+            Self::Generic(function) => function,
+        }
+    }
+
+    fn component(&self) -> &dyn Component {
+        match self {
+            Self::Mch(function) => function,
+            Self::Lpc(function) => function,
+            Self::Generic(function) => function,
+        }
+    }
+
+    /// Whatever can be seen of it: by the guest, and by the machine that follows it.
+    fn seen(&self) -> String {
+        let registers: Vec<_> = (0..0x40).map(|at| read(self.function(), 4 * at)).collect();
+        match self {
+            Self::Mch(mch) => {
+                format!("{registers:x?} {:x?} {:x?} {}", mch.ecam(), mch.shadow(), mch.smram_is_open())
+            }
+            Self::Lpc(lpc) => format!("{registers:x?} {:x?}", lpc.pm_base()),
+            Self::Generic(_) => format!("{registers:x?}"),
+        }
+    }
+
+    fn step(&self, &(register, lanes, value): &Write) -> String {
+        let action = write(self.function(), register, lanes, value);
+        format!("{action:?} {}", self.seen())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Any state that a guest can bring one of them to, restored in one that was in another, with what it routes, shadows and locks.
+    #[test]
+    fn saved_and_restored_behaves_the_same(
+        which in 0usize..4,
+        before in writes(0..60),
+        other in writes(0..30),
+        after in writes(1..60),
+    ) {
+        let (one, two) = (Any::new(which), Any::new(which));
+        before.iter().for_each(|write| drop(one.step(write)));
+        other.iter().for_each(|write| drop(two.step(write)));
+        let record = one.component().save_record();
+        two.component().restore_record(&record).unwrap();
+        prop_assert_eq!(two.component().save_record(), record, "what is restored is what is saved");
+        prop_assert_eq!(two.seen(), one.seen());
+        for write in &after {
+            prop_assert_eq!(one.step(write), two.step(write), "{:x?}", write);
+        }
+        prop_assert_eq!(one.component().save_record(), two.component().save_record());
+        one.component().reset_component();
+        prop_assert_eq!(one.seen(), Any::new(which).seen(), "a reset is the power-on state");
+    }
 }

@@ -7,6 +7,7 @@
 //!   and its BARs, made by a [`Socket`] that the root complex gives for a [`PciPlace`].
 //! * The [`RootComplex`] has bus 0: functions of the chipset ([`Mch`], [`GenericHostBridge`], [`LpcBridge`]), endpoints of its own, and
 //!   [`RootPort`]s, each with a hot-plug slot. It answers ECAM and configuration mechanism 1 as a [`skep_bus::Device`].
+//! * Interrupt pins are wired to lines. Those of a PC are PIRQ A to H of the LPC bridge, whose [`PirqRouter`] passes them on.
 //! * What a guest moves is not moved inside: an access returns [`skep_bus::Action::Relocate`], and whoever dispatched it calls
 //!   [`Decoder::update`], which maps what is decoded then, and takes doorbells along.
 //! * An endpoint may have an [`OptionRom`], whose ids are made those of the function. Firmware puts it into its place; [`RootComplex::place`] does not.
@@ -15,7 +16,7 @@
 //! # Locks
 //!
 //! No lock is held across a call into a [`Function`], but the decoder's across [`Function::doorbells`]. Under its own lock a function of configuration
-//! space calls [`Interrupts`], and those call MSI targets and lines, which never call back.
+//! space calls [`Interrupts`], and those call MSI targets and lines, which never call back; so does the LPC bridge with its router.
 //!
 //! # Saved state
 //!
@@ -39,6 +40,7 @@ mod endpoint;
 mod function;
 mod interrupts;
 mod node;
+mod pirq;
 mod placer;
 mod rom;
 mod root_complex;
@@ -60,6 +62,7 @@ pub use endpoint::{Endpoint, EndpointConfig, Identity};
 pub use function::{Attachment, Doorbells, Function, FunctionDoorbell};
 pub use interrupts::{Control, Interrupts, MAX_VECTORS, Messages};
 pub use node::{ConfigFunction, Upstream};
+pub use pirq::PirqRouter;
 pub use placer::{Window, Windows};
 pub use rom::{OptionRom, RomError};
 pub use root_complex::{ChipsetFunction, ECAM_REGION, ECAM_SIZE, PORTS_REGION, RootComplex, RootComplexConfig};

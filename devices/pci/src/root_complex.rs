@@ -32,7 +32,7 @@ pub const PORTS_REGION: u32 = 1;
 const CONFIG_DATA: u64 = 4;
 /// CONFIG_ADDRESS: configuration cycles, bus, device, function and doubleword.
 const ENABLE: u32 = 1 << 31;
-const CONFIG_ADDRESS_MASK: u32 = ENABLE | 0x00ff_fffc;
+pub(crate) const CONFIG_ADDRESS_MASK: u32 = ENABLE | 0x00ff_fffc;
 
 /// A function of the chipset on bus 0.
 pub trait ChipsetFunction: ConfigFunction + Component {}
@@ -423,7 +423,7 @@ impl Persist for RootComplex {
         for ((_, _, node), saved) in here.iter().zip(&state.functions) {
             node.component().restore_record(&saved.record)?;
         }
-        *self.config_address() = state.config_address & CONFIG_ADDRESS_MASK;
+        *self.config_address() = state.config_address;
         Ok(())
     }
 

@@ -4,7 +4,9 @@ use minicbor::{Decode, Encode};
 use skep_irq::VectorState;
 use skep_state::{Record, State, StateError, ensure};
 
+use crate::address::DEVICES;
 use crate::interrupts::MAX_VECTORS;
+use crate::root_complex::CONFIG_ADDRESS_MASK;
 
 pub(crate) const ENDPOINT_ID: &str = "pci-endpoint";
 pub(crate) const ROOT_PORT_ID: &str = "pci-root-port";
@@ -18,7 +20,7 @@ pub struct RegisterState {
     /// Its offset, a multiple of 4.
     #[n(0)]
     pub offset: u16,
-    /// Its value: the bits that a guest or the function may change.
+    /// Its value: the bits that a guest or the function may change. Any value.
     #[n(1)]
     pub value: u32,
 }
@@ -34,14 +36,13 @@ pub struct ConfigState {
 
 impl ConfigState {
     pub(crate) fn check(&self, id: &'static str) -> Result<(), StateError> {
-        let field = "registers";
         let count = self.registers.len();
-        ensure(count <= 64, id, field, count, "conventional configuration space has 64")?;
+        ensure(count <= 64, id, "registers", count, "conventional configuration space has 64")?;
         let sound = |register: &&RegisterState| register.offset >= 0x100 || !register.offset.is_multiple_of(4);
         let bad = self.registers.iter().find(sound);
-        ensure(bad.is_none(), id, field, bad, "offsets are multiples of 4 below 256")?;
+        ensure(bad.is_none(), id, "registers", bad, "offsets are multiples of 4 below 256")?;
         let ascending = self.registers.windows(2).all(|pair| matches!(pair, [a, b] if a.offset < b.offset));
-        ensure(ascending, id, field, count, "they are in ascending order")
+        ensure(ascending, id, "registers", count, "they are in ascending order")
     }
 }
 
@@ -165,6 +166,11 @@ impl State for RootComplexState {
     fn check(&self) -> Result<(), StateError> {
         let count = self.functions.len();
         ensure(count <= 64, Self::ID, "functions", count, "there are 32 on bus 0, and one behind each")?;
+        let bad = self.functions.iter().map(|function| function.device).find(|device| *device >= DEVICES);
+        ensure(bad.is_none(), Self::ID, "functions.device", bad, "a bus has 32 devices")?;
+        let address = self.config_address;
+        let kept = address & !CONFIG_ADDRESS_MASK == 0;
+        ensure(kept, Self::ID, "config_address", address, "bits 30:24 and 1:0 are 0")?;
         let order = |pair: &[FunctionState]| match pair {
             [a, b] => (a.behind, a.device) < (b.behind, b.device),
             _ => true,

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use skep_bus::{Action, AddressSpace, Device};
 use skep_hypervisor::{Doorbell, HypervisorError};
 pub(crate) use skep_irq::testing::Log;
-use skep_irq::{IrqError, IrqLine, MsiMessage, MsiRoutes, MsiTarget, RequesterId, Route, RouteChange};
+use skep_irq::{
+    IrqError, IrqLine, LineTable, LineTarget, MsiMessage, MsiRoutes, MsiTarget, RequesterId, Route, RouteChange,
+};
 use skep_memory::{Backing, MemoryMap, RamOptions, Region, RegionKind};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -17,6 +19,27 @@ use crate::*;
 /// Line `number`, whose changes are noted as `INTx NUMBER+` and `-`.
 pub(crate) fn line(log: &Log, number: usize) -> IrqLine {
     log.line(format!("INTx {number}"))
+}
+
+/// The lines of a PC: changes of PIRQs' inputs are noted as [`line`]'s, those of ISA as `IRQ NUMBER+` and `-`.
+struct Lines(Log);
+
+impl LineTarget for Lines {
+    fn set_level(&self, line: u32, asserted: bool) {
+        let name = line.checked_sub(16).map_or_else(|| format!("IRQ {line}"), |number| format!("INTx {number}"));
+        self.0.note(format!("{name}{}", if asserted { '+' } else { '-' }));
+    }
+}
+
+/// A router to such lines.
+pub(crate) fn router(log: &Log) -> Arc<PirqRouter> {
+    let table = LineTable::new(Arc::new(Lines(log.clone())), 0..=23);
+    Arc::new(PirqRouter::new(&table, 16).unwrap())
+}
+
+/// An LPC bridge with nothing on its PIRQs.
+pub(crate) fn lpc_bridge(pm_base: Option<u16>) -> LpcBridge {
+    LpcBridge::new(pm_base, router(&Log::default()))
 }
 
 /// Notes attached and detached doorbells.
@@ -203,17 +226,18 @@ pub(crate) fn rig_with(bridge: Arc<dyn ChipsetFunction>, ports: &[u8]) -> Rig {
     let sink = Sink::default();
     let log = sink.log.clone();
     let ejected = Arc::new(Mutex::new(Vec::new()));
+    let router = router(&log);
     let root = Arc::new(RootComplex::new(RootComplexConfig {
         memory: memory(),
         messages: Arc::new(sink.clone()),
-        lines: (0..8).map(|number| line(&log, number)).collect(),
+        lines: router.lines(),
         ejected: Box::new({
             let ejected = ejected.clone();
             move |endpoint| ejected.lock().unwrap().push(endpoint.place())
         }),
     }));
     root.add_chipset(0, bridge).unwrap();
-    root.add_chipset(31, Arc::new(LpcBridge::new(Some(0x600)))).unwrap();
+    root.add_chipset(31, Arc::new(LpcBridge::new(Some(0x600), router))).unwrap();
     for number in 0..3 {
         root.add_port(number, FIRST_PORT + number).unwrap();
     }

@@ -117,6 +117,15 @@ pub trait Vcpu<A: Arch>: Send {
     /// Where the backend refuses, or the state does not fit this vCPU's configuration; the error names what.
     fn restore(&mut self, state: &A::VcpuState) -> Result<(), VcpuError>;
 
+    /// It goes on after it has stood still, or was restored: the guest is told, where there is a way, so that it does not take the time for one in which
+    /// it hung.
+    ///
+    /// # Errors
+    /// Where the backend refuses. A guest that has not asked to be told is none.
+    fn stood_still(&mut self) -> Result<(), VcpuError> {
+        Ok(())
+    }
+
     /// What it is that its host fixes.
     ///
     /// # Errors

@@ -113,6 +113,10 @@ pub trait Vm<A: Arch>: Send + Sync {
 
     /// The clock that the guest reads without an exit.
     fn clock(&self) -> &dyn GuestClock;
+
+    /// The vCPUs, none of which runs, are about to be saved. Where a backend tells the counters of all of them for one moment, it is this one from now on: those
+    /// of a machine that stands have gone on since it was last saved, as its clock has.
+    fn begin_save(&self) {}
 }
 
 /// Where a doorbell is.

@@ -55,7 +55,8 @@ const REQUEST: VmRequest = VmRequest { max_vcpus: 2, highest_gpa: (1 << 32) - 1,
 fn build(fake: &Fake<X86_64>, vcpus: u32) -> Parts<X86_64> {
     let builder = fake.builder(&REQUEST).unwrap();
     let cpuid = builder.capabilities().arch.cpuid.clone();
-    let configs: Vec<_> = (0..vcpus).map(|apic_id| VcpuConfig { apic_id, cpuid: cpuid.clone() }).collect();
+    let configs: Vec<_> =
+        (0..vcpus).map(|apic_id| VcpuConfig { apic_id, cpuid: cpuid.clone(), arch_capabilities: None }).collect();
     builder.build(&VmConfig { ioapic_pins: 24 }, &configs).unwrap()
 }
 

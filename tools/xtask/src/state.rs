@@ -21,6 +21,9 @@ pub(crate) const PAGE: &str = "docs/state.md";
 /// Where types of saved state are.
 const FOLDERS: [&str; 4] = ["base", "hypervisor/api/src", "devices", "vmm/src"];
 
+/// How a field's description ends where no value is refused.
+const ANY: &str = "Any value.";
+
 const INTRODUCTION: &str = "\
 # Saved state
 
@@ -28,6 +31,9 @@ Written by `cargo xtask state` from the types; a test holds it up to date.
 
 A snapshot's records are CBOR maps (RFC 8949) with the fields' numbers as keys, by the rules of `base/state`: a number is never used again, a new field is optional, a
 reader passes over fields that it does not know. `vmm/src/state` says what the container is. `skep snapshot inspect` prints a snapshot's records.
+
+What arrives is refused where a rule does not hold, by the field's name. A field without a rule of its own has that of the field that it is in; a `bool`, or a choice, has one of
+its values.
 
 ";
 
@@ -38,6 +44,18 @@ struct Field {
     name: String,
     kind: String,
     meaning: String,
+    /// Every value of its type is one that it can have.
+    any: bool,
+}
+
+/// A rule by which a value is refused: the arguments of a call of `ensure`.
+#[derive(Debug, PartialEq, Eq)]
+struct Rule {
+    /// The type whose function calls.
+    owner: Option<String>,
+    file: PathBuf,
+    field: String,
+    text: String,
 }
 
 /// A type that is encoded.
@@ -48,6 +66,14 @@ struct Type {
     meaning: String,
     is_enum: bool,
     fields: Vec<Field>,
+}
+
+/// All that is read.
+#[derive(Default)]
+struct Found {
+    types: Vec<Type>,
+    roots: BTreeMap<String, Root>,
+    rules: Vec<Rule>,
 }
 
 /// A record's type: its identity and its version.
@@ -74,23 +100,25 @@ pub(crate) fn is_up_to_date() -> Result<bool> {
 
 /// The page as it should be.
 fn page() -> Result<String> {
-    let (mut types, mut roots) = (Vec::new(), BTreeMap::new());
+    let mut found = Found::default();
     for folder in FOLDERS {
-        collect(&paths::workspace(), Path::new(folder), &mut types, &mut roots)?;
+        collect(&paths::workspace(), Path::new(folder), &mut found)?;
     }
+    let Found { types, roots, .. } = &found;
     let mut text = INTRODUCTION.to_owned();
     for root in roots.values() {
-        let Some(at) = find(&types, &root.name, &root.file) else { continue };
+        let Some(at) = find(types, &root.name, &root.file) else { continue };
+        let rules = rules_within(&found, root, at);
         // Writing to a string does not fail.
         let _ = writeln!(text, "## `{}`, version {}\n", root.id, root.version);
-        describe(&types, at, &mut text);
+        describe(types, at, &rules, &mut text);
         let mut told = BTreeSet::from([at]);
-        let mut waiting = inside(&types, at);
+        let mut waiting = inside(types, at);
         while let Some(next) = waiting.pop() {
             if told.insert(next) {
                 let _ = writeln!(text, "### {}\n", types[next].name);
-                describe(&types, next, &mut text);
-                waiting.extend(inside(&types, next));
+                describe(types, next, &rules, &mut text);
+                waiting.extend(inside(types, next));
             }
         }
     }
@@ -98,7 +126,7 @@ fn page() -> Result<String> {
 }
 
 /// Reads the Rust files of a folder, but for tests.
-fn collect(root: &Path, folder: &Path, types: &mut Vec<Type>, roots: &mut BTreeMap<String, Root>) -> Result<()> {
+fn collect(root: &Path, folder: &Path, found: &mut Found) -> Result<()> {
     let failed = || format!("cannot read {}", folder.display());
     let mut entries: Vec<_> = fs::read_dir(root.join(folder)).with_context(failed)?.collect::<Result<_, _>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
@@ -107,13 +135,17 @@ fn collect(root: &Path, folder: &Path, types: &mut Vec<Type>, roots: &mut BTreeM
         let path = folder.join(&name);
         if entry.file_type()?.is_dir() {
             if !matches!(name.as_str(), "tests" | "testing" | "target" | "fake" | "conformance") {
-                collect(root, &path, types, roots)?;
+                collect(root, &path, found)?;
             }
         } else if name.ends_with(".rs") && !name.ends_with("_test.rs") && name != "testing.rs" {
             let text =
                 fs::read_to_string(root.join(&path)).with_context(|| format!("cannot read {}", path.display()))?;
-            types.extend(types_of(&text, &path));
-            roots.extend(roots_of(&text, &path).into_iter().map(|root| (root.id.clone(), root)));
+            let (types, roots) = (types_of(&text, &path), roots_of(&text, &path));
+            if !types.is_empty() {
+                found.rules.extend(rules_of(&text, &path));
+            }
+            found.types.extend(types);
+            found.roots.extend(roots.into_iter().map(|root| (root.id.clone(), root)));
         }
     }
     Ok(())
@@ -162,7 +194,8 @@ fn types_of(text: &str, file: &Path) -> Vec<Type> {
 fn inline(line: &str) -> Vec<Field> {
     let inner = line.split_once("(#[n(0)] ").and_then(|(_, rest)| rest.strip_suffix(");"));
     let kind = inner.map(|kind| kind.trim_start_matches("pub(crate) ").trim_start_matches("pub ").to_owned());
-    kind.map(|kind| Field { number: 0, name: String::new(), kind, meaning: String::new() }).into_iter().collect()
+    let field = |kind| Field { number: 0, name: String::new(), kind, meaning: String::new(), any: false };
+    kind.map(field).into_iter().collect()
 }
 
 /// The fields or variants up to the end of the type.
@@ -183,7 +216,10 @@ fn fields_of<'a>(lines: &mut impl Iterator<Item = &'a str>) -> Vec<Field> {
             };
             if let Some(number) = found.take() {
                 let (name, kind) = (name.to_owned(), kind.to_owned());
-                fields.push(Field { number, name, kind, meaning: meaning.join(" ") });
+                let whole = meaning.join(" ");
+                let (meaning, any) =
+                    whole.strip_suffix(ANY).map_or((whole.as_str(), false), |rest| (rest.trim(), true));
+                fields.push(Field { number, name, kind, meaning: meaning.to_owned(), any });
             }
             meaning.clear();
         }
@@ -220,6 +256,99 @@ fn roots_of(text: &str, file: &Path) -> Vec<Root> {
     roots
 }
 
+/// The string literal that an argument is.
+fn literal(argument: &str) -> Option<&str> {
+    argument.trim().strip_prefix('"')?.strip_suffix('"')
+}
+
+/// The arguments of a call, of the text that follows its parenthesis.
+fn arguments(text: &str) -> Vec<&str> {
+    let (mut depth, mut quoted, mut begin, mut arguments) = (0u32, false, 0, Vec::new());
+    for (at, letter) in text.char_indices() {
+        match letter {
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            '(' | '[' | '{' => depth += 1,
+            ')' if depth == 0 => {
+                arguments.push(&text[begin..at]);
+                break;
+            }
+            ')' | ']' | '}' => depth -= 1,
+            ',' if depth == 0 => {
+                arguments.push(&text[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    arguments.retain(|argument| !argument.trim().is_empty());
+    arguments
+}
+
+/// The rules that functions of a file hold, where field and rule stand in the call.
+fn rules_of(text: &str, file: &Path) -> Vec<Rule> {
+    let (mut rules, mut owner, mut at) = (Vec::new(), None, 0);
+    for line in text.split_inclusive('\n') {
+        if let Some(rest) = line.strip_prefix("impl ") {
+            let name = rest.strip_prefix("State for ").unwrap_or(rest);
+            owner = name.split(' ').next().map(str::to_owned);
+        } else if line.starts_with('}') {
+            owner = None;
+        }
+        for (begin, call) in line.match_indices("ensure(") {
+            let all = arguments(&text[at + begin + call.len()..]);
+            if let [_, _, field, _, rule] = all[..]
+                && let (Some(field), Some(rule)) = (literal(field), literal(rule))
+            {
+                let (field, text) = (field.to_owned(), rule.to_owned());
+                rules.push(Rule { owner: owner.clone(), file: file.to_owned(), field, text });
+            }
+        }
+        at += line.len();
+    }
+    rules
+}
+
+/// Each field within a type, by the names that lead to it: the path, the type and the field's place in it.
+fn fields_within(types: &[Type], at: usize, path: &str, all: &mut Vec<(String, usize, usize)>) {
+    for (number, field) in types[at].fields.iter().enumerate().filter(|_| !types[at].is_enum) {
+        let path = format!("{path}.{}", field.name);
+        for next in of_kind(types, at, &field.kind) {
+            fields_within(types, next, &path, all);
+        }
+        all.push((path, at, number));
+    }
+}
+
+/// The rules of the fields of a record's types. One that names a field alone means the record's own where it has one of that name.
+fn rules_within<'a>(found: &'a Found, root: &Root, at: usize) -> BTreeMap<(usize, usize), Vec<&'a str>> {
+    let Found { types, roots, rules } = found;
+    let mut fields = Vec::new();
+    fields_within(types, at, "", &mut fields);
+    let files: BTreeSet<_> = fields.iter().map(|(_, at, _)| &types[*at].file).collect();
+    let others = |name: &String| *name != root.name && roots.values().any(|other| other.name == *name);
+    let mut held: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for rule in rules.iter().filter(|rule| files.contains(&rule.file) && !rule.owner.as_ref().is_some_and(others)) {
+        let end = format!(".{}", rule.field);
+        let exact = fields.iter().any(|(path, ..)| *path == end);
+        for (path, at, number) in &fields {
+            if *path == end || !exact && path.ends_with(&end) {
+                let texts = held.entry((*at, *number)).or_default();
+                if !texts.contains(&rule.text.as_str()) {
+                    texts.push(rule.text.as_str());
+                }
+            }
+        }
+    }
+    held
+}
+
+/// The types that a field's type names.
+fn of_kind(types: &[Type], at: usize, kind: &str) -> Vec<usize> {
+    let words = kind.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.filter_map(|name| find(types, name, &types[at].file)).collect()
+}
+
 /// The type of that name that a file means: its own, else the nearest.
 fn find(types: &[Type], name: &str, file: &Path) -> Option<usize> {
     let near = |other: &Path| file.components().zip(other.components()).take_while(|(a, b)| a == b).count();
@@ -229,16 +358,12 @@ fn find(types: &[Type], name: &str, file: &Path) -> Option<usize> {
 
 /// The types that a type's fields are of, in reverse.
 fn inside(types: &[Type], at: usize) -> Vec<usize> {
-    let words =
-        |kind: &str| kind.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned).collect::<Vec<_>>();
-    let one = &types[at];
-    let names = one.fields.iter().flat_map(|field| words(&field.kind));
-    let mut found: Vec<_> = names.filter_map(|name| find(types, &name, &one.file)).collect();
+    let mut found: Vec<_> = types[at].fields.iter().flat_map(|field| of_kind(types, at, &field.kind)).collect();
     found.reverse();
     found
 }
 
-fn describe(types: &[Type], at: usize, text: &mut String) {
+fn describe(types: &[Type], at: usize, rules: &BTreeMap<(usize, usize), Vec<&str>>, text: &mut String) {
     let one = &types[at];
     // Writing to a string does not fail.
     let _ = writeln!(text, "{}\n", one.meaning);
@@ -246,12 +371,21 @@ fn describe(types: &[Type], at: usize, text: &mut String) {
         let _ = writeln!(text, "It has no fields.\n");
         return;
     }
-    let what = if one.is_enum { "value" } else { "field" };
-    let _ = writeln!(text, "| number | {what} | type | meaning |\n|---:|---|---|---|");
-    for Field { number, name, kind, meaning } in &one.fields {
+    let head = if one.is_enum {
+        "| number | value | type | meaning |\n|---:|---|---|---|"
+    } else {
+        "| number | field | type | meaning | rule |\n|---:|---|---|---|---|"
+    };
+    let _ = writeln!(text, "{head}");
+    for (place, Field { number, name, kind, meaning, any }) in one.fields.iter().enumerate() {
         let code = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
         let (name, kind) = (code(name), code(&kind.replace('|', "\\|")));
-        let _ = writeln!(text, "| {number} | {name} | {kind} | {} |", meaning.replace('|', "\\|"));
+        let _ = write!(text, "| {number} | {name} | {kind} | {} |", meaning.replace('|', "\\|"));
+        if !one.is_enum {
+            let held = rules.get(&(at, place)).into_iter().flatten().copied().chain(any.then_some("any value"));
+            let _ = write!(text, " {} |", held.collect::<Vec<_>>().join("; ").replace('|', "\\|"));
+        }
+        text.push('\n');
     }
     text.push('\n');
 }

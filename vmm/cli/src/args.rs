@@ -99,7 +99,7 @@ pub(crate) enum Command {
     },
     /// Say what this host can do, and how to mend what is missing
     Doctor(DoctorArgs),
-    /// Check a config without running it: keys, files, and whether the kernel is one for the machine
+    /// Check a config without running it: keys, the files that it boots, and whether the kernel is one for the machine. Disks and networks are looked at when it runs
     Check(CheckArgs),
     /// Make, look at, convert and check disk images
     Image {

@@ -104,6 +104,8 @@ enum CtlCommand {
         #[arg(long)]
         diff: bool,
     },
+    /// Give up a save that goes on: the guest goes on, and no folder stays
+    SaveCancel,
     /// Let the machine go to a skep that waits by `skep receive`, while its guest runs on
     ///
     /// This process ends when the machine runs there. What fails leaves it running here. Disks are not sent: both sides reach the same images.
@@ -270,6 +272,7 @@ pub(crate) fn ctl(args: CtlArgs) -> Result<Exit, Failure> {
             watch.end();
             done?;
         }
+        CtlCommand::SaveCancel => it.ask("save-cancel", &Nothing {}, None, |_: Nothing| String::new())?,
         CtlCommand::Migrate { to, downtime } => {
             let to = match to {
                 Address::Unix(path) => Address::Unix(full_path(&path)),
@@ -352,7 +355,13 @@ impl Watch {
         let seen = over.clone();
         // Who reads a file has no use for it.
         let shown = std::io::stderr().is_terminal();
-        let thread = shown.then(|| std::thread::spawn(move || watch(&socket, &seen)));
+        let thread = shown.then(|| {
+            std::thread::spawn(move || {
+                let mut progress = Progress::new();
+                watch(&socket, &seen, Some(STEP * 10), |done, of, rate| progress.show(done, of, rate));
+                progress.end();
+            })
+        });
         Self { over, thread }
     }
 
@@ -366,18 +375,19 @@ impl Watch {
     }
 }
 
-fn watch(socket: &Path, over: &AtomicBool) {
-    const STEP: Duration = Duration::from_millis(100);
-    let mut progress = Progress::new();
+/// How often it is asked how far it has come.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Asks how far it has come, again and again, until it is over, or until nobody answers for so long.
+fn watch(socket: &Path, over: &AtomicBool, patience: Option<Duration>, mut show: impl FnMut(u64, u64, Option<u64>)) {
     let Ok(mut client) = Client::connect(socket) else { return };
     while !over.load(Ordering::Relaxed) {
         std::thread::park_timeout(STEP);
-        let Ok(status) = client.call::<Status>("status", &Nothing {}, Some(STEP * 10)) else { break };
+        let Ok(status) = client.call::<Status>("status", &Nothing {}, patience) else { break };
         if matches!(status.activity, Activity::Saving | Activity::Migrating) {
-            progress.show(status.done, status.of);
+            show(status.done, status.of, status.migration.map(|migration| migration.rate));
         }
     }
-    progress.end();
 }
 
 fn activity(status: &Status) -> String {

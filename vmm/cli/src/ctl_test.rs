@@ -98,3 +98,42 @@ fn what_is_plugged_in_is_named_by_full_paths() {
         assert!(asked.contains(&format!("\"{}\"", here.join(file).display())), "{asked}");
     }
 }
+
+/// What is shown while a save or a migration goes on is asked for by a connection of its own, which ends with it.
+#[test]
+fn how_far_it_has_come_is_asked_for_until_it_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let migration = MigrationStatus { rounds: 1, sent: 7, rate: 40 << 20, unknown: false };
+    let status = |activity, done, migration| Status { activity, done, of: 8, migration };
+    let answers = [
+        status(Activity::Running, 0, None),
+        status(Activity::Saving, 3, None),
+        status(Activity::Migrating, 5, Some(migration)),
+    ];
+    let over = AtomicBool::new(false);
+    let mut shown = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(json(&Greeting { protocol: VERSION, skep: String::new() }).as_bytes()).unwrap();
+            let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+            for (id, status) in (1..).zip(&answers) {
+                assert!(asked.next().unwrap().unwrap().contains("\"status\""));
+                if id == answers.len() {
+                    over.store(true, Ordering::Relaxed);
+                }
+                let answer = format!("{{\"id\":{id},\"result\":{}}}\n", json(status).trim());
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+            assert!(asked.next().is_none_or(|line| line.is_err()), "it asks no more");
+        });
+        watch(&socket, &over, None, |done, of, rate| shown.push((done, of, rate)));
+    });
+    assert_eq!(shown, [(3, 8, None), (5, 8, Some(40 << 20))]);
+    // Where nobody listens, nothing is shown.
+    drop(listener);
+    watch(&socket, &AtomicBool::new(false), None, |_, _, _| panic!("nobody has answered"));
+    Watch::start(socket).end();
+}

@@ -7,10 +7,9 @@ use clap::{Args, ValueHint};
 use skep_config::Config;
 use skep_vmm::migrate::{Address, Listener};
 use skep_vmm::monitor::{self, Start};
-use skep_vmm::state::SnapshotError;
 
 use crate::exit::{Exit, Failure};
-use crate::snapshot::Here;
+use crate::snapshot::{Here, keep_variables};
 use crate::{log, report, run};
 
 pub(crate) const EXAMPLES: &str = "\
@@ -46,8 +45,7 @@ pub(crate) fn receive(args: ReceiveArgs, started: Instant) -> Result<Exit, Failu
     report::say(&format!("skep: waiting for a machine at {place}\n"));
     let adjust = |config: &mut Config| {
         if let Some(file) = &args.firmware_vars {
-            let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables)?;
-            vars.file.clone_from(file);
+            keep_variables(config, file)?;
         }
         Ok(args.here.apply(config)?)
     };

@@ -9,7 +9,13 @@ mod test;
 
 /// Prints an error and what caused it to standard error.
 pub(crate) fn print(error: &(dyn Error + 'static)) {
-    say(&text(error));
+    say(&shown(&text(error)));
+}
+
+/// Texts from files and from others are part of errors: what a terminal would take for an order is shown.
+fn shown(text: &str) -> String {
+    let one = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(one).collect()
 }
 
 /// Writes to standard error.

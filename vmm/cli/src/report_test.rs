@@ -24,6 +24,11 @@ fn a_cause_that_was_named_is_not_told_again() {
 }
 
 #[test]
+fn what_is_no_text_is_shown() {
+    assert_eq!(shown("error: \x1b]0;x\x07 `ä`\n  try: rm\n"), "error: \\u{1b}]0;x\\u{7} `ä`\n  try: rm\n");
+}
+
+#[test]
 fn advice_comes_last() {
     assert_eq!(outer("no console\n  try: rm", "disk full"), "error: no console\n  caused by: disk full\n  try: rm\n");
     assert_eq!(outer("no console", "disk full\n  try: rm"), "error: no console\n  caused by: disk full\n  try: rm\n");

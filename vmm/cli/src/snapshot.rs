@@ -1,5 +1,6 @@
 //! `skep restore` and `skep snapshot`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use skep_config::{Config, DiskSource, Format, LogLevel, Serial};
 use skep_vmm::console::refuse_inputs;
 use skep_vmm::firmware::make_saved;
 use skep_vmm::machine::{ClockPolicy, check_disks, renew_addresses};
-use skep_vmm::monitor::Start;
+use skep_vmm::monitor::{self, Start};
 use skep_vmm::state::{CHANGED, DisksState, HEADER, MEMORY, RECORDS, Snapshot, SnapshotError};
 use skep_vmm::{Error, Leftover, state};
 
@@ -104,7 +105,7 @@ pub(crate) struct RestoreArgs {
     folder: PathBuf,
     #[command(flatten)]
     here: Here,
-    /// Take disks whose images have been written since: they must hold what they held when the snapshot was saved, or the guest's files are lost
+    /// Take disks whose images have been written since, and block devices, of which that can't be told: they must hold what they held when the snapshot was saved, or the guest's files are lost
     #[arg(long)]
     trust_disks: bool,
     /// Make a qcow2 image for a disk, behind which its own stays as it is, for any number of machines that are restored so
@@ -161,11 +162,15 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
     if args.clone {
         renew_addresses(&mut config)?;
     }
+    if args.firmware_vars.is_some() || !args.overlay.is_empty() {
+        run::host()?;
+        // Before there is anything of it.
+        monitor::could_restore(&config, &skep_kvm::open()?, &snapshot)?;
+    }
     let mut made = Vec::new();
     if let Some(file) = &args.firmware_vars {
-        let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables).map_err(failed())?;
+        keep_variables(&mut config, file).map_err(failed())?;
         made.push(make_saved(file, &snapshot)?);
-        vars.file.clone_from(file);
     }
     config.finish()?;
     log::start(config.log, started);
@@ -194,6 +199,13 @@ pub(crate) fn restore(args: RestoreArgs, started: Instant) -> Result<Exit, Failu
         },
         started,
     )
+}
+
+/// The firmware's variables are in another file here.
+pub(crate) fn keep_variables(config: &mut Config, file: &Path) -> Result<(), SnapshotError> {
+    let vars = config.boot.firmware_vars.as_mut().ok_or(SnapshotError::NoVariables)?;
+    vars.file = file.to_owned();
+    Ok(())
 }
 
 /// The one of that name.
@@ -237,6 +249,11 @@ fn overlay(disk: &mut DiskSource, new: PathBuf) -> Result<Option<Leftover>, Fail
         Format::Raw => ImageFormat::Raw,
         Format::Qcow2 => ImageFormat::Qcow2,
     };
+    if new.symlink_metadata().is_ok() {
+        let source =
+            io::Error::new(io::ErrorKind::AlreadyExists, "it is there already; try another name, one for each disk");
+        return Err(Error::File { role: "a disk's new image", path: new, source }.into());
+    }
     let behind = std::path::absolute(&*file).unwrap_or_else(|_| file.clone());
     let backing = Some(Backing { file: behind, format: Some(name.name().to_owned()) });
     let options = CreateOptions { backing, ..CreateOptions::default() };
@@ -257,6 +274,7 @@ pub(crate) fn snapshot(command: SnapshotCommand) -> Result<Exit, Failure> {
         }
         SnapshotCommand::Verify { folder } => {
             let snapshot = Snapshot::open(&folder).map_err(of(&folder))?;
+            snapshot.config().map_err(of(&folder))?;
             state::inspect::check(&snapshot).map_err(of(&folder))?;
             snapshot.verify_memory().map_err(of(&folder))?;
             pages::print(

@@ -6,11 +6,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::{Builder, Machine, debian_disk, firmware, is_x86_64};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use support::{Builder, Machine, debian_disk, either, firmware, is_x86_64, text};
 
 /// Firmware with the disk as a device of that kind.
 struct Host {
@@ -21,7 +17,7 @@ struct Host {
 
 impl Host {
     fn new(scratch: &Path) -> Self {
-        let template = firmware(if is_x86_64() { "OVMF_VARS_4M.fd" } else { "AAVMF_VARS.fd" });
+        let template = either("OVMF_VARS_4M.fd", "AAVMF_VARS.fd");
         let vars = format!("{},template={}", text(&scratch.join("vars.fd")), text(&template));
         Self { disk: debian_disk(scratch), socket: scratch.join("vm.sock"), vars }
     }
@@ -33,7 +29,7 @@ impl Host {
     }
 
     fn uefi(&self, device: &str) -> Machine {
-        let code = firmware(if is_x86_64() { "OVMF_CODE_4M.fd" } else { "AAVMF_CODE.fd" });
+        let code = either("OVMF_CODE_4M.fd", "AAVMF_CODE.fd");
         self.machine(&code, device).args(&["--firmware-vars", &self.vars]).start()
     }
 
@@ -41,6 +37,8 @@ impl Host {
     fn power_off(&self, mut machine: Machine) {
         let complaints = machine.sh("dmesg --level emerg,alert,crit,err");
         assert_eq!(complaints, "", "the kernel's log");
+        let faults = machine.sh("dmesg --level warn | grep -iE 'acpi|firmware bug|nobody cared' || true");
+        assert_eq!(faults, "", "the kernel's warnings");
         assert_eq!(machine.sh("systemctl --failed --no-legend"), "", "units that failed");
         // Whoever listens to the button may not be there yet.
         machine.sh("until journalctl -u systemd-logind | grep -q 'Watching system buttons'; do sleep 1; done");
@@ -100,10 +98,12 @@ fn debian_boots_by_firmware_and_what_efibootmgr_sets_lasts() {
 
     if is_x86_64() {
         // The same disk, as a PC without UEFI boots it: only there is SeaBIOS.
-        let mut machine = host.machine(&firmware("bios-256k.bin"), "virtio-blk").start();
-        machine.wait_for("SeaBIOS (version");
-        log_in(&mut machine, "i386-pc", "/dev/vda3");
-        machine.sh("[ ! -e /sys/firmware/efi ]");
-        host.power_off(machine);
+        for (device, root) in [("virtio-blk", "/dev/vda3"), ("nvme", "/dev/nvme0n1p3")] {
+            let mut machine = host.machine(&firmware("bios-256k.bin"), device).start();
+            machine.wait_for("SeaBIOS (version");
+            log_in(&mut machine, "i386-pc", root);
+            machine.sh("[ ! -e /sys/firmware/efi ]");
+            host.power_off(machine);
+        }
     }
 }

@@ -5,13 +5,12 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use support::disk::{net_program, words};
 use support::network::{self, Server};
-use support::{Builder, base64, firmware, is_x86_64};
+use support::{Builder, base64, firmware, is_x86_64, text};
 
 /// A web server with one file at any address (RFC 9112): answers what it was asked for, in the order in which it was.
 fn serve(listener: TcpListener, file: Vec<u8>) -> Receiver<String> {
@@ -40,10 +39,6 @@ fn serve(listener: TcpListener, file: Vec<u8>) -> Receiver<String> {
         }
     });
     requests
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// Says by what it was booted, and has the next boot be by HTTP if that was PXE.

@@ -4,21 +4,13 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use support::variables::value;
-use support::{Builder, Machine, again, firmware, is_x86_64};
+use support::variables::Variables;
+use support::{Builder, Machine, again, either, firmware, text};
 use tempfile::TempDir;
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
 /// A file of firmware: the one for x86_64, or the one for aarch64.
-fn either(x86_64: &str, aarch64: &str) -> PathBuf {
-    firmware(if is_x86_64() { x86_64 } else { aarch64 })
-}
-
 /// Firmware with variables in `folder`.
 fn in_two_files(folder: &TempDir, code: &Path, template: &Path) -> Builder {
     let vars = format!("{},template={}", text(&folder.path().join("vars.fd")), text(template));
@@ -70,6 +62,11 @@ fn newer_firmware_boots_a_shell_from_a_disk() {
     expect_shell(&folder, machine, "newer/shell.img");
 }
 
+/// What it has set, by the file.
+fn set(file: &Path) -> Vec<u8> {
+    Variables::of(file).value("Skep").unwrap().to_vec()
+}
+
 /// What the shell has said last that it has set.
 fn said(console: &str) -> Vec<u8> {
     let values = console.split("set ").filter_map(|rest| rest.split_once('.')).map(|(value, _)| value);
@@ -81,9 +78,9 @@ fn said(console: &str) -> Vec<u8> {
 fn expect_set(machine: &mut Machine, file: &Path) -> Vec<u8> {
     (0..3).for_each(|_| drop(machine.wait_for("set ")));
     let line = machine.wait_for(".");
-    let set = said(&line);
-    assert!(value(file, "Skep", 2).unwrap() >= set, "{line}");
-    set
+    let said = said(&line);
+    assert!(set(file) >= said, "{line}");
+    said
 }
 
 fn receive(folder: &Path, name: &str, words: &[&str]) -> Machine {
@@ -126,7 +123,7 @@ fn the_uefi_shell_sets_variables_while_it_goes_to_other_processes() {
     let end = machine.finish();
     end.expect_code(15);
     let before = said(&end.console);
-    assert!(value(&shared, "Skep", 2).unwrap() >= before);
+    assert!(set(&shared) >= before);
     assert!(expect_set(&mut next, &shared) > before);
 
     machine = next;
@@ -134,7 +131,7 @@ fn the_uefi_shell_sets_variables_while_it_goes_to_other_processes() {
     migrate("b", "c");
     let end = machine.finish();
     end.expect_code(15);
-    let left = value(&shared, "Skep", 2).unwrap();
+    let left = set(&shared);
     assert!(left >= said(&end.console));
     let last = expect_set(&mut next, &own);
     assert!(last > left);
@@ -148,7 +145,7 @@ fn the_uefi_shell_sets_variables_while_it_goes_to_other_processes() {
     next.wait_for(" - 0002 Bytes");
     next.send("reset -s\r");
     next.finish().expect_code(0);
-    assert!(value(&own, "Skep", 2).unwrap() >= last);
+    assert!(set(&own) >= last);
     // Who has left has not written since.
-    assert_eq!(value(&shared, "Skep", 2).unwrap(), left);
+    assert_eq!(set(&shared), left);
 }

@@ -168,3 +168,15 @@ fn a_stranger_is_known_as_one() {
     ctl(&path, &["stats"]).expect_code(1).expect_log("the machine has ended before it answered");
     host.join().unwrap();
 }
+
+/// The protocol has texts only.
+#[test]
+fn a_path_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let it = Controlled::start();
+    let mut command = std::process::Command::new(support::skep());
+    command.arg("ctl").arg(it.path("vm.sock")).arg("save").arg(std::ffi::OsStr::from_bytes(b"n\xff"));
+    Builder::spawn(command).finish().expect_code(1).expect_log("a name that is no UTF-8 text");
+    it.ctl(&["status"]).expect_code(0).expect_console("running\n");
+    ctl(it.folder.path(), &["status"]).expect_code(1).expect_log("that is no socket");
+}

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use support::variables::volume;
 use support::{Builder, Machine, is_x86_64, skep};
 
 /// What the guest says when it takes input.
@@ -44,6 +45,77 @@ fn read_to(from: &mut impl Read, text: &str) {
     while !seen.contains(text) {
         from.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} before `{text}`:\n{seen}"));
         seen.push(byte[0].into());
+    }
+}
+
+/// Firmware that sets a byte of its variables, by the last thing that it does with its flash, says `!`, and resets the machine or waits. Its code, its variables, and
+/// where the byte is, which is then [`SET`].
+fn setting_firmware(resets: bool) -> (Vec<u8>, Vec<u8>, usize) {
+    let (code, size, at) = if is_x86_64() {
+        let mut code = vec![0xff; 0x8000];
+        let mut put = |at: usize, bytes: &[u8]| code[at - 0x8000..at - 0x8000 + bytes.len()].copy_from_slice(bytes);
+        // JMP 0x9000; LGDT; CR0.PE; a far JMP to 32-bit code, with DS for all of memory.
+        put(0xfff0, &[0xe9, 0x0d, 0x90]);
+        put(0x9000, &[0x2e, 0x66, 0x0f, 0x01, 0x16, 0xa0, 0x90, 0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0]);
+        put(0x900f, &[0x66, 0xea, 0x40, 0x90, 0xff, 0xff, 0x08, 0x00]);
+        put(0x9040, &[0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8]);
+        // A byte is programmed: the flash can't know that no other follows.
+        put(0x9046, &[0xc6, 0x05, 0x00, 0x00, 0xff, 0xff, 0x40, 0xc6, 0x05, 0x00, 0x10, 0xff, 0xff, SET]);
+        // COM1; the reset control register; HLT for ever.
+        put(0x9054, &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee]);
+        put(0x905b, &[0x66, 0xba, 0xf9, 0x0c, 0xb0, if resets { 6 } else { 0 }, 0xee, 0xf4, 0xeb, 0xfd]);
+        put(0x9088, &0x00cf_9b00_0000_ffffu64.to_le_bytes());
+        put(0x9090, &0x00cf_9300_0000_ffffu64.to_le_bytes());
+        put(0x90a0, &[23, 0, 0x80, 0x90, 0xff, 0xff]);
+        (code, 0x8000, 0x1000)
+    } else {
+        let write = |value: u32, store: u32| {
+            let (low, high) = (value & 0xffff, value >> 16);
+            // MOVZ W0, low; MOVK W0, high, LSL 16; STR W0.
+            [0x5280_0000 | low << 5, 0x72a0_0000 | high << 5, store]
+        };
+        let twice = |byte: u8| u32::from(byte) << 16 | u32::from(byte);
+        // MOVZ X1, 0x400, LSL 16: the bank with the variables, whose first block is erased, and has one word programmed, behind all that it had.
+        let mut words = vec![0xd2a0_8001];
+        words.extend([0x20, 0xd0].map(|byte| write(twice(byte), 0xb900_0020)).concat());
+        words.extend([0xe8, 0, SET, 0xd0, 0xff].map(|byte| write(twice(byte), 0xb900_3020)).concat());
+        // MOVZ X2, 0x900, LSL 16: PL011's control and data.
+        words.push(0xd2a1_2002);
+        words.extend(write(0x301, 0xb900_3040));
+        words.extend(write(b'!'.into(), 0xb900_0040));
+        // PSCI's SYSTEM_RESET by HVC; a branch to itself.
+        let reset = [0x5280_0120, 0x72b0_8000, 0xd400_0002];
+        words.extend(reset.iter().filter(|_| resets));
+        words.push(0x1400_0000);
+        let mut code = vec![0; 0x1000];
+        // B 0x100.
+        code[..4].copy_from_slice(&0x1400_0040u32.to_le_bytes());
+        code[0x100..0x100 + words.len() * 4]
+            .copy_from_slice(&words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect::<Vec<_>>());
+        (code, 64 << 20, 0x30)
+    };
+    (code, volume(size), at)
+}
+
+/// What [`setting_firmware`] sets.
+const SET: u8 = 5;
+
+#[test]
+fn what_firmware_has_set_last_is_in_its_file_when_the_machine_ends_in_order() {
+    for resets in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let [code, vars] = ["code.fd", "vars.fd"].map(|name| folder.path().join(name));
+        let (program, volume, at) = setting_firmware(resets);
+        fs::write(&code, program).unwrap();
+        fs::write(&vars, volume).unwrap();
+        let words = ["run", "--memory", "64M", "--on-reset", "exit", "--firmware", code.to_str().unwrap()];
+        let mut machine = Builder::command(&words).args(&["--firmware-vars", vars.to_str().unwrap()]).start();
+        machine.wait_for("!");
+        if !resets {
+            kill(&machine, libc::SIGTERM);
+        }
+        machine.finish().expect_code(if resets { 10 } else { 128 + libc::SIGTERM });
+        assert_eq!(fs::read(&vars).unwrap()[at], SET, "it resets: {resets}");
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
@@ -30,6 +31,9 @@ fn few_system_calls_come_before_the_guest() {
     assert!(all <= 200, "{all} system calls: {calls:?}");
 }
 
+/// Interfaces that tests have named.
+static TAPS: AtomicU32 = AtomicU32::new(0);
+
 /// The guest with four disks, two of either kind, and two network cards: on tap interfaces, which need root, or else on passt.
 fn equipped(folder: &Path) -> Command {
     let guest = folder.join("hello");
@@ -42,8 +46,10 @@ fn equipped(folder: &Path) -> Command {
         command.arg("--disk").arg(format!("{},format=raw,device={device}", disk.display()));
     }
     let root = rustix::process::geteuid().is_root();
-    for name in ["skep-start0", "skep-start1"] {
-        command.arg("--net").arg(if root { format!("tap={name}") } else { "user".to_owned() });
+    for _ in 0..2 {
+        // Each test has its own: they may run side by side.
+        let tap = format!("tap=skep-start{}", TAPS.fetch_add(1, Ordering::Relaxed));
+        command.arg("--net").arg(if root { tap } else { "user".to_owned() });
     }
     command
 }

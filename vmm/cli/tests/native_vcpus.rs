@@ -49,7 +49,7 @@ fn a_guest_is_shown_the_cpu_that_is_asked_for() {
         list.expect_code(1).expect_log("lists of CPU features are for x86_64");
         return;
     }
-    list.expect_code(0).expect_console("vendor=").expect_console(" x2apic ");
+    list.expect_code(0).expect_console("vendor=").expect_console(" phys-bits=").expect_console(" x2apic ");
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
@@ -73,5 +73,16 @@ fn a_guest_is_shown_the_cpu_that_is_asked_for() {
         run(cpu).expect_code(0).expect_console("problems: 0");
     }
     run(&other).expect_code(1).expect_log("fma4: KVM on this host has none");
+    // What is in IA32_ARCH_CAPABILITIES is told where CPUID shows it.
+    let told = list.console.split_whitespace().find_map(|word| word.strip_prefix("arch-capabilities-msr=0x"));
+    assert_eq!(told.is_some(), list.console.contains(" arch-capabilities "));
+    if let Some(told) = told {
+        let value = u64::from_str_radix(told, 16).unwrap();
+        let with = |value: u64| write("value", list.console.replace(told, &format!("{value:x}")).as_bytes());
+        // PSCHANGE_MC_NO, which KVM says of each host.
+        assert_eq!(value >> 6 & 1, 1);
+        run(&with(value & !(1 << 6))).expect_code(0).expect_console("problems: 0");
+        run(&with(value | 1 << 63)).expect_code(1).expect_log("arch-capabilities.63: KVM on this host has none");
+    }
     run("x86-64-v9").expect_code(1).expect_log("names no level");
 }

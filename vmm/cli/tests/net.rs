@@ -3,42 +3,8 @@
 
 mod support;
 
-use support::{Builder, Machine, ip, is_x86_64, trade};
-
-/// What a guest in the network of the tap interface `tap` does: its address, its neighbour, and a transfer of `length` bytes each way.
-/// `more` is done between, and `meanwhile` here.
-fn talk(machine: Builder, tap: &str, length: usize, more: &str, meanwhile: impl FnOnce(Machine) -> Machine) -> Machine {
-    let machine = machine.script(&format!(
-        "cat /sys/class/net/eth0/address
-        ip addr add 192.168.77.2/24 dev eth0; ip link set eth0 up
-        echo the card is up
-        read go
-        ping -c 3 -W 20 192.168.77.1
-        {more}
-        read go
-        yes 0123456789abcde | head -c {length} | nc 192.168.77.1 7000 >/tmp/back
-        wc -c </tmp/back; yes edcba9876543210 | head -c {length} | cmp - /tmp/back && echo the same"
-    ));
-    let mut machine = machine.start();
-    machine.wait_for("02:00:00:00:00:07");
-    machine.wait_for("the card is up");
-    set_up(tap);
-    machine.send("go\n");
-    machine.wait_for("3 packets received");
-    let mut machine = meanwhile(machine);
-    let host = trade("192.168.77.1:7000", length);
-    machine.send("go\n");
-    machine.wait_for(&length.to_string());
-    machine.wait_for("the same");
-    host.join().unwrap();
-    machine.wait_for("skep: script 0");
-    machine
-}
-
-fn set_up(tap: &str) {
-    ip(&["addr", "add", "192.168.77.1/24", "dev", tap]);
-    ip(&["link", "set", tap, "up"]);
-}
+use support::talk::{set_up, talk, with_old_card};
+use support::{Builder, Machine};
 
 /// Its card, made anew as a clone's on another interface, has the address that its driver knows, and one of its own once that has begun anew.
 #[test]
@@ -68,12 +34,9 @@ fn a_guest_talks_with_its_host_over_a_tap_interface() {
     talk(machine, "skep0", 4 << 20, begin_anew, clone).finish().expect_code(0);
 }
 
-/// Debian's generic kernel has a driver for it, a module.
 #[test]
 fn an_old_network_card_is_one_that_debian_knows() {
-    let kernel = if is_x86_64() { "vmlinuz-generic" } else { "Image-generic" };
-    let machine = Builder::kernel_with(kernel, "initramfs-generic.cpio.gz").cmdline("loglevel=5");
-    let machine = machine.args(&["--net", "tap=skep1,mac=02:00:00:00:00:07,device=ne2k_pci"]);
+    let machine = with_old_card("skep1");
     // All hosts, which the card's filter lets through because its driver has chosen the bit of their address; and all that there is.
     let groups = "ping -c 2 -W 20 ff02::1%eth0
         ip link set eth0 promisc on; ip link set eth0 promisc off

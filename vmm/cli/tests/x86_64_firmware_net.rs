@@ -5,17 +5,12 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 
 use support::network::{self, Server};
-use support::{Builder, Machine, base64, firmware, image};
+use support::{Builder, Machine, base64, firmware, image, text};
 use tempfile::TempDir;
 
 const MAC: &str = "02:00:00:00:00:07";
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// A machine whose card, with iPXE in its ROM, is all that it may boot from, on the interface `tap`, and the network, which has the file `boot.ipxe`.
 fn boot(folder: &TempDir, tap: &str, card: &str, script: &str) -> (Machine, Server) {

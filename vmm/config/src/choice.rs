@@ -37,12 +37,16 @@ pub enum LogLevel {
     Trace,
 }
 
-/// Processor features that cost or that tie the guest to its host, so that it gets them only when asked for: `pauth,sve`.
+/// Processor features that tie the guest to its host, so that it gets them only when asked for, `pauth,sve`; and one that it is given where the host has it,
+/// as every server's has, unless it is asked for, `pmu`, or refused, `pmu=false`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CpuFeatures {
     /// Pointer authentication (aarch64, FEAT_PAuth).
     pub pauth: bool,
+    /// A performance monitor (aarch64, FEAT_PMUv3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pmu: Option<bool>,
     /// Scalable vectors (aarch64, FEAT_SVE).
     pub sve: bool,
 }
@@ -53,6 +57,8 @@ pub(crate) struct FeatureKeys {
     #[serde(default)]
     pauth: bool,
     #[serde(default)]
+    pmu: Option<bool>,
+    #[serde(default)]
     sve: bool,
 }
 
@@ -61,7 +67,7 @@ impl Group for CpuFeatures {
     const LEADING: Option<&'static str> = None;
 
     fn from_keys(keys: FeatureKeys) -> Result<Self, String> {
-        Ok(CpuFeatures { pauth: keys.pauth, sve: keys.sve })
+        Ok(CpuFeatures { pauth: keys.pauth, pmu: keys.pmu, sve: keys.sve })
     }
 }
 

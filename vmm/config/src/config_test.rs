@@ -275,7 +275,7 @@ prop_compose! {
         log in prop_oneof![Just(LogLevel::Off), Just(LogLevel::Info), Just(LogLevel::Trace)],
         (disk, net) in (prop::collection::vec(disk(), 0..4), prop::collection::vec(net(), 0..3)),
         (device, pci_ports, control) in (prop::collection::vec(device(), 0..2), 0_u8..16, option::of(path())),
-        (stats, pauth, sve, seed) in any::<(bool, bool, bool, Option<[u8; 32]>)>(),
+        (stats, pauth, sve, pmu, seed) in any::<(bool, bool, bool, Option<bool>, Option<[u8; 32]>)>(),
     ) -> Config {
         Config {
             machine: MachineVersion::VirtV1,
@@ -284,7 +284,7 @@ prop_compose! {
             log, stats, serial, cpus, memory, boot, disk, net, device, pci_ports, control,
             rng_seed: seed.map(RngSeed),
             uuid: None, cpu: None,
-            cpu_features: CpuFeatures { pauth, sve },
+            cpu_features: CpuFeatures { pauth, pmu, sve },
             on: Policy { power_off, reset, panic, triple_fault },
         }
     }

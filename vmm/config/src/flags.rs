@@ -127,7 +127,7 @@ pub struct MachineFlags {
     /// [default: all that the host has]
     #[arg(long, value_name = "LEVEL|FILE")]
     pub cpu: Option<String>,
-    /// Processor features given only on request (aarch64): pauth, sve
+    /// Processor features (aarch64): pauth and sve, given only on request; pmu, given where the host has it [pmu=false: not at all]
     #[arg(long, value_name = "FEATURE,...")]
     pub cpu_features: Option<CpuFeatures>,
     /// Memory: SIZE[,hugepages=SIZE][,prefault][,shared], sizes as 512M or 4G [default: 512M]

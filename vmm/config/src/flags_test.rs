@@ -113,6 +113,7 @@ fn both_ways_to_boot_are_refused() {
     assert_eq!(conflict(&["--kernel", "k", "--dtb", "d"]), other("boot.dtb"));
     assert_eq!(conflict(&["--irqchip", "gicv2"]), other("irqchip"));
     assert_eq!(conflict(&["--cpu-features", "sve"]), other("cpu-features.sve"));
+    assert_eq!(conflict(&["--cpu-features", "pmu=false"]), other("cpu-features.pmu"));
     let needs = Conflict::OtherArch { key: "cpu", needs: ArchKind::X86_64, machine: MachineVersion::VirtV1 };
     assert_eq!(conflict(&["--machine", "virt-1", "--cpu", "x86-64-v2"]), needs);
     assert_eq!(config(&["--machine", "q35-1", "--cpu", "x86-64-v2"]).unwrap().cpu.as_deref(), Some("x86-64-v2"));

@@ -112,7 +112,7 @@ pub struct Config {
     /// What the guest is shown of the host's CPU, at most (x86_64): a level of the x86-64 psABI, or a file that names features.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
-    /// Processor features that the guest gets only when asked for.
+    /// Processor features that a guest need not have.
     #[serde(default)]
     pub cpu_features: CpuFeatures,
     /// Guest memory.
@@ -194,6 +194,7 @@ impl Config {
         let aarch64_only = [
             ("irqchip", self.irqchip != Irqchip::Auto),
             ("cpu-features.pauth", self.cpu_features.pauth),
+            ("cpu-features.pmu", self.cpu_features.pmu.is_some()),
             ("cpu-features.sve", self.cpu_features.sve),
         ];
         match aarch64_only.iter().find(|(_, set)| *set && arch != ArchKind::Aarch64) {

@@ -1,6 +1,7 @@
 //! A client of the control socket, which waits for its answers.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::protocol::{Failure, Greeting, VERSION, line};
+use super::protocol::{Failure, Greeting, VERSION};
 
 /// Bytes of a response at most.
 const MOST_RESPONSE: u64 = 16 << 20;
@@ -25,6 +26,7 @@ pub enum ClientError {
         io::ErrorKind::NotFound => "\n  try: the socket of a machine that was started with --control SOCKET",
         io::ErrorKind::ConnectionRefused => "\n  try: start the machine again: the one that had this socket is dead",
         io::ErrorKind::PermissionDenied => "\n  try: as the user who runs the machine",
+        io::ErrorKind::InvalidInput => "\n  try: a path of at most 107 bytes; a relative one may be shorter",
         _ => "",
     })]
     Connect {
@@ -39,6 +41,11 @@ pub enum ClientError {
         /// The socket.
         path: PathBuf,
     },
+    /// What is said is JSON, which has texts of Unicode only.
+    #[error(
+        "the machine can't be told: a path, or the folder that it begins in, has a name that is no UTF-8 text\n  try: paths of such names only"
+    )]
+    NotText,
     /// It says no.
     #[error(transparent)]
     Refused(#[from] Failure),
@@ -80,8 +87,12 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream =
-            UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        let failed = |source: io::Error| match path.metadata() {
+            Ok(it) if !it.file_type().is_socket() => io::Error::other("that is no socket"),
+            _ => source,
+        };
+        let stream = UnixStream::connect(path)
+            .map_err(|source| ClientError::Connect { path: path.to_owned(), source: failed(source) })?;
         let mut client = Self { stream: BufReader::new(stream), path: path.to_owned(), asked: 0 };
         let greeting = serde_json::from_slice::<Greeting>(&client.line(Some((Instant::now() + GREETING, GREETING)))?);
         match greeting {
@@ -102,7 +113,8 @@ impl Client {
     ) -> Result<T, ClientError> {
         self.asked += 1;
         let id = self.asked;
-        let request = line(&Request { id, command, arguments });
+        let mut request = serde_json::to_vec(&Request { id, command, arguments }).map_err(|_| ClientError::NotText)?;
+        request.push(b'\n');
         self.stream.get_mut().write_all(&request).map_err(gone)?;
         let deadline = patience.map(|patience| (Instant::now() + patience, patience));
         loop {

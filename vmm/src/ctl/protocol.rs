@@ -60,6 +60,8 @@ pub enum Command {
     Resume,
     /// `save` of a [`Save`]: a [`Saved`]. The guest stands still while its memory is written.
     Save(Save),
+    /// `save-cancel`: [`Nothing`]. The guest goes on, and what was written is removed; who asked for the save is told.
+    SaveCancel,
     /// `migrate` of a [`Migrate`]: a [`Migrated`], when the machine has gone; the process ends then.
     Migrate(Migrate),
     /// `migrate-cancel`: [`Nothing`]. The machine stays.
@@ -75,7 +77,7 @@ pub enum Command {
 }
 
 /// The commands' names.
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "device-list",
     "disk-add",
     "net-add",
@@ -90,6 +92,7 @@ const COMMANDS: [&str; 18] = [
     "pause",
     "resume",
     "save",
+    "save-cancel",
     "migrate",
     "migrate-cancel",
     "reset",
@@ -518,6 +521,7 @@ impl Command {
             "pause" => Self::Pause,
             "resume" => Self::Resume,
             "save" => Self::Save(read(name, text)?),
+            "save-cancel" => Self::SaveCancel,
             "migrate" => Self::Migrate(read(name, text)?),
             "migrate-cancel" => Self::MigrateCancel,
             "power-button" => Self::PowerButton,

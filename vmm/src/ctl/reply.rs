@@ -54,6 +54,12 @@ impl Reply {
         Self(Arc::new(Open { outbox: outbox.clone(), connection, id, answered: AtomicBool::new(false) }))
     }
 
+    /// One that is not heard.
+    #[cfg(test)]
+    pub(crate) fn to_nobody() -> Self {
+        Self::new(&Arc::new(Outbox::new().expect("the host has eventfds")), 0, None)
+    }
+
     /// Tells what came of the request. A client that has gone misses it.
     pub fn send(self, outcome: Result<Answer, Failure>) {
         self.0.answer(&outcome);

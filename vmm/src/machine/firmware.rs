@@ -10,7 +10,6 @@ use skep_arch::acpi::loader::{self, GENERATION_OFFSET, GENERATION_SIZE, file};
 use skep_arch::acpi::{self, Table, devices};
 use skep_arch::layout::AddressRange;
 use skep_arch::smbios;
-use skep_arch::topology::Topology;
 use skep_chipset::fw_cfg::{Content, NamedItem, key};
 use skep_chipset::{Flash, FlashConfig, FwCfg, FwCfgConfig, flash};
 use skep_clock::Clock;
@@ -20,7 +19,7 @@ use skep_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use skep_memory::{Backing, BusMaster, MemoryMap, Region, RegionKind, RequesterId};
 
 use super::boot_order;
-use super::platform::rng_seed_of_host;
+use super::platform::{rng_seed_of_host, topology};
 use crate::Error;
 use crate::firmware::{FirmwareFiles, Variables};
 
@@ -162,7 +161,7 @@ pub(super) struct Told<'a> {
 /// Bytes of ACPI tables, whose size is told before they are made: two a table's granules, and what each CPU takes in DSDT and MADT.
 fn tables_size(cpus: u32) -> usize {
     const GRANULE: usize = 64 << 10;
-    const PER_CPU: usize = 160;
+    const PER_CPU: usize = 192;
     (GRANULE + cpus as usize * PER_CPU).next_multiple_of(GRANULE)
 }
 
@@ -213,7 +212,7 @@ pub(super) fn fw_cfg(
         items.push((key::CMDLINE_SIZE, (cmdline.len() as u32).to_le_bytes().to_vec().into()));
         items.push((key::CMDLINE_DATA, cmdline.into()));
     }
-    let topology = Topology::new(cpus.sockets, cpus.cores, cpus.threads)?;
+    let topology = topology(cpus)?;
     let smbios = smbios::tables(&smbios::Machine { product, version: "1", uuid, topology, family, ram });
     let generation = rng_seed_of_host()?;
     let mut page = vec![0; GENERATION_SIZE];

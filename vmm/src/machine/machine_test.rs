@@ -1,10 +1,12 @@
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock};
 
-use skep_arch::x86_64::layout::{ECAM, port};
+use skep_arch::x86_64::layout::{ECAM, IOAPIC, port};
 use skep_config::Size;
 use skep_hypervisor::fake::Fake;
 use skep_hypervisor::{Aarch64, MemoryIo, X86_64};
-use skep_pci::{Bar, Endpoint, EndpointConfig, Function, Identity, Msix, PciPlace, Pin, Unplug};
+use skep_pci::{Bar, Endpoint, EndpointConfig, Function, Identity, Interrupts, Msix, PciPlace, Pin, Unplug};
+use skep_state::Record;
 
 use super::*;
 
@@ -83,6 +85,10 @@ impl<A: Tested> Rig<A> {
     }
 
     fn insert(&self, place: PciPlace) -> Arc<Registers> {
+        self.insert_with_pin(place).0
+    }
+
+    fn insert_with_pin(&self, place: PciPlace) -> (Arc<Registers>, Arc<Interrupts>) {
         let registers = Arc::new(Registers::default());
         let msix = Msix::in_bar(2, 2);
         let config = EndpointConfig {
@@ -102,9 +108,13 @@ impl<A: Tested> Rig<A> {
             rom: None,
         };
         let socket = self.machine.pci().socket(place).unwrap();
-        let endpoint = Endpoint::new(&socket, &config, |_| registers.clone());
+        let interrupts = OnceLock::new();
+        let endpoint = Endpoint::new(&socket, &config, |attachment| {
+            interrupts.set(attachment.interrupts.clone()).unwrap();
+            registers.clone()
+        });
         self.machine.pci().insert(endpoint).unwrap();
-        registers
+        (registers, interrupts.into_inner().unwrap())
     }
 }
 
@@ -209,6 +219,133 @@ fn a_pc_has_its_registers_where_its_bridges_say() {
     rig.io.port_read(0x608, &mut timer);
     assert_ne!(timer, [0xff; 4]);
     assert_eq!(rig.read(0xe000_0000), u32::MAX);
+}
+
+impl Rig<X86_64> {
+    /// Two devices whose pins are PIRQ D and PIRQ B, on bus 0 and behind a root port.
+    fn with_pins() -> (Self, [Arc<Interrupts>; 2]) {
+        let rig = Self::new();
+        let pins = [PciPlace::Root(3), PciPlace::Port(1)].map(|place| rig.insert_with_pin(place).1);
+        rig.place();
+        (rig, pins)
+    }
+
+    fn out(&mut self, port: u16, value: u8) {
+        self.io.port_write(port, &[value]);
+    }
+
+    /// As SeaBIOS does: PIRQ A, B, E and F are interrupt 10, the others 11, both levels; then the PIC is a driver's, with nothing masked.
+    fn route_to_the_pic(&mut self) {
+        let lpc = self.config(0, 31, 0);
+        for register in [0x60, 0x68] {
+            self.write(lpc + register, 0x0b0b_0a0a);
+        }
+        for (chip, vectors, cascade) in [(0x20, 0x30, 4), (0xa0, 0x38, 2)] {
+            for (port, value) in [(chip, 0x11), (chip + 1, vectors), (chip + 1, cascade), (chip + 1, 1), (chip + 1, 0)]
+            {
+                self.out(port, value);
+            }
+        }
+        self.out(0x4d0, 0);
+        self.out(0x4d1, 0x0c);
+    }
+
+    fn records(&self) -> BTreeMap<String, Record> {
+        self.machine.components().into_iter().map(|(name, component)| (name, component.save_record())).collect()
+    }
+
+    fn restore(&self, records: &BTreeMap<String, Record>) {
+        for (name, component) in self.machine.components() {
+            component.restore_record(&records[&name]).unwrap();
+        }
+        X86_64::relocate(&self.machine.board);
+    }
+
+    fn end_at_the_pic(&mut self) {
+        self.out(0xa0, 0x20);
+        self.out(0x20, 0x20);
+    }
+
+    /// Unmasks an input of the I/O APIC, as a level.
+    fn unmask_at_the_ioapic(&mut self, input: u32) {
+        self.write(IOAPIC.base, 0x10 + 2 * input);
+        self.write(IOAPIC.base + 0x10, 0xa000 | (0x40 + input));
+    }
+
+    /// Whether the input has sent its interrupt and awaits the end of it.
+    fn is_served_by_the_ioapic(&mut self, input: u32) -> bool {
+        self.write(IOAPIC.base, 0x10 + 2 * input);
+        self.read(IOAPIC.base + 0x10) >> 14 & 1 != 0
+    }
+}
+
+#[test]
+fn pins_of_pci_reach_the_pic_and_the_ioapic() {
+    let (mut rig, [pin, behind]) = Rig::with_pins();
+    pin.set_pin(true);
+    assert!(!rig.io.external_interrupt(), "nothing is routed at power-on");
+    pin.set_pin(false);
+    rig.route_to_the_pic();
+    assert_eq!(rig.io.acknowledge_interrupt(), None);
+    pin.set_pin(true);
+    assert_eq!(rig.io.acknowledge_interrupt(), Some(0x3b));
+    rig.end_at_the_pic();
+    behind.set_pin(true);
+    assert_eq!(rig.io.acknowledge_interrupt(), Some(0x3a), "it goes before the other, which is still high");
+    behind.set_pin(false);
+    rig.end_at_the_pic();
+    assert_eq!(rig.io.acknowledge_interrupt(), Some(0x3b));
+    pin.set_pin(false);
+    rig.end_at_the_pic();
+    assert!(!rig.io.external_interrupt());
+    // Inputs 19 and 17, and those of the PIC's numbers.
+    for input in [19, 17, 18, 11, 10] {
+        rig.unmask_at_the_ioapic(input);
+    }
+    pin.set_pin(true);
+    assert_eq!([19, 17, 18, 11, 10].map(|input| rig.is_served_by_the_ioapic(input)), [true, false, false, true, false]);
+    behind.set_pin(true);
+    assert_eq!([19, 17, 18, 11, 10].map(|input| rig.is_served_by_the_ioapic(input)), [true, true, false, true, true]);
+    // What a reset leaves is routed nowhere.
+    rig.machine.reset().unwrap();
+    rig.place();
+    pin.set_pin(true);
+    assert!(!rig.io.external_interrupt());
+    rig.route_to_the_pic();
+    assert_eq!(rig.io.acknowledge_interrupt(), Some(0x3b));
+}
+
+#[test]
+fn pins_of_pci_are_restored_with_their_routes() {
+    let (mut one, [pin, _]) = Rig::with_pins();
+    one.route_to_the_pic();
+    pin.set_pin(true);
+    assert_eq!(one.io.acknowledge_interrupt(), Some(0x3b));
+    let records = one.records();
+    let (mut two, [pin, behind]) = Rig::with_pins();
+    // It was in another state, with the other one asserted.
+    two.route_to_the_pic();
+    behind.set_pin(true);
+    two.restore(&records);
+    assert!(!two.io.external_interrupt(), "the interrupt is in service");
+    two.end_at_the_pic();
+    assert_eq!(two.io.acknowledge_interrupt(), Some(0x3b), "the level is still there");
+    pin.set_pin(false);
+    two.end_at_the_pic();
+    assert!(!two.io.external_interrupt());
+    behind.set_pin(true);
+    assert_eq!(two.io.acknowledge_interrupt(), Some(0x3a));
+}
+
+#[test]
+fn what_the_pic_requested_is_requested_in_a_restored_machine() {
+    let (mut one, [pin, _]) = Rig::with_pins();
+    one.route_to_the_pic();
+    pin.set_pin(true);
+    let records = one.records();
+    let (mut two, _) = Rig::with_pins();
+    two.restore(&records);
+    assert_eq!(two.io.acknowledge_interrupt(), Some(0x3b));
 }
 
 #[test]

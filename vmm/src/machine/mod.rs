@@ -137,7 +137,7 @@ impl<A: Platform> Machine<A> {
         let (mut plan, builder) = Self::plan(&config, hypervisor)?;
         let Inherited { memory: from, numbers, locking } = inherited;
         adopt(&mut plan, builder.capabilities())?;
-        let parts = builder.build(&plan.vm, &plan.vcpus)?;
+        let mut parts = builder.build(&plan.vm, &plan.vcpus)?;
         let (memory, clock) = (services.memory.clone(), services.clock.clone());
         let firmware = services.firmware.as_ref().map(|files| files.code.clone());
         let variables = variables(&services)?;
@@ -157,10 +157,13 @@ impl<A: Platform> Machine<A> {
             locking,
         };
         site.add(&config)?;
-        if let Some(first) = parts.vcpus.first() {
-            A::connect_kick(&board, first.kicker());
+        if let Some(first) = parts.vcpus.first_mut() {
+            A::meet(&board, &mut **first);
         }
-        let slots = parts.vcpus.into_iter().map(|vcpu| Slot { io: A::io(&board, vcpu.index()), vcpu });
+        let slots = parts.vcpus.into_iter().map(|vcpu| {
+            let io = A::io(&board, vcpu.index());
+            Slot::new(vcpu, io)
+        });
         let vcpus = Vcpus::new(slots.collect(), gate);
         Ok(Self {
             config,
@@ -290,6 +293,14 @@ impl<A: Platform> Machine<A> {
         A::renew_generation(&self.board, &self.memory)
     }
 
+    /// Has the file of firmware's variables hold what the guest has set, at the machine's end, which the guest has asked for or not; calls `done`, on any thread,
+    /// when it is on stable storage. Says whether there is anything to wait for.
+    pub fn settle(&self, by_guest: bool, done: impl Fn() + Clone + Send + 'static) -> bool {
+        let Some(flash) = A::flash(&self.board).filter(|_| self.variables.is_some()) else { return false };
+        flash.settle(by_guest, done);
+        true
+    }
+
     /// The first serial port.
     pub fn serial(&self) -> Arc<dyn SerialPort> {
         A::serial(&self.board)
@@ -327,23 +338,29 @@ fn add_ram<A: Platform>(
         Some(backing) => backing,
         None => Arc::new(take_ram(config)?),
     };
-    let mut regions = Vec::new();
+    let pieces = ram_pieces(plan, firmware).into_iter().map(|(kind, piece, at)| {
+        let region = Region::new("RAM", kind, piece.base, piece.size, backing.clone(), at)?;
+        if kind == RegionKind::Ram { memory.add(region) } else { Ok(Arc::new(region)) }
+    });
+    let regions = pieces.collect::<Result<_, _>>()?;
+    Ok((backing, regions))
+}
+
+/// The pieces of RAM, each with where it begins in the memory behind it. What firmware shows or hides is none to the map.
+fn ram_pieces<A: Platform>(plan: &Plan<A>, firmware: bool) -> Vec<(RegionKind, AddressRange, u64)> {
+    let mut pieces = Vec::new();
     let mut offset = 0;
     for part in &plan.ram {
-        let region = |kind, piece: AddressRange| {
-            let at = offset + (piece.base - part.base);
-            Region::new("RAM", kind, piece.base, piece.size, backing.clone(), at)
-        };
-        let lasting = if firmware { A::lasting_ram(*part) } else { vec![*part] };
         let mut next = part.base;
-        for piece in lasting {
+        let mut push = |kind, piece: AddressRange| pieces.push((kind, piece, offset + (piece.base - part.base)));
+        for piece in if firmware { A::lasting_ram(*part) } else { vec![*part] } {
             if next < piece.base {
-                regions.push(Arc::new(region(RegionKind::ReadOnly, AddressRange::between(next, piece.base))?));
+                push(RegionKind::ReadOnly, AddressRange::between(next, piece.base));
             }
-            regions.push(memory.add(region(RegionKind::Ram, piece)?)?);
+            push(RegionKind::Ram, piece);
             next = piece.end();
         }
         offset += part.size;
     }
-    Ok((backing, regions))
+    pieces
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use skep_arch::kernel::LoadError;
 use skep_arch::layout::{AddressRange, Row};
-use skep_chipset::{Requests, SerialOut, SerialPort};
+use skep_arch::topology::{Topology, TopologyError};
+use skep_chipset::{Flash, Requests, SerialOut, SerialPort};
 use skep_clock::Clock;
-use skep_config::Config;
-use skep_hypervisor::{Arch, Capabilities, Vm};
+use skep_config::{Config, Cpus};
+use skep_hypervisor::{Arch, Capabilities, Vcpu, Vm};
 use skep_memory::{Backing, MemoryMap};
 use skep_pci::{Endpoint, RootComplex};
 use skep_state::Component;
@@ -148,6 +149,9 @@ pub trait Platform: Arch {
     /// The host has no entropy.
     fn renew_generation(board: &Self::Board, memory: &MemoryMap) -> Result<bool, Error>;
 
+    /// The bank of flash with firmware's variables, if it has one.
+    fn flash(board: &Self::Board) -> Option<&Arc<Flash>>;
+
     /// The devices' state, in the order in which it is saved.
     fn components(board: &Self::Board) -> &[Named];
 
@@ -160,8 +164,8 @@ pub trait Platform: Arch {
     /// The first serial port.
     fn serial(board: &Self::Board) -> Arc<dyn SerialPort>;
 
-    /// How the vCPU that takes external interrupts is kicked, where the machine has any.
-    fn connect_kick(_board: &Self::Board, _first: Arc<dyn skep_hypervisor::Kick>) {}
+    /// Has the devices know the first vCPU, which the others are like.
+    fn meet(board: &Self::Board, first: &mut dyn Vcpu<Self>);
 }
 
 /// Guest physical address bits that machines are given: what nearly all hosts have, then what larger machines need.
@@ -176,6 +180,11 @@ pub(super) fn smallest_bits(ram: u64, max_ram: impl Fn(u8) -> u64) -> u8 {
 pub(super) fn load_error(path: &Path) -> impl Fn(LoadError) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Load { path: path.clone(), source }
+}
+
+/// How the processors of a config are arranged.
+pub(super) fn topology(cpus: &Cpus) -> Result<Topology, TopologyError> {
+    Topology::new(cpus.sockets, cpus.cores, cpus.threads)
 }
 
 /// The seed of the guest's random number generator: the configured one, or the host's entropy.

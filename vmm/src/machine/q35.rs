@@ -7,30 +7,29 @@ use std::sync::{Arc, OnceLock};
 
 use skep_arch::acpi::{self, Dsdt, Ecam, PciHost, SerialConsole, SerialKind, devices};
 use skep_arch::layout::{AddressRange, GIB, Row};
-use skep_arch::topology::Topology;
 use skep_arch::x86_64::acpi::{Cpu, Legacy, OVERRIDES, PowerManagement};
 use skep_arch::x86_64::boot::{self, Setup};
 use skep_arch::x86_64::cpuid::{Identity, Options};
 use skep_arch::x86_64::layout::{self, Layout, gsi};
 use skep_bus::{Action, AddressSpace, Device};
 use skep_chipset::{
-    DebugCon, GsiLines, I8042, I8042Config, I8254, I8254Config, I8259, I8259Config, IoApic, IoApicConfig,
+    DebugCon, Flash, GsiLines, I8042, I8042Config, I8254, I8254Config, I8259, I8259Config, IoApic, IoApicConfig,
     MachineRequest, Pm, PmConfig, Port92, PortRange, PvPanic, ResetControl, Rtc, RtcConfig, SerialPort, Uart16550,
     Uart16550Config, debugcon, i8042, i8254, i8259, ioapic, pm, port92, pvpanic, rtc, uart16550,
 };
 use skep_config::Config;
 use skep_hypervisor::x86_64::{BootState, Interrupts, Io, VmConfig};
-use skep_hypervisor::{Capabilities, Kick, MemoryIo, Vm, X86_64};
+use skep_hypervisor::{Capabilities, Kick, MemoryIo, Vcpu, Vm, X86_64};
 use skep_irq::{IrqLine, LineDescription, LineTable, LineTarget, Polarity, Trigger};
 use skep_memory::vm_memory::{Bytes, GuestAddress};
 use skep_memory::{Backing, MemoryMap};
-use skep_pci::{ECAM_REGION, IoSpace, LpcBridge, Mapping, Mch, PORTS_REGION, RootComplex, Space, Windows};
+use skep_pci::{ECAM_REGION, IoSpace, LpcBridge, Mapping, Mch, PORTS_REGION, PirqRouter, RootComplex, Space, Windows};
 use skep_state::Component;
 
 use super::firmware::{Firmware, late, renew_generation};
 use super::pci::{Pci, window};
-use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
-use super::saved::feature_list;
+use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits, topology};
+use super::saved::{address_bits, feature_list};
 use crate::Error;
 use crate::boot::KernelFiles;
 use crate::run::BoxedIo;
@@ -102,6 +101,11 @@ impl LineTarget for ExternalInterrupt {
             first.kick();
         }
     }
+
+    /// The wire has no record of its own. A vCPU looks at it before it runs.
+    fn restore_level(&self, _line: u32, asserted: bool) {
+        self.asserted.store(asserted, Ordering::Release);
+    }
 }
 
 impl Platform for X86_64 {
@@ -114,9 +118,9 @@ impl Platform for X86_64 {
 
     fn plan(config: &Config, backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error> {
         let ram = config.memory.size.bytes();
-        let layout = Layout::new(ram, Self::address_bits(ram).min(capabilities.address_bits))?;
+        let mut layout = Layout::new(ram, Self::address_bits(ram).min(capabilities.address_bits))?;
         let cpus = &config.cpus;
-        let topology = Topology::new(cpus.sockets, cpus.cores, cpus.threads)?;
+        let topology = topology(cpus)?;
         let options = Options { topology, pmu: false, machine_check: false };
         let identity = Identity::new(&capabilities.arch, &options)?;
         let mut vcpus: Vec<_> = (0..cpus.count).map(|index| identity.vcpu(index)).collect();
@@ -124,7 +128,10 @@ impl Platform for X86_64 {
             let list = feature_list(cpu)?;
             let mend = "choose another `--cpu`, or a host that has it";
             let lacking = |what| Error::Lacking { what, backend, mend: mend.to_owned() };
-            vcpus.iter_mut().try_for_each(|vcpu| list.limit(&mut vcpu.cpuid)).map_err(lacking)?;
+            vcpus.iter_mut().try_for_each(|vcpu| list.limit(vcpu)).map_err(lacking)?;
+            if let Some(bits) = vcpus.first().and_then(|first| address_bits(&first.cpuid)) {
+                layout = layout.within(bits)?;
+            }
         }
         let possible = (0..cpus.max).map(|index| identity.apic_ids().id(index).into()).collect();
         let (vm, counter) = (VmConfig { ioapic_pins: gsi::COUNT }, capabilities.arch.tsc_khz);
@@ -198,9 +205,10 @@ impl Platform for X86_64 {
         ports.map("pvpanic", &[pvpanic::PORTS], Arc::new(PvPanic::new(requests.clone())))?;
         ports.map("debugcon", &[debugcon::PORTS], Arc::new(DebugCon::new()))?;
 
-        let intx = (gsi::PCI_FIRST..gsi::COUNT).map(intx_of(&lines)).collect::<Result<_, _>>()?;
-        let pci = Pci::new(vm.clone(), map.clone(), apics, intx, ejected);
-        let (mch, lpc) = (Arc::new(Mch::default()), Arc::new(LpcBridge::new(base)));
+        // After those who have lines of ISA: tables call a line as its first holder does.
+        let router = Arc::new(PirqRouter::new(&lines, gsi::PCI_FIRST)?);
+        let pci = Pci::new(vm.clone(), map.clone(), apics, router.lines(), ejected);
+        let (mch, lpc) = (Arc::new(Mch::default()), Arc::new(LpcBridge::new(base, router)));
         pci.root.add_chipset(MCH, mch.clone())?;
         pci.root.add_chipset(LPC, lpc.clone())?;
         let config_ports = Arc::new(ConfigPorts { root: pci.root.clone(), reset_control });
@@ -354,6 +362,10 @@ impl Platform for X86_64 {
         board.pm.press_power_button()
     }
 
+    fn flash(board: &Board) -> Option<&Arc<Flash>> {
+        board.firmware.as_ref()?.flash.as_ref()
+    }
+
     fn renew_generation(board: &Board, memory: &MemoryMap) -> Result<bool, Error> {
         let Some(firmware) = &board.firmware else { return Ok(false) };
         let renewed = renew_generation(&firmware.fw_cfg, memory)?;
@@ -376,13 +388,13 @@ impl Platform for X86_64 {
         board.uart.clone()
     }
 
-    fn connect_kick(board: &Board, first: Arc<dyn Kick>) {
-        // A machine has one first vCPU for its whole life.
-        let _ = board.external.first.set(first);
+    fn meet(board: &Board, first: &mut dyn Vcpu<Self>) {
+        // It takes external interrupts. A machine has one first vCPU for its whole life.
+        let _ = board.external.first.set(first.kicker());
     }
 }
 
-/// The lines of PCI's interrupt pins, by global system interrupt.
+/// The I/O APIC's inputs of PCI's interrupt pins, by global system interrupt.
 fn intx_of(lines: &LineTable) -> impl Fn(u32) -> Result<IrqLine, skep_irq::IrqError> {
     |number| lines.line(number, Trigger::Level, Polarity::Low)
 }
@@ -449,6 +461,7 @@ fn tables(plan: &Plan<X86_64>, board: &Board) -> Result<Vec<acpi::Table>, Error>
         memory32: &memory32,
         memory64,
         lines: &intx,
+        lpc_bridge: Some(LPC),
     });
     let present = plan.vcpus.len();
     let cpu = |(index, apic_id): (usize, &u64)| Cpu { apic_id: *apic_id as u32, present: index < present };

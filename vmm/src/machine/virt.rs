@@ -1,8 +1,9 @@
 //! The aarch64 machine: QEMU's `virt` contract.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use skep_arch::aarch64::acpi::Caches;
 use skep_arch::aarch64::boot::{Placement, check_cmdline};
 use skep_arch::aarch64::fdt::devices as nodes;
 use skep_arch::aarch64::fdt::{self, Chosen, Node};
@@ -13,7 +14,6 @@ use skep_arch::acpi::{self, Dsdt, Ecam, SerialConsole, SerialKind, Table};
 use skep_arch::kernel::initrd_length;
 use skep_arch::layout::{AddressRange, Row};
 use skep_arch::smbios;
-use skep_arch::topology::Topology;
 use skep_bus::{Action, AddressSpace};
 use skep_chipset::flash::Geometry;
 use skep_chipset::fw_cfg::MEMORY_REGION;
@@ -21,11 +21,11 @@ use skep_chipset::{
     Flash, FwCfg, Pl011, Pl011Config, Pl031, Pl031Config, Pl061, Pl061Config, PvPanic, SerialPort, V2m, V2mConfig,
     gpio, pl011, pl031,
 };
-use skep_config::{Config, Irqchip};
+use skep_config::{Config, Cpus, Irqchip};
 use skep_hypervisor::aarch64::{
-    BootState, Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig,
+    BootState, Features, Gic, GicSupport, GicVersion, Interrupts, Io, VcpuConfig, VmConfig, registers,
 };
-use skep_hypervisor::{Aarch64, Capabilities, MemoryIo, Vm};
+use skep_hypervisor::{Aarch64, Capabilities, MemoryIo, Vcpu, Vm};
 use skep_irq::{IrqLine, LineDescription, LineTable, MsiTarget, Polarity, Trigger};
 use skep_memory::vm_memory::{Bytes, GuestAddress};
 use skep_memory::{Backing, MemoryMap};
@@ -34,7 +34,7 @@ use skep_state::Component;
 
 use super::firmware::{Overlay, Piece, Told, fw_cfg, late, reach, renew_generation, vars_bank};
 use super::pci::{Pci, window};
-use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits};
+use super::platform::{Ejected, Named, Plan, Platform, Services, load_error, rng_seed, smallest_bits, topology};
 use crate::Error;
 use crate::boot::KernelFiles;
 use crate::run::BoxedIo;
@@ -62,6 +62,8 @@ struct FirmwareBoard {
     /// Edges that a generic event device tells of.
     power_button: IrqLine,
     generation: IrqLine,
+    /// The processors', as the first of them tells.
+    caches: OnceLock<Caches>,
 }
 
 /// Lines that PCI's interrupt pins share.
@@ -81,18 +83,14 @@ impl Platform for Aarch64 {
     fn plan(config: &Config, backend: &'static str, capabilities: &Capabilities<Self>) -> Result<Plan<Self>, Error> {
         let max = config.cpus.max;
         let gic = choose_gic(config, backend, &capabilities.arch.gics)?;
-        let lacking = |what: &str| Error::Lacking {
-            what: what.to_owned(),
-            backend,
-            mend: "leave it out of cpu-features".to_owned(),
+        let features = Features {
+            sve: config.cpu_features.sve,
+            pointer_authentication: config.cpu_features.pauth,
+            pmu: config.cpu_features.pmu.unwrap_or(capabilities.arch.pmu),
         };
-        let features =
-            Features { sve: config.cpu_features.sve, pointer_authentication: config.cpu_features.pauth, pmu: false };
-        if features.sve && !capabilities.arch.sve {
-            return Err(lacking("SVE"));
-        }
-        if features.pointer_authentication && !capabilities.arch.pointer_authentication {
-            return Err(lacking("pointer authentication"));
+        if let Some(what) = capabilities.arch.lacks(features) {
+            let mend = "leave it out of cpu-features".to_owned();
+            return Err(Error::Lacking { what: what.to_owned(), backend, mend });
         }
         let bits = Self::address_bits(config.memory.size.bytes()).min(capabilities.address_bits);
         let layout = Layout::new(config.memory.size.bytes(), bits, gic.version, max)?;
@@ -184,16 +182,17 @@ impl Platform for Aarch64 {
                 }
                 let overlay = Overlay::new(memory.clone(), vm.posted_writes());
                 let edge = |number| lines.line(spi::FIRST + number, Trigger::Edge, Polarity::High);
+                let caches = OnceLock::new();
                 let (power_button, generation) = (edge(spi::GED_POWER)?, edge(spi::GED_GENERATION)?);
-                Some(FirmwareBoard { fw_cfg, flash, code: files.code, overlay, power_button, generation })
+                Some(FirmwareBoard { fw_cfg, flash, code: files.code, overlay, power_button, generation, caches })
             }
             None => None,
         };
         let board =
             Arc::new(Board { memory_space: space, gic, uart, components, lines, pci, has_messages, gpio, firmware });
         if let Some(firmware) = &board.firmware {
-            let (this, plan) = (Arc::downgrade(&board), plan.clone());
-            firmware.fw_cfg.set_late(Box::new(move || match this.upgrade().map(|board| board.tables(&plan)) {
+            let (this, plan, cpus) = (Arc::downgrade(&board), plan.clone(), config.cpus.clone());
+            firmware.fw_cfg.set_late(Box::new(move || match this.upgrade().map(|board| board.tables(&plan, &cpus)) {
                 Some(Ok(tables)) => late(tables),
                 Some(Err(error)) => {
                     tracing::error!(%error, "firmware gets no ACPI tables");
@@ -288,6 +287,18 @@ impl Platform for Aarch64 {
         Ok(Some(BootState { pc: layout::FLASH_CODE.base, x: [0; 4] }))
     }
 
+    fn meet(board: &Board, first: &mut dyn Vcpu<Self>) {
+        // A machine without firmware has a device tree, which does not tell of caches: Linux asks the processor then.
+        let Some(firmware) = &board.firmware else { return };
+        let registers = match first.identity() {
+            Ok(identity) => identity.registers,
+            Err(error) => return tracing::warn!("firmware is not told of the processors' caches: {error}"),
+        };
+        let clidr = registers.iter().find(|(register, _)| *register == registers::CLIDR_EL1);
+        // A machine has one first vCPU for its whole life.
+        let _ = firmware.caches.set(Caches(clidr.and_then(|(_, value)| *value).unwrap_or_default()));
+    }
+
     fn press_power_button(board: &Board) -> bool {
         let listens = board.gpio.press(gpio::POWER_BUTTON_PIN);
         let Some(firmware) = &board.firmware else { return listens };
@@ -295,6 +306,10 @@ impl Platform for Aarch64 {
         firmware.power_button.assert();
         firmware.power_button.deassert();
         true
+    }
+
+    fn flash(board: &Board) -> Option<&Arc<Flash>> {
+        board.firmware.as_ref()?.flash.as_ref()
     }
 
     fn renew_generation(board: &Board, memory: &MemoryMap) -> Result<bool, Error> {
@@ -363,12 +378,11 @@ impl Board {
             devices.extend([&flash as &dyn Node, &fw_cfg]);
         }
         let cpus = &config.cpus;
-        let present = plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible);
         let platform = fdt::Platform {
             ram: &plan.ram,
-            cpus: present,
-            topology: Some(Topology::new(cpus.sockets, cpus.cores, cpus.threads)?),
-            pmu: false,
+            cpus: present(plan, cpus),
+            topology: Some(topology(cpus)?),
+            pmu: has_monitor(plan),
             gic: &plan.vm.gic,
             devices: &devices,
             chosen,
@@ -379,7 +393,7 @@ impl Board {
 
 impl Board {
     /// The ACPI tables of the machine, for firmware to place.
-    fn tables(&self, plan: &Plan<Aarch64>) -> Result<Vec<Table>, Error> {
+    fn tables(&self, plan: &Plan<Aarch64>, cpus: &Cpus) -> Result<Vec<Table>, Error> {
         let edge =
             |number| LineDescription { number: spi::FIRST + number, trigger: Trigger::Edge, polarity: Polarity::High };
         let console =
@@ -414,12 +428,14 @@ impl Board {
             memory32: &[layout::PCI_MMIO32],
             memory64: plan.layout.pci_mmio64,
             lines: &intx,
+            lpc_bridge: None,
         });
-        let present = plan.possible.get(..plan.vcpus.len()).unwrap_or(&plan.possible);
         Ok(skep_arch::aarch64::acpi::tables(
             &skep_arch::aarch64::acpi::Platform {
-                cpus: present,
-                pmu: false,
+                cpus: present(plan, cpus),
+                topology: topology(cpus)?,
+                pmu: has_monitor(plan),
+                caches: self.firmware.as_ref().and_then(|firmware| firmware.caches.get()).copied().unwrap_or_default(),
                 gic: &plan.vm.gic,
                 console: Some(console),
                 ecam: &[Ecam { segment: 0, region: ecam }],
@@ -427,6 +443,16 @@ impl Board {
             dsdt,
         ))
     }
+}
+
+/// Whether the processors have a performance monitor.
+fn has_monitor(plan: &Plan<Aarch64>) -> bool {
+    plan.vcpus.iter().all(|vcpu| vcpu.features.pmu)
+}
+
+/// The processors that there are at power-on, of those that there may be.
+fn present<'a>(plan: &'a Plan<Aarch64>, cpus: &Cpus) -> &'a [u64] {
+    plan.possible.get(..cpus.count as usize).unwrap_or(&plan.possible)
 }
 
 /// The best GIC that the host offers, or the one asked for.

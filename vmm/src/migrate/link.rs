@@ -15,6 +15,8 @@ use rustix::fs::Mode;
 use rustix::io::ioctl_fionbio;
 use rustix::net::Shutdown;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use skep_memory::vm_memory::bitmap::BitmapSlice;
+use skep_memory::vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use super::MigrateError;
 use crate::Error;
@@ -68,6 +70,23 @@ impl fmt::Display for Address {
     }
 }
 
+/// See [`Link::until`].
+pub(super) struct Until<'a> {
+    link: &'a Link,
+    end: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        set_socket_timeout(&self.link.0, Timeout::Recv, Some(left))?;
+        (&mut &*self.link).read(buffer)
+    }
+}
+
 /// Connects to the first of a name's addresses that answers.
 fn reach(place: &str) -> io::Result<TcpStream> {
     let mut last = io::ErrorKind::AddrNotAvailable.into();
@@ -114,6 +133,11 @@ impl Link {
         set_socket_timeout(&self.0, Timeout::Recv, patience).map_err(|errno| MigrateError::Lost(errno.into()))
     }
 
+    /// Reads from it that end with an error at `end`, whatever comes.
+    pub(super) fn until(&self, end: Instant) -> Until<'_> {
+        Until { link: self, end }
+    }
+
     /// Another handle of the same connection.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
@@ -139,6 +163,18 @@ impl Write for &Link {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl ReadVolatile for &Link {
+    fn read_volatile<B: BitmapSlice>(&mut self, into: &mut VolatileSlice<'_, B>) -> Result<usize, VolatileMemoryError> {
+        (&self.0).read_volatile(into)
+    }
+}
+
+impl WriteVolatile for &Link {
+    fn write_volatile<B: BitmapSlice>(&mut self, from: &VolatileSlice<'_, B>) -> Result<usize, VolatileMemoryError> {
+        (&self.0).write_volatile(from)
     }
 }
 

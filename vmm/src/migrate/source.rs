@@ -1,5 +1,6 @@
 //! The side that the machine leaves: a thread that sends it, while the control thread goes on.
 
+use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,7 +17,7 @@ use super::{MigrateError, memory};
 use crate::machine::{DiskImages, WeakImage};
 use crate::state::changes::{self, Bits};
 use crate::state::records::DISKS;
-use crate::state::{NamedRecord, Progress, Records, SnapshotError};
+use crate::state::{NamedRecord, Progress, Records, SnapshotError, Wanted, Why};
 
 #[cfg(test)]
 #[path = "source_test.rs"]
@@ -104,6 +105,8 @@ pub(crate) struct Shared {
     /// When sending began.
     since: OnceLock<Instant>,
     link: OnceLock<Link>,
+    /// Given up where the source keeps its machine.
+    wanted: Wanted,
     /// Whose locks were given away.
     images: Mutex<Option<DiskImages>>,
 }
@@ -128,7 +131,7 @@ impl Shared {
 
     /// Takes the locks of the images again.
     fn hold(&self) -> Result<(), MigrateError> {
-        self.images().as_ref().map_or(Ok(()), |images| images.hold(true)).map_err(MigrateError::Stranded)
+        self.images().as_ref().map_or(Ok(()), DiskImages::take).map_err(MigrateError::Stranded)
     }
 
     /// The process ends: nothing is sent any more, and no image kept.
@@ -143,8 +146,10 @@ impl Shared {
     /// Ends it, as long as the machine is the source's. Says whether it is.
     pub(crate) fn cancel(&self) -> bool {
         let cancelled = self.move_on(Stage::Sending, Stage::Cancelled);
-        if let (true, Some(link)) = (cancelled, self.link.get()) {
-            link.hang_up();
+        if cancelled {
+            // The guest stands still for the images' sake, perhaps, or nobody answers.
+            self.wanted.give_up(Why::Cancelled);
+            self.link.get().into_iter().for_each(Link::hang_up);
         }
         cancelled || self.is(Stage::Cancelled)
     }
@@ -157,12 +162,14 @@ impl Shared {
     /// Takes a machine back of which nobody says whose it is, where its disks are not another's.
     ///
     /// # Errors
-    /// [`MigrateError::Stranded`] where somebody else has an image.
+    /// [`MigrateError::Stranded`] where somebody else has an image; [`MigrateError::Lost`] where an answer has come at this moment: the other thread goes by that.
     pub(crate) fn take_back(&self) -> Result<(), MigrateError> {
         self.hold()?;
-        // Where an answer has come at this moment the other thread goes by that.
-        self.move_on(Stage::Asking, Stage::TakenBack);
-        Ok(())
+        if self.move_on(Stage::Asking, Stage::TakenBack) {
+            return Ok(());
+        }
+        let text = "the other side has answered at this moment, whose machine it is\n  try: `skep ctl SOCKET status`";
+        Err(MigrateError::Lost(io::Error::other(text)))
     }
 }
 
@@ -237,6 +244,7 @@ impl Worker {
             let _ = self.shared.link.set(other);
         }
         if self.shared.is(Stage::Cancelled) {
+            link.hang_up();
             return Err(MigrateError::Cancelled);
         }
         wire::send(&link, Kind::Hello, &[&wire::encode(&self.plan.hello)])?;
@@ -271,12 +279,12 @@ impl Worker {
             return Err(MigrateError::Cancelled);
         }
         // What has to reach the medium while the guest stands still is little then.
-        DiskImages::flush_early(&self.plan.images)?;
+        DiskImages::flush_early(std::mem::take(&mut self.plan.images), &self.shared.wanted)?;
         stop();
         let Handed { mut records, images, begin, since, paused } =
             self.handed.recv().unwrap_or(Err(SnapshotError::Ended))?;
         changes::merge(&mut changed, take()?);
-        let disks = images.flush()?;
+        let disks = images.flush_while(&self.shared.wanted)?;
         records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
         self.pages(link, &ram, Some(changes::runs(&changed, &ram)))?;
         let stood_nanos = nanos(since.elapsed());
@@ -324,7 +332,7 @@ impl Worker {
     }
 
     fn pages(&self, link: &Link, ram: &[Arc<Region>], runs: Option<changes::Runs>) -> Result<u64, MigrateError> {
-        memory::send(ram, runs.as_deref(), link, &self.shared.progress, &self.shared.sent)
+        memory::send(ram, runs.as_deref(), &mut &*link, &self.shared.progress, &self.shared.sent)
     }
 
     /// Gives the machine away. What fails leaves it here, for certain.

@@ -1,7 +1,8 @@
 use std::io::Read as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use skep_hypervisor::Aarch64;
+use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 
 use super::*;
 use crate::state::testing::machine;
@@ -60,4 +61,75 @@ fn a_rate_is_of_a_second() {
     assert_eq!(shared.rate(), 0);
     shared.since.set(Instant::now()).unwrap();
     assert!(shared.rate() > 0);
+}
+
+/// Sends a machine to a target that answers up to `last`, with which somebody cancels: before the target answers, or (`late`) so that its answer still comes.
+/// Answers what the target has seen, and what it comes to.
+fn cancelled_at(last: Option<Kind>, late: bool) -> (Vec<Kind>, Result<Moved, MigrateError>) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = machine::<Aarch64>(folder.path());
+    let ram = machine.ram();
+    let most = ram.iter().max_by_key(|region| region.size()).unwrap();
+    most.write_slice(b"no zeroes", MemoryRegionAddress(0)).unwrap();
+    let path = folder.path().join("target");
+    let listener = UnixListener::bind(&path).unwrap();
+    let plan = machine.leave(Address::Unix(path), Duration::from_secs(1000)).unwrap();
+    let now = Instant::now();
+    let (records, images) = (machine.save().unwrap(), machine.disk_images());
+    let handed = Handed { records, images, begin: now, since: now, paused: false };
+    let shared = Arc::<Shared>::default();
+    let (here, _there) = UnixStream::pair().unwrap();
+    if late {
+        // What is hung up is another connection.
+        shared.link.set(Link::new(here).unwrap()).unwrap();
+    }
+    let (hand, hands) = channel();
+    let mut worker =
+        Worker { shared: shared.clone(), plan, handed: hands, begin: now, buffer: Vec::new(), waits: false };
+    if last.is_none() {
+        assert!(shared.cancel());
+    }
+    let target = thread::spawn(move || {
+        let (link, _) = listener.accept().unwrap();
+        let (mut seen, mut payload) = (Vec::new(), Vec::new());
+        while let Ok(kind) = wire::receive(&link, &mut payload) {
+            seen.push(kind);
+            if Some(kind) == last {
+                assert!(shared.cancel());
+            }
+            // One that has gone does not hear it.
+            let _ = match kind {
+                Kind::Hello => wire::send(&link, Kind::Accept, &[]),
+                Kind::State => wire::send(&link, Kind::Ready, &[]),
+                Kind::Go => wire::send(&link, Kind::Refused, &[]),
+                _ => Ok(()),
+            };
+        }
+        (seen, shared)
+    });
+    let outcome = worker.run(move || hand.send(Ok(handed)).unwrap());
+    let (mut seen, shared) = target.join().unwrap();
+    assert!(shared.is(Stage::Cancelled) && !shared.is_unknown());
+    // Its images are still its own.
+    assert!(shared.images().is_none());
+    machine.hold_images().unwrap();
+    seen.dedup();
+    (seen, outcome)
+}
+
+/// While it connects, while the target makes room, while the last of it goes, and when the target is ready: it stays, and the target is never told to go.
+#[test]
+fn who_cancels_keeps_the_machine_at_any_message() {
+    let all = [Kind::Hello, Kind::Pages, Kind::State];
+    for (last, late, count) in [
+        (None, false, 0),
+        (Some(Kind::Hello), false, 1),
+        (Some(Kind::Pages), false, 2),
+        (Some(Kind::State), false, 3),
+        (Some(Kind::State), true, 3),
+    ] {
+        let (seen, outcome) = cancelled_at(last, late);
+        assert!(matches!(outcome, Err(MigrateError::Cancelled)), "{last:?}: {outcome:?}");
+        assert_eq!(seen, all[..count], "{last:?}");
+    }
 }

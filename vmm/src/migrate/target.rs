@@ -1,5 +1,6 @@
 //! The side that the machine comes to.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -46,8 +47,8 @@ pub struct Arrival {
 
 /// Lets the config of a machine that comes have what this host has: files, taps, sockets.
 type Adjust<'a> = &'a dyn Fn(&mut Config) -> Result<Vec<String>, Error>;
-/// Whether this host could run a machine, by its config and what the guest was shown of its CPUs.
-type Fits<'a> = &'a dyn Fn(&Config, &skep_state::Record) -> Result<(), Error>;
+/// Whether this host could run a machine, by its config, what the guest was shown of its CPUs, and the pieces of its RAM.
+type Fits<'a> = &'a dyn Fn(&Config, &skep_state::Record, &[RamRange]) -> Result<(), Error>;
 
 impl Arrival {
     /// Waits for a source at `listener`, and takes its machine's memory and state. `adjust` answers the disks that it has given other images.
@@ -92,23 +93,28 @@ impl Arrival {
         };
         let (early, replaced) = ours(&hello.config)?;
         check_disks(&early, &hello.disks, &replaced, true)?;
-        fits(&early, &hello.cpus)?;
         let ram = hello.ram();
+        fits(&early, &hello.cpus, &ram)?;
         let backing = Arc::new(machine::take_ram(&early)?);
         let incoming = Incoming::new(backing, &ram)?;
         tracing::info!("a machine of {} comes, from skep {}", early.memory.size, hello.skep);
         wire::send(link, Kind::Accept, &[])?;
         let mut payload = Vec::new();
         loop {
-            match wire::receive(link, &mut payload)? {
-                kind @ (Kind::Pages | Kind::Zeroes) => incoming.take(kind, &payload)?,
+            let (kind, length) = wire::head(link)?;
+            if matches!(kind, Kind::Pages | Kind::Zeroes) {
+                incoming.take(kind, length, &mut &*link)?;
+                continue;
+            }
+            wire::body(link, length, &mut payload)?;
+            match kind {
                 Kind::State => break,
                 Kind::Refused => return Err(wire::refused(&payload).into()),
                 kind => return Err(wire::unexpected(kind).into()),
             }
         }
         let came = Instant::now();
-        let state: State = wire::decode(&payload)?;
+        let state = State::open(&payload)?;
         state.records.are_apart()?;
         let own: MachineState = state.records.open(MACHINE)?;
         // What was plugged in meanwhile has come, too.
@@ -167,7 +173,7 @@ fn first(listener: &Listener) -> Result<(Link, Hello), Error> {
     loop {
         listener.wait(None, None).map_err(host)?;
         let Some(link) = listener.accept().map_err(host)? else { continue };
-        let hello = link.be_patient(Some(ASKING)).and_then(|()| hello(&link));
+        let hello = hello(link.until(Instant::now() + ASKING));
         match hello.and_then(|hello| link.be_patient(Some(PATIENCE)).map(|()| hello)) {
             Ok(hello) => return Ok((link, hello)),
             Err(error) => {
@@ -190,7 +196,7 @@ struct Front {
     requires: Vec<String>,
 }
 
-fn hello(link: &Link) -> Result<Hello, MigrateError> {
+fn hello(link: impl Read) -> Result<Hello, MigrateError> {
     let mut payload = Vec::new();
     wire::expect(link, Kind::Hello, &mut payload)?;
     let Front { protocol, skep, requires } = wire::decode(&payload)?;
@@ -302,11 +308,13 @@ impl Settle {
     /// Answers a newcomer that is the source, and says whether it has heard. Nobody else is answered.
     fn reply(&self, runs: bool, payload: &mut Vec<u8>) -> Option<bool> {
         let link = self.listener.accept().ok().flatten()?;
-        link.be_patient(Some(ASKING)).ok()?;
-        let asked = wire::expect(&link, Kind::Ask, payload).is_ok() && payload.as_slice() == self.session.as_slice();
+        // Who sends a byte now and then does not keep the source from being heard.
+        let end = Instant::now() + ASKING;
+        let asked =
+            wire::expect(link.until(end), Kind::Ask, payload).is_ok() && payload.as_slice() == self.session.as_slice();
         let mut answer = || {
             wire::send(&link, Kind::Answer, &[&[u8::from(runs)]])?;
-            wire::expect(&link, Kind::Accept, payload)
+            wire::expect(link.until(end), Kind::Accept, payload)
         };
         asked.then(|| answer().is_ok())
     }

@@ -6,6 +6,7 @@ use minicbor::{Decode, Encode};
 use skep_state::Record;
 
 use super::MigrateError;
+use crate::state::records::CENTURIES;
 use crate::state::{DisksState, RamRange, Records};
 
 #[cfg(any(test, fuzzing))]
@@ -122,7 +123,7 @@ pub struct Hello {
 
 impl Hello {
     /// The pieces of RAM.
-    pub(super) fn ram(&self) -> Vec<RamRange> {
+    pub(crate) fn ram(&self) -> Vec<RamRange> {
         self.ram.iter().map(|&(address, size)| RamRange { address, size }).collect()
     }
 }
@@ -142,6 +143,22 @@ pub struct State {
     pub paused: bool,
 }
 
+impl State {
+    /// Decodes what has come.
+    ///
+    /// # Errors
+    /// What is none, or has stood for longer than any clock goes.
+    pub(crate) fn open(bytes: &[u8]) -> Result<Self, MigrateError> {
+        let state: Self = decode(bytes)?;
+        match state.stood_nanos {
+            0..=CENTURIES => Ok(state),
+            nanos => {
+                Err(MigrateError::Protocol(format!("it says that the machine has stood for {nanos} ns, centuries")))
+            }
+        }
+    }
+}
+
 pub(crate) fn encode(message: &impl Encode<()>) -> Vec<u8> {
     minicbor::to_vec(message).expect("a Vec takes all that is written to it")
 }
@@ -152,28 +169,33 @@ pub(crate) fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, Migra
 
 /// Writes a frame of these parts.
 pub(crate) fn send(mut to: impl Write, kind: Kind, parts: &[&[u8]]) -> Result<(), MigrateError> {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    let mut header = [0; HEADER];
-    header[..4].copy_from_slice(&MAGIC);
-    header[4..8].copy_from_slice(&(kind as u32).to_le_bytes());
-    header[8..].copy_from_slice(&(length as u64).to_le_bytes());
-    let written = match parts {
-        // What is short goes in one piece.
-        [] => to.write_all(&header),
-        [first, rest @ ..] => {
-            let mut head = header.to_vec();
-            let (early, late) = first.split_at(first.len().min(64));
-            head.extend_from_slice(early);
-            to.write_all(&head)
-                .and_then(|()| if late.is_empty() { Ok(()) } else { to.write_all(late) })
-                .and_then(|()| rest.iter().try_for_each(|part| to.write_all(part)))
-        }
-    };
-    written.map_err(lost)
+    let length = parts.iter().map(|part| part.len()).sum();
+    let Some((first, rest)) = parts.split_first() else { return begin(to, kind, length, &[]) };
+    // What is short goes in one piece.
+    let (early, late) = first.split_at(first.len().min(64));
+    begin(&mut to, kind, length, early)?;
+    let mut parts = std::iter::once(&late).chain(rest).filter(|part| !part.is_empty());
+    parts.try_for_each(|part| to.write_all(part)).map_err(lost)
 }
 
-/// Reads a frame into `payload`.
+/// Writes the header of a frame with `length` bytes of payload, and the first of them, in one piece.
+pub(super) fn begin(mut to: impl Write, kind: Kind, length: usize, first: &[u8]) -> Result<(), MigrateError> {
+    let mut head = [MAGIC, (kind as u32).to_le_bytes()].concat();
+    head.extend_from_slice(&(length as u64).to_le_bytes());
+    head.extend_from_slice(first);
+    to.write_all(&head).map_err(lost)
+}
+
+/// Reads a frame of any kind into `payload`.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> Result<Kind, MigrateError> {
+    let (kind, length) = head(&mut from)?;
+    body(from, length, payload)?;
+    Ok(kind)
+}
+
+/// Reads the header of a frame: its kind, and the bytes of its payload, which are to be read next and are no more than the kind has.
+pub(super) fn head(mut from: impl Read) -> Result<(Kind, usize), MigrateError> {
     let mut header = [0; HEADER];
     from.read_exact(&mut header).map_err(lost)?;
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
@@ -185,13 +207,19 @@ pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> Result<Kind
     let Some(length) = length else {
         return Err(MigrateError::Protocol(format!("a frame ({kind:?}) is larger than any")));
     };
+    Ok((*kind, length))
+}
+
+/// Reads the `length` bytes of a payload.
+pub(super) fn body(from: impl Read, length: usize, payload: &mut Vec<u8>) -> Result<(), MigrateError> {
     // Memory is taken as bytes come.
     payload.clear();
     let read = from.take(length as u64).read_to_end(payload).map_err(lost)?;
-    if read < length { Err(lost(io::ErrorKind::UnexpectedEof.into())) } else { Ok(*kind) }
+    if read < length { Err(lost(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
 }
 
-fn lost(error: io::Error) -> MigrateError {
+/// What the connection ends with, in words.
+pub(super) fn lost(error: io::Error) -> MigrateError {
     MigrateError::Lost(match error.kind() {
         io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "the other side has hung up"),
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "the other side is silent"),
@@ -200,12 +228,14 @@ fn lost(error: io::Error) -> MigrateError {
 }
 
 /// Waits for a frame of one kind, or for a refusal.
-pub(super) fn expect(from: impl Read, wanted: Kind, payload: &mut Vec<u8>) -> Result<(), MigrateError> {
-    match receive(from, payload)? {
-        kind if kind == wanted => Ok(()),
-        Kind::Refused => Err(refused(payload)),
-        kind => Err(unexpected(kind)),
+pub(super) fn expect(mut from: impl Read, wanted: Kind, payload: &mut Vec<u8>) -> Result<(), MigrateError> {
+    let (kind, length) = head(&mut from)?;
+    // What nobody waits for may be long.
+    if kind != wanted && kind != Kind::Refused {
+        return Err(unexpected(kind));
     }
+    body(from, length, payload)?;
+    if kind == wanted { Ok(()) } else { Err(refused(payload)) }
 }
 
 pub(super) fn refused(payload: &[u8]) -> MigrateError {

@@ -33,10 +33,26 @@ fn what_is_no_frame_is_refused() {
     assert_eq!(text.to_string(), "the other side refuses: no room");
     let text = expect(frame(Kind::Go, &[]).as_slice(), Kind::Accept, &mut payload).unwrap_err().to_string();
     assert!(text.contains("does not belong here (Go)"), "{text}");
+    // Nor is it read.
+    let text = expect(&frame(Kind::State, &[&[0; 9]])[..16], Kind::Hello, &mut payload).unwrap_err().to_string();
+    assert!(text.contains("does not belong here (State)"), "{text}");
     let mut long = Vec::new();
     refuse(&mut long, &"ä".repeat(4000));
     assert_eq!(receive(long.as_slice(), &mut payload).unwrap(), Kind::Refused);
     assert_eq!(String::from_utf8(payload).unwrap(), "ä".repeat(2048));
+}
+
+#[test]
+fn no_machine_has_stood_for_centuries() {
+    let open = |stood_nanos| {
+        let state = State { records: Records::default(), stood_nanos, paused: false };
+        State::open(&encode(&state)).map(|state| state.stood_nanos).map_err(|error| error.to_string())
+    };
+    assert_eq!([0, 1 << 62].map(open), [Ok(0), Ok(1 << 62)]);
+    for nanos in [(1 << 62) + 1, u64::MAX] {
+        let text = open(nanos).unwrap_err();
+        assert!(text.ends_with(&format!("it says that the machine has stood for {nanos} ns, centuries")), "{text}");
+    }
 }
 
 proptest! {
@@ -61,7 +77,7 @@ proptest! {
         if receive(bytes.as_slice(), &mut payload).is_ok() {
             prop_assert!(payload.len() + 16 <= bytes.len());
             let _ = decode::<Hello>(&payload);
-            let _ = decode::<State>(&payload);
+            let _ = State::open(&payload);
         }
     }
 }

@@ -37,9 +37,13 @@ impl<A: Saved> Running<'_, A> {
             return reply.send(done.map_err(|error| crate::Error::from(error).into()));
         }
         if self.standing.is_saving()
-            && !matches!(command, Command::DeviceList | Command::Status | Command::Quit | Command::MigrateCancel)
+            && !matches!(
+                command,
+                Command::DeviceList | Command::Status | Command::Quit | Command::SaveCancel | Command::MigrateCancel
+            )
         {
-            let text = "the machine is being saved, or on its way\n  try: again when that is done";
+            let text = "the machine is being saved, or on its way\n  \
+                        try: again when that is done; or `save-cancel` gives a save up, and `migrate-cancel` a migration";
             return reply.send(Err(Failure::new(ErrorKind::Busy, text)));
         }
         let outcome = match command {
@@ -67,6 +71,7 @@ impl<A: Saved> Running<'_, A> {
             }
             // The loop itself does these.
             Command::Pause | Command::Save(_) | Command::Migrate(_) => return,
+            Command::SaveCancel => self.standing.cancel_save(),
             Command::MigrateCancel => self.standing.cancel_migration(),
             Command::PowerButton => Ok(Answer::Pressed(Pressed { heard: self.machine.press_power_button() })),
             Command::RenewGeneration => {

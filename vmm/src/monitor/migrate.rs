@@ -3,11 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use skep_clock::nanos;
 use skep_hypervisor::Hypervisor;
 
 use super::command::microseconds;
-use super::save::{Parts, Standing};
+use super::save::{Parts, Standing, ending};
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Answer, ErrorKind, Failure, Migrate, Migrated, MigrationStatus, Nothing};
@@ -15,7 +14,6 @@ use crate::leftover::Leftover;
 use crate::machine::{Machine, Saved};
 use crate::migrate::{Arrival, Handed, Listener, MigrateError, Moved, Outgoing, Settling};
 use crate::run::{Request, StopReason};
-use crate::state::SnapshotError;
 
 /// A machine that leaves.
 pub(super) struct Leaving {
@@ -86,17 +84,13 @@ impl Standing {
         let begin = Instant::now();
         parts.gate.close_and_wait();
         let handed = if parts.requests.is_ending() {
-            Err(SnapshotError::Busy("the guest is about to end, or to begin anew".to_owned()))
+            Err(ending())
         } else {
             if let Some(reason) = self.freeze(parts)? {
                 return Ok(Some(reason));
             }
             let images = parts.machine.disk_images();
-            // Counters that the backend keeps have run on since: the others follow, so that the records are of one moment.
-            let since = Instant::now();
-            if let Some(before) = self.since.replace(since) {
-                parts.machine.pass_time(nanos(since.saturating_duration_since(before)));
-            }
+            let since = self.catch_up(parts.machine);
             parts.machine.save().map(|records| Handed { records, images, begin, since, paused: self.paused })
         };
         if let Some(leaving) = &mut self.leaving {
@@ -135,10 +129,14 @@ impl Standing {
         }
     }
 
-    /// Takes a machine back of which nobody says whose it is.
-    pub(super) fn take_back(&self) -> Option<Result<(), MigrateError>> {
+    /// Takes a machine back of which nobody says whose it is: it is to run, also if somebody had paused it before.
+    pub(super) fn take_back(&mut self) -> Option<Result<(), MigrateError>> {
         let unknown = self.leaving.as_ref().filter(|leaving| leaving.outgoing.shared.is_unknown());
-        unknown.map(|leaving| leaving.outgoing.shared.take_back())
+        let back = unknown.map(|leaving| leaving.outgoing.shared.take_back())?;
+        if back.is_ok() {
+            self.paused = false;
+        }
+        Some(back)
     }
 
     /// A machine that waits for its source to give it away; with the file of variables that was made for it.
@@ -160,7 +158,7 @@ impl Standing {
             let text = "the source is lost, or has kept the machine: it does not run here";
             return Err(MigrateError::Lost(std::io::Error::other(text)).into());
         }
-        if let Err(error) = machine.hold_images() {
+        if let Err(error) = machine.disk_images().take() {
             settling.refuse(error.to_string());
             return Err(error.into());
         }
@@ -192,5 +190,5 @@ pub fn receive<A: Saved>(
     hypervisor: &dyn Hypervisor<A>,
     adjust: &dyn Fn(&mut skep_config::Config) -> Result<Vec<String>, Error>,
 ) -> Result<Arrival, Error> {
-    Arrival::receive(listener, adjust, &|config, cpus| Machine::<A>::could_inherit(config, hypervisor, cpus))
+    Arrival::receive(listener, adjust, &|config, cpus, ram| Machine::<A>::could_inherit(config, hypervisor, cpus, ram))
 }

@@ -51,6 +51,13 @@ pub enum Ending {
     Moved,
 }
 
+impl Ending {
+    /// Whether the guest has brought it about, so that nothing of its own is under way.
+    fn is_the_guests(&self) -> bool {
+        matches!(self, Self::PowerOff | Self::Reset | Self::Panic | Self::TripleFault { .. })
+    }
+}
+
 /// What a run has come to.
 #[derive(Debug)]
 pub struct Outcome {
@@ -105,8 +112,14 @@ pub fn run<A: Saved>(
     let clock = Clock::host();
     let mut control = Control::new(&clock, requests.clone())?;
 
-    let console = Console::open(&config.serial)?;
-    let server = config.control.as_deref().map(Server::bind).transpose().map_err(Error::ControlSocket)?;
+    // A source is told why its machine can't come.
+    let tell = |error: &Error| match &start {
+        Start::Arrival(arrival) => arrival.refuse(error),
+        Start::Boot(_) | Start::Snapshot { .. } => {}
+    };
+    let console = Console::open(&config.serial).map_err(Error::from).inspect_err(tell)?;
+    let server = config.control.as_deref().map(Server::bind).transpose();
+    let server = server.map_err(Error::ControlSocket).inspect_err(tell)?;
     let mut services = Services {
         clock: clock.clone(),
         requests: device_requests(&requests),
@@ -244,7 +257,11 @@ pub fn run<A: Saved>(
         tracing::info!("the guest has ended with {ending:?}: restarting it");
         restarts += 1;
         requests.forget();
-        if let Some(reason) = stop(&machine, &mut control, &requests)? {
+        let stopped = match settle(&machine, true, &mut control, &requests)? {
+            None => stop(&machine, &mut control, &requests)?,
+            given_up => given_up,
+        };
+        if let Some(reason) = stopped {
             abandoned = true;
             break Ending::Stopped(reason);
         }
@@ -257,7 +274,15 @@ pub fn run<A: Saved>(
         machine.load(files.as_deref_mut())?;
         standing.forget();
     };
-    standing.end();
+    let tell = requests.clone();
+    if standing.end(move || tell.send(Request::Stopped)) && wait_stopped(&mut control, &requests)?.is_some() {
+        tracing::warn!("the machine ends before what was written of a snapshot is whole, or removed");
+        abandoned = true;
+    }
+    // Who has the machine now has its variables as well.
+    if !abandoned && !matches!(ending, Ending::Moved) {
+        abandoned = settle(&machine, ending.is_the_guests(), &mut control, &requests)?.is_some();
+    }
     if !abandoned {
         abandoned = stop(&machine, &mut control, &requests)?.is_some();
     }
@@ -281,6 +306,33 @@ pub fn run<A: Saved>(
         }
     }
     Ok(outcome)
+}
+
+/// Whether the machine of a snapshot could go on here, before anything is made for it.
+///
+/// # Errors
+/// What this host lacks, by name.
+pub fn could_restore<A: Saved>(
+    config: &Config,
+    hypervisor: &dyn Hypervisor<A>,
+    snapshot: &Snapshot,
+) -> Result<(), Error> {
+    Machine::could_restore(config, hypervisor, snapshot)
+}
+
+/// Has the host keep firmware's variables, and says whether the user, or a signal, would not wait for that.
+fn settle<A: Platform>(
+    machine: &Machine<A>,
+    by_guest: bool,
+    control: &mut Control,
+    requests: &Arc<Requests>,
+) -> Result<Option<StopReason>, Error> {
+    let tell = requests.clone();
+    if machine.settle(by_guest, move || tell.send(Request::Stopped)) {
+        wait_stopped(control, requests)
+    } else {
+        Ok(None)
+    }
 }
 
 /// Stops the devices, and says whether the user, or a signal, would not wait for that.

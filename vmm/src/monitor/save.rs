@@ -15,7 +15,7 @@ use super::migrate::Leaving;
 use super::stop;
 use crate::Error;
 use crate::ctl::Reply;
-use crate::ctl::protocol::{Activity, Answer, Failure, Nothing, Save, Saved, Status};
+use crate::ctl::protocol::{Activity, Answer, ErrorKind, Failure, Nothing, Save, Saved, Status};
 use crate::leftover::Leftover;
 use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
 use crate::migrate::{MigrateError, Settling};
@@ -23,18 +23,34 @@ use crate::run::{Control, Gate, Request, Requests, StopReason};
 use crate::state::changes::Changes;
 use crate::state::records::DISKS;
 use crate::state::{
-    CONTAINER, Draft, Header, MAGIC, MEMORY, NamedRecord, Progress, RECORDS, REQUIRES_BASE, Records, RecordsFile,
-    SnapshotError, memory,
+    CONTAINER, Draft, Event, Header, MAGIC, MEMORY, NamedRecord, Progress, RECORDS, REQUIRES_BASE, Records,
+    RecordsFile, SnapshotError, Wanted, Why, memory,
 };
+
+#[cfg(test)]
+#[path = "save_test.rs"]
+mod test;
 
 /// A save that is being written.
 pub(super) struct Job {
     progress: Arc<Progress>,
-    /// The machine ends: nobody wants it any more.
-    unwanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
+    /// It was given up: what it still reads is thrown away.
+    cancelled: bool,
     /// Memory is still being read: nothing may change.
     reads_memory: bool,
+    /// All that is left to do is to answer.
+    done: Arc<AtomicBool>,
+    /// It has come to its end, whichever, and who asked has been answered.
+    ended: Arc<Event>,
     thread: JoinHandle<()>,
+}
+
+impl Job {
+    /// Whether another may begin: who hears of its end may ask for the next at once.
+    fn is_over(&self) -> bool {
+        !self.reads_memory && (self.done.load(Ordering::Acquire) || self.thread.is_finished())
+    }
 }
 
 /// Whether and why a machine stands still.
@@ -72,7 +88,7 @@ impl Standing {
 
     /// Whether nothing of it may change, since it is being saved, or on its way to another process or from one.
     pub(super) fn is_saving(&self) -> bool {
-        let saving = self.job.as_ref().is_some_and(|job| job.reads_memory);
+        let saving = self.job.as_ref().is_some_and(|job| job.reads_memory && !job.cancelled);
         saving || self.arriving.is_some() || self.leaving.as_ref().is_some_and(Leaving::is_handed)
     }
 
@@ -83,7 +99,7 @@ impl Standing {
             (None, false, true) => Activity::Paused,
             (None, false, false) => Activity::Running,
         };
-        let job = self.job.as_ref().map(|job| &*job.progress);
+        let job = self.job.as_ref().filter(|job| !job.cancelled).map(|job| &*job.progress);
         let progress = self.leaving.as_ref().map(Leaving::progress).or(job);
         let get = |read: fn(&Progress) -> u64| progress.map_or(0, read);
         Status {
@@ -99,14 +115,25 @@ impl Standing {
         if self.since.is_some() {
             return Ok(None);
         }
-        let begin = Instant::now();
         parts.gate.close_and_wait();
         parts.machine.clock().pause();
+        // Not before: until here the guest's clocks have gone on by themselves, however long the gate took to close.
+        let since = Instant::now();
         if let Some(reason) = stop(parts.machine, parts.control, parts.requests)? {
             return Ok(Some(reason));
         }
-        self.since = Some(begin);
+        self.since = Some(since);
         Ok(None)
+    }
+
+    /// Lets the clocks of a machine that stands be of now: the counters that the backend keeps have run on since, and its records are to be of one moment.
+    /// Answers which.
+    pub(super) fn catch_up<A: SavedMachine>(&mut self, machine: &Machine<A>) -> Instant {
+        let now = Instant::now();
+        if let Some(before) = self.since.replace(now) {
+            machine.pass_time(nanos(now.saturating_duration_since(before)));
+        }
+        now
     }
 
     /// Lets everything go on, unless somebody wants it to stand. The guest's clocks have gone on, as on a host that stood still.
@@ -117,6 +144,8 @@ impl Standing {
         let Some(since) = self.since.take() else { return Duration::ZERO };
         let stood = since.elapsed();
         machine.pass_time(nanos(stood));
+        // At once: what the devices take to go on is no standstill of the clock's.
+        machine.clock().resume();
         machine.resume();
         stood
     }
@@ -128,6 +157,11 @@ impl Standing {
     ) -> Result<Option<StopReason>, Error> {
         if self.is_saving() {
             reply.send(Err(being_saved()));
+            return Ok(None);
+        }
+        parts.gate.close_and_wait();
+        if parts.requests.is_ending() {
+            reply.send(Err(ending().into()));
             return Ok(None);
         }
         let ended = self.freeze(parts)?;
@@ -158,13 +192,13 @@ impl Standing {
         save: Save,
         reply: Reply,
     ) -> Result<Option<StopReason>, Error> {
-        let busy = self.job.as_ref().is_some_and(|job| job.reads_memory || !job.thread.is_finished());
+        let busy = self.job.as_ref().is_some_and(|job| !job.is_over());
         if busy || self.leaving.is_some() {
             reply.send(Err(being_saved()));
             return Ok(None);
         }
         self.job = None;
-        let draft = match Draft::begin(&save.folder) {
+        let draft = match base(parts.machine, &save).and_then(|()| Draft::begin(&save.folder)) {
             Ok(draft) => draft,
             Err(error) => {
                 reply.send(Err(error.into()));
@@ -174,13 +208,13 @@ impl Standing {
         let begin = Instant::now();
         parts.gate.close_and_wait();
         if parts.requests.is_ending() {
-            let text = "the guest is about to end, or to begin anew".to_owned();
-            reply.send(Err(SnapshotError::Busy(text).into()));
+            reply.send(Err(ending().into()));
             return Ok(None);
         }
         if let Some(reason) = self.freeze(parts)? {
             return Ok(Some(reason));
         }
+        self.catch_up(parts.machine);
         let begun = parts.machine.save().and_then(|records| {
             let changes = changes(parts.machine, &save)?;
             let writer = Writer {
@@ -192,19 +226,27 @@ impl Standing {
                 ram: parts.machine.ram(),
                 config: parts.machine.config().clone(),
                 progress: Arc::default(),
-                unwanted: Arc::default(),
+                wanted: Arc::default(),
+                done: Arc::default(),
                 begin,
                 quit: save.quit,
                 requests: parts.requests.clone(),
             };
-            let (progress, unwanted) = (writer.progress.clone(), writer.unwanted.clone());
+            let (progress, wanted, done) = (writer.progress.clone(), writer.wanted.clone(), writer.done.clone());
+            let ended = Arc::<Event>::default();
+            let tell_ended = Ended(ended.clone());
             let thread = Builder::new().name("save".to_owned());
             let (told, refused) = (reply.clone(), save.folder.clone());
-            let thread = thread.spawn(move || writer.run(told)).map_err(|source| {
-                let what = "start a thread for";
-                SnapshotError::Host { what, path: refused, source }
-            })?;
-            Ok(Job { progress, unwanted, reads_memory: true, thread })
+            let thread = thread
+                .spawn(move || {
+                    let _ended = tell_ended;
+                    writer.run(told);
+                })
+                .map_err(|source| {
+                    let what = "start a thread for";
+                    SnapshotError::Host { what, path: refused, source }
+                })?;
+            Ok(Job { progress, wanted, cancelled: false, reads_memory: true, done, ended, thread })
         });
         match begun {
             Ok(job) => self.job = Some(job),
@@ -220,17 +262,41 @@ impl Standing {
         }
     }
 
-    /// The machine ends: a save that has not read all of its memory is given up, one that has is waited for.
-    pub(super) fn end(&mut self) {
+    /// Gives a save up, unless it is whole: the guest goes on, and what was written goes.
+    pub(super) fn cancel_save(&mut self) -> Result<Answer, Failure> {
+        let Some(job) = self.job.as_mut().filter(|job| !job.is_over()) else {
+            return Err(Failure::new(ErrorKind::BadArguments, "the machine is not being saved"));
+        };
+        if !job.wanted.give_up(Why::Cancelled) {
+            return Err(Failure::new(ErrorKind::Busy, "the snapshot is whole: it is too late"));
+        }
+        job.cancelled = true;
+        Ok(Answer::Nothing(Nothing {}))
+    }
+
+    /// The machine ends: a save that has not read all of its memory is given up, one that has goes on. `tell` is called when it has come to its end;
+    /// `false` where there is none to wait for.
+    pub(super) fn end(&mut self, tell: impl FnOnce() + Send + 'static) -> bool {
         self.refuse_arrival();
         if let Some(leaving) = &self.leaving {
             leaving.give_up();
         }
-        let Some(job) = self.job.take() else { return };
-        job.unwanted.store(true, Ordering::Relaxed);
-        // A panic there has been reported.
-        let _ = job.thread.join();
+        let Some(job) = self.job.take() else { return false };
+        if job.reads_memory {
+            job.wanted.give_up(Why::Ended);
+        }
+        job.ended.on(tell);
+        true
     }
+}
+
+/// Refuses a difference to what is not there any more, while the guest still runs.
+fn base<A: SavedMachine>(machine: &Machine<A>, save: &Save) -> Result<(), SnapshotError> {
+    if !save.diff {
+        return Ok(());
+    }
+    let origin = machine.tracker().and_then(|tracker| tracker.origin()).ok_or(SnapshotError::NotTracked)?;
+    origin.check(&machine.ram_ranges())
 }
 
 /// What goes with a save of those that are tracked. Of one that is whole, too, the next is the difference to it.
@@ -248,6 +314,11 @@ fn changes<A: SavedMachine>(machine: &mut Machine<A>, save: &Save) -> Result<Opt
     Ok(Some(changes))
 }
 
+/// A guest that has asked for its machine's end, or failed, is not to be stopped: what it asked for would not be heard.
+pub(super) fn ending() -> SnapshotError {
+    SnapshotError::Busy("the guest is about to end, or to begin anew".to_owned())
+}
+
 fn being_saved() -> Failure {
     SnapshotError::Busy("the machine is being saved, or migrates".to_owned()).into()
 }
@@ -263,10 +334,20 @@ struct Writer {
     ram: Vec<Arc<Region>>,
     config: Config,
     progress: Arc<Progress>,
-    unwanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
+    done: Arc<AtomicBool>,
     begin: Instant,
     quit: bool,
     requests: Arc<Requests>,
+}
+
+/// Tells that all is over, however that came.
+struct Ended(Arc<Event>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.happen();
+    }
 }
 
 /// Lets the guest go on however writing ends.
@@ -289,37 +370,39 @@ impl Drop for Told {
 impl Writer {
     fn run(self, reply: Reply) {
         let mut told = Told(Some(self.requests.clone()));
-        let (requests, quit) = (self.requests.clone(), self.quit);
+        let (requests, quit, done) = (self.requests.clone(), self.quit, self.done.clone());
         let outcome = self.write(&mut told);
         if quit && outcome.is_ok() {
             requests.send(Request::Stop(StopReason::Control));
         }
         drop(told);
+        done.store(true, Ordering::Release);
         reply.send(outcome.map(Answer::Saved).map_err(Failure::from));
     }
 
     fn write(self, told: &mut Told) -> Result<Saved, SnapshotError> {
-        let Self { draft, mut records, changes, diff, images, ram, config, progress, unwanted, begin, quit, .. } = self;
-        let disks = images.flush()?;
+        let Self { draft, mut records, changes, diff, images, ram, config, progress, wanted, begin, quit, .. } = self;
+        let disks = images.flush_while(&wanted)?;
         records.records.push(NamedRecord::new(DISKS, Record::of(&disks)));
         let bytes = records.bytes();
         draft.write(RECORDS, &bytes)?;
         let file = draft.create(MEMORY)?;
         let failed = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::Interrupted => SnapshotError::Ended,
+            std::io::ErrorKind::Interrupted => {
+                wanted.check().map_or_else(SnapshotError::from, |()| SnapshotError::Ended)
+            }
             _ => SnapshotError::Host { what: "write", path: draft.path(MEMORY), source },
         };
-        let wanted = || !unwanted.load(Ordering::Relaxed);
         let differs = changes.as_ref().filter(|_| diff).and_then(|changes| changes.difference(&ram));
         let runs = differs.as_ref().map(|(_, runs)| runs.as_slice());
-        let memory = memory::write(&ram, runs, &file, &progress, wanted).map_err(failed)?;
+        let memory = memory::write(&ram, runs, &file, &progress, || wanted.check().is_ok()).map_err(failed)?;
         let standstill = begin.elapsed();
         // Those of the host that a guest is to go on with are let go of.
         drop((ram, images));
         if !quit {
             told.tell();
         }
-        let base = differs.map(|(origin, runs)| draft.base(&origin, &runs)).transpose()?;
+        let base = differs.as_ref().map(|(origin, runs)| draft.base(origin, runs)).transpose()?;
         let header = Header {
             magic: MAGIC.to_owned(),
             container: CONTAINER,
@@ -332,7 +415,9 @@ impl Writer {
             records: RecordsFile::of(&bytes),
             memory,
         };
-        let finished = draft.finish(&header)?;
+        // Somebody may have removed it meanwhile; a machine that was to end goes on then.
+        differs.map_or(Ok(()), |(origin, _)| origin.check(&header.memory.ram))?;
+        let finished = draft.finish(&header, &wanted)?;
         if let Some(changes) = changes {
             changes.saved(finished);
         }

@@ -1,6 +1,7 @@
 //! vCPU threads.
 
 use std::io;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Instant;
@@ -22,6 +23,24 @@ pub struct Slot<A: Arch> {
     pub vcpu: Box<dyn Vcpu<A>>,
     /// What it calls back into.
     pub io: BoxedIo<A>,
+    /// It has stood still, and hears of it before it runs.
+    stood_still: bool,
+}
+
+impl<A: Arch> Slot<A> {
+    /// A vCPU that has not run yet.
+    pub fn new(vcpu: Box<dyn Vcpu<A>>, io: BoxedIo<A>) -> Self {
+        Self { vcpu, io, stood_still: false }
+    }
+
+    /// Tells the vCPU that it stood still, where that is so.
+    fn tell(&mut self) {
+        if mem::take(&mut self.stood_still)
+            && let Err(error) = self.vcpu.stood_still()
+        {
+            tracing::warn!("the guest may tell of lockups that there were none of: {error}");
+        }
+    }
 }
 
 /// The vCPUs of a machine and their threads.
@@ -57,6 +76,12 @@ impl<A: Arch> Vcpus<A> {
     /// Each vCPU in turn, with the gate closed and empty.
     pub fn paused(&self) -> impl Iterator<Item = MutexGuard<'_, Slot<A>>> {
         self.slots.iter().map(|slot| lock(slot))
+    }
+
+    /// The vCPUs are about to go on after a standstill, with the gate closed and empty: each hears of it on its own thread, when the gate is open. There
+    /// may be hundreds, and it takes a backend a while.
+    pub fn stood_still(&self) {
+        self.paused().for_each(|mut slot| slot.stood_still = true);
     }
 
     /// When the first vCPU first ran.
@@ -119,7 +144,8 @@ fn thread_main<A: Arch>(
             *lock(first_run) = Some(Instant::now());
         }
         let mut slot = lock(slot);
-        let Slot { vcpu, io } = &mut *slot;
+        slot.tell();
+        let Slot { vcpu, io, .. } = &mut *slot;
         while gate.is_open() {
             match vcpu.run(io) {
                 Ok(Exit::Kicked) => {}

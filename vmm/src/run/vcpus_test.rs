@@ -88,7 +88,7 @@ fn a_panic_in_a_vcpus_thread_stops_the_machine_and_is_told() {
     let gate = Arc::new(Gate::default());
     let requests = Arc::new(Requests::new(gate.clone()).unwrap());
     let mut control = Control::new(&Clock::host(), requests.clone()).unwrap();
-    let slots = vec![Slot::<X86_64> { vcpu: Box::new(Faulty(0)), io: Box::new(Nothing) }];
+    let slots = vec![Slot::<X86_64>::new(Box::new(Faulty(0)), Box::new(Nothing))];
     let mut vcpus = Vcpus::new(slots, gate.clone());
     vcpus.start(&requests).unwrap();
     gate.open();

@@ -55,6 +55,11 @@ impl Tracker {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What differences are to, if there is anything.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        self.lock().origin.clone()
+    }
+
     /// Takes what has changed, of a machine that stands still.
     pub(crate) fn take(&self) -> Result<Changes, SnapshotError> {
         let mut inner = self.lock();

@@ -7,6 +7,8 @@ use skep_hypervisor::{HypervisorError, VcpuError};
 use skep_memory::MemoryError;
 use skep_state::StateError;
 
+use super::Why;
+
 /// Why a snapshot can't be written or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -20,11 +22,20 @@ pub enum SnapshotError {
         id: String,
     },
     /// The chain of differences.
-    #[error("it is the difference to `{}`: {reason}", path.display())]
+    #[error(
+        "it is the difference to `{}`: {reason}\n  try: to put that snapshot there, as it was: those of a chain lie side by side under the names that they were saved by",
+        path.display()
+    )]
     Base {
         /// The snapshot that it is the difference to.
         path: PathBuf,
         /// What is wrong.
+        reason: String,
+    },
+    /// A difference that could not be restored.
+    #[error("a difference can't be saved: {reason}\n  try: a whole snapshot, by `save DIR --track`")]
+    NoBase {
+        /// What is wrong with what it would be the difference to.
         reason: String,
     },
     /// Nobody has followed what changes.
@@ -39,7 +50,7 @@ pub enum SnapshotError {
     #[error("what the guest has changed of its memory is not known: {0}")]
     DirtyLog(MemoryError),
     /// The host refuses.
-    #[error("can't {what} `{}`: {source}{}", path.display(), mend(source))]
+    #[error("can't {what} `{}`: {source}{}", path.display(), mend(what, source))]
     Host {
         /// What was being done.
         what: &'static str,
@@ -86,7 +97,8 @@ pub enum SnapshotError {
     },
     /// A later skep wrote it.
     #[error(
-        "it is in version {found} of the container, and this skep reads up to version {newest}\n  try: the skep that wrote it ({skep}), or a later one"
+        "it is in version {found} of the container, and this skep reads up to version {newest}\n  try: the skep that wrote it ({}), or a later one",
+        skep.escape_debug()
     )]
     Container {
         /// Its version.
@@ -98,7 +110,9 @@ pub enum SnapshotError {
     },
     /// It needs what this skep does not know of.
     #[error(
-        "it requires `{name}`, which this skep does not know\n  try: the skep that wrote it ({skep}), or a later one"
+        "it requires `{}`, which this skep does not know\n  try: the skep that wrote it ({}), or a later one",
+        name.escape_debug(),
+        skep.escape_debug()
     )]
     Requires {
         /// What.
@@ -166,6 +180,9 @@ pub enum SnapshotError {
     /// It can't be done now.
     #[error("{0}\n  try: again in a moment")]
     Busy(String),
+    /// Somebody wanted it to end.
+    #[error("it was cancelled")]
+    Cancelled,
     /// The machine ends.
     #[error("the machine ends before it is saved")]
     Ended,
@@ -177,8 +194,20 @@ pub enum SnapshotError {
     Hypervisor(#[from] HypervisorError),
 }
 
-fn mend(error: &io::Error) -> &'static str {
+impl From<Why> for SnapshotError {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Cancelled => Self::Cancelled,
+            Why::Ended => Self::Ended,
+        }
+    }
+}
+
+fn mend(what: &str, error: &io::Error) -> &'static str {
     match error.kind() {
+        io::ErrorKind::PermissionDenied if what == "read" => {
+            "\n  try: as the user who saved it, or let this one read its files"
+        }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "\n  try: a folder with more room: a snapshot takes as much as the guest uses of its memory"
         }

@@ -2,20 +2,22 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, Mode, RenameFlags, mkdir, renameat_with};
+use rustix::io::Errno;
 use serde::Deserialize;
+use skep_block::image::sync_name;
 use skep_config::{ArchKind, Config, full_path};
 use skep_memory::PAGE_SIZE;
+use xxhash_rust::xxh64::xxh64;
 
 use super::changes::{self, Origin, Runs};
-use super::hash::xxh64;
-use super::header::{self, Base, CONTAINER, Checksum, Header, MAGIC, MemoryFile, REQUIRES_BASE, RecordsFile};
+use super::header::{self, Base, CONTAINER, Checksum, Header, MAGIC, MemoryFile, REQUIRES_BASE, RamRange, RecordsFile};
 use super::records::{MACHINE, MachineState, Records};
-use super::{SnapshotError, memory};
+use super::{SnapshotError, Wanted, memory};
 
 #[cfg(test)]
 #[path = "folder_test.rs"]
@@ -31,8 +33,8 @@ pub const MEMORY: &str = "memory";
 /// The pages that a difference has.
 pub const CHANGED: &str = "changed";
 
-/// Differences in a chain at most. Each costs a look at its pages when a machine is restored.
-const MOST_LAYERS: usize = 1024;
+/// Differences in a chain at most. Each costs a look at its pages when a machine is restored, and an open file, of which a process has often 1024.
+const MOST_LAYERS: usize = 256;
 /// Bytes of the records at most.
 const MOST_RECORDS: u64 = 256 << 20;
 
@@ -72,6 +74,11 @@ impl Draft {
         if is_draft(name) {
             let why = "a save that has not ended has such a name";
             return Err(host("make", target)(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        }
+        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+            let why = "there is no such folder";
+            return Err(host("make a snapshot in", parent)(io::Error::new(io::ErrorKind::NotFound, why)));
         }
         let mut part = OsString::from(".");
         part.push(name);
@@ -125,11 +132,11 @@ impl Draft {
         Ok(Base { folder, header: origin.header, changed: RecordsFile::of(&bytes) })
     }
 
-    /// Makes what was written last, then writes the header and gives the folder its name. Answers what it is known by.
+    /// Makes what was written last, then writes the header and gives the folder its name, if it is still `wanted`. Answers what it is known by.
     ///
     /// # Errors
-    /// [`SnapshotError::Host`], and [`SnapshotError::Exists`] where something has come to the place meanwhile.
-    pub(crate) fn finish(mut self, header: &Header) -> Result<Origin, SnapshotError> {
+    /// [`SnapshotError::Host`], and [`SnapshotError::Exists`] where something has come to the place meanwhile; why it is not wanted.
+    pub(crate) fn finish(mut self, header: &Header, wanted: &Wanted) -> Result<Origin, SnapshotError> {
         self.sync(MEMORY)?;
         self.sync(RECORDS)?;
         if header.base.is_some() {
@@ -139,14 +146,14 @@ impl Draft {
         text.push(b'\n');
         self.write(HEADER, &text)?;
         self.sync(HEADER)?;
-        sync_folder(&self.folder)?;
-        renameat_with(CWD, &self.folder, CWD, &self.target, RenameFlags::NOREPLACE).map_err(|errno| match errno {
-            rustix::io::Errno::EXIST => SnapshotError::Exists { path: self.target.clone() },
+        sync_name(&self.path(HEADER)).map_err(host("write", &self.folder))?;
+        wanted.pass()?;
+        place(&self.folder, &self.target, rename_new).map_err(|errno| match errno {
+            Errno::EXIST | Errno::NOTEMPTY => SnapshotError::Exists { path: self.target.clone() },
             errno => host("name", &self.target)(errno.into()),
         })?;
         self.finished = true;
-        let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync_folder(parent.unwrap_or(Path::new(".")))?;
+        sync_name(&self.target).map_err(host("write", &self.target))?;
         Ok(Origin { folder: full_path(&self.target), header: Checksum(xxh64(&text, 0)) })
     }
 }
@@ -161,8 +168,24 @@ impl Drop for Draft {
     }
 }
 
-fn sync_folder(path: &Path) -> Result<(), SnapshotError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(host("write", path))
+type Rename = fn(&Path, &Path) -> Result<(), Errno>;
+
+fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+/// Gives a folder its name, which is nobody's, by `rename`. Some file systems (NFS) know no such request: there an empty folder claims the name first. That is no
+/// snapshot to anybody, and the rename takes its place at once.
+fn place(from: &Path, to: &Path, rename: Rename) -> Result<(), Errno> {
+    match rename(from, to) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        done => return done,
+    }
+    mkdir(to, Mode::RWXU)?;
+    rustix::fs::rename(from, to).inspect_err(|_| {
+        // What somebody has put into it is theirs, and stays.
+        let _ = rustix::fs::rmdir(to);
+    })
 }
 
 /// What every version's header has.
@@ -194,8 +217,11 @@ impl Layer {
         let mut ends = expected.ram.iter().map(|ram| (ram.address | ram.size, ram.address.checked_add(ram.size)));
         let whole = ends.all(|(bits, end)| bits.is_multiple_of(PAGE_SIZE) && end.is_some());
         let sum = expected.ram.iter().try_fold(0_u64, |sum, ram| sum.checked_add(ram.size));
-        if size != expected.size || sum != Some(size) || !whole || size == 0 {
+        if size != expected.size || size == 0 {
             return Err(damaged(MEMORY, format!("it has {size} bytes, and the header says {}", expected.size)));
+        }
+        if sum != Some(size) || !whole {
+            return Err(damaged(HEADER, format!("its pieces of RAM are not those of {size} bytes of memory")));
         }
         let pages = size / PAGE_SIZE;
         let changed = header.base.as_ref().map(|base| {
@@ -222,10 +248,17 @@ fn read_checked(
     most: u64,
 ) -> Result<Vec<u8>, SnapshotError> {
     let path = folder.join(name);
-    let file = open(&path)?;
+    let mut file = open(&path)?;
     let size = length(&file, &path)?;
     if size != expected.size || size > most {
         return Err(damaged(name, format!("it has {size} bytes, and the header says {}", expected.size)));
+    }
+    // Zeroes are no pages, so that a copy has no hole either; and a file of nothing else could ask for more memory than the host has. A file system that can't
+    // tell has none.
+    let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0));
+    file.rewind().map_err(host("read", &path))?;
+    if name == CHANGED && hole.is_ok_and(|hole| hole < size) {
+        return Err(damaged(name, "a part of it is a hole".to_owned()));
     }
     let mut bytes = Vec::new();
     file.take(size).read_to_end(&mut bytes).map_err(host("read", &path))?;
@@ -260,23 +293,8 @@ impl Snapshot {
         let bytes = read_checked(path, RECORDS, &header.records, MOST_RECORDS)?;
         let records = Records::read(&bytes)?;
         let mut layers = vec![Layer::open(path, &header)?];
-        let mut next = header.base.clone();
-        let mut above = path.to_owned();
-        while let Some(base) = next {
-            let folder = above.join(&base.folder);
-            let refused = |reason: String| SnapshotError::Base { path: folder.clone(), reason };
-            if layers.len() > MOST_LAYERS {
-                return Err(refused(format!("there are more than {MOST_LAYERS} in the chain")));
-            }
-            let (below, known_by) = read_header(&folder).map_err(|error| refused(error.to_string()))?;
-            if known_by != base.header {
-                return Err(refused("that is another snapshot now".to_owned()));
-            }
-            if (below.memory.size, &below.memory.ram) != (header.memory.size, &header.memory.ram) {
-                return Err(refused("that has other memory".to_owned()));
-            }
-            layers.push(Layer::open(&folder, &below).map_err(|error| refused(error.to_string()))?);
-            (next, above) = (below.base, folder);
+        if let Some(base) = &header.base {
+            below(path.join(&base.folder), base.header, &header.memory.ram, &mut |layer| layers.push(layer))?;
         }
         layers.reverse();
         Ok(Self { header, records, layers, known_by, path: path.to_owned() })
@@ -302,7 +320,9 @@ impl Snapshot {
         let config = Config::from_toml(&text, &self.path.join("config"), arch).map_err(reason)?;
         let other = config.machine.to_string() != self.header.machine || config.arch() != arch;
         if other {
-            let reason = format!("its config is of {}, and its header says {}", config.machine, self.header.machine);
+            let Header { machine, architecture, .. } = &self.header;
+            let (own, its) = (config.arch(), config.machine);
+            let reason = format!("its config is of {its} on {own}, and its header says {machine} on {architecture}");
             return Err(SnapshotError::Records { reason });
         }
         Ok(config)
@@ -329,6 +349,43 @@ impl Snapshot {
             }
         }
         Ok(())
+    }
+}
+
+/// Opens what a difference is to, the snapshot at `folder` that is known by `known_by`, and all below it; each must have these pieces of RAM.
+fn below(
+    mut folder: PathBuf,
+    mut known_by: Checksum,
+    ram: &[RamRange],
+    each: &mut dyn FnMut(Layer),
+) -> Result<(), SnapshotError> {
+    for count in 1.. {
+        let refused = |reason: String| SnapshotError::Base { path: folder.clone(), reason };
+        if count > MOST_LAYERS {
+            return Err(refused(format!("there are more than {MOST_LAYERS} in the chain")));
+        }
+        let (header, found) = read_header(&folder).map_err(|error| refused(error.to_string()))?;
+        if found != known_by {
+            return Err(refused("that is another snapshot now".to_owned()));
+        }
+        if header.memory.ram != ram {
+            return Err(refused("that has other memory".to_owned()));
+        }
+        each(Layer::open(&folder, &header).map_err(|error| refused(error.to_string()))?);
+        let Some(base) = header.base else { break };
+        (folder, known_by) = (folder.join(base.folder), base.header);
+    }
+    Ok(())
+}
+
+impl Origin {
+    /// Refuses one to which a difference could not be restored: that is no more what it was, or has too many below it. `ram` is the machine's.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoBase`].
+    pub(crate) fn check(&self, ram: &[RamRange]) -> Result<(), SnapshotError> {
+        below(self.folder.clone(), self.header, ram, &mut drop)
+            .map_err(|error| SnapshotError::NoBase { reason: error.to_string() })
     }
 }
 

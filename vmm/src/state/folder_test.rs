@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
-use super::super::{Checksum, MemoryFile, RamRange, RecordsFile};
+use super::super::{Checksum, MemoryFile, RamRange, RecordsFile, Why};
 use super::*;
 
 fn header(records: &[u8]) -> Header {
@@ -27,8 +27,18 @@ fn written(folder: &Path) -> PathBuf {
     draft.write(RECORDS, &records).unwrap();
     draft.create(MEMORY).unwrap().set_len(PAGE_SIZE).unwrap();
     assert!(!target.exists());
-    draft.finish(&header(&records)).unwrap();
+    draft.finish(&header(&records), &Wanted::default()).unwrap();
     target
+}
+
+/// A difference to `origin` of which no page differs.
+fn difference(folder: &Path, name: &str, origin: &Origin) -> Result<Origin, SnapshotError> {
+    let draft = Draft::begin(&folder.join(name)).unwrap();
+    let records = Records::default().bytes();
+    draft.write(RECORDS, &records).unwrap();
+    draft.create(MEMORY).unwrap().set_len(PAGE_SIZE).unwrap();
+    let base = Some(draft.base(origin, &Runs::new()).unwrap());
+    draft.finish(&Header { requires: vec![REQUIRES_BASE.to_owned()], base, ..header(&records) }, &Wanted::default())
 }
 
 fn refusal(path: &Path) -> String {
@@ -54,13 +64,21 @@ fn it_is_there_whole_or_not_at_all() {
     assert_eq!((mode(&target), mode(&target.join(MEMORY)), mode(&target.join(HEADER))), (0o700, 0o600, 0o600));
     assert!(matches!(Draft::begin(&target), Err(SnapshotError::Exists { .. })));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // It is not wanted any more.
+    let wanted = Wanted::default();
+    assert!(wanted.give_up(Why::Cancelled));
+    let draft = Draft::begin(&folder.path().join("cancelled")).unwrap();
+    draft.write(RECORDS, b"").unwrap();
+    draft.write(MEMORY, b"").unwrap();
+    assert!(matches!(draft.finish(&header(b""), &wanted), Err(SnapshotError::Cancelled)));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     // Something comes to the place while it is written.
     let target = folder.path().join("other");
     let draft = Draft::begin(&target).unwrap();
     draft.write(RECORDS, b"").unwrap();
     draft.write(MEMORY, b"").unwrap();
     fs::create_dir(&target).unwrap();
-    assert!(matches!(draft.finish(&header(b"")), Err(SnapshotError::Exists { .. })));
+    assert!(matches!(draft.finish(&header(b""), &Wanted::default()), Err(SnapshotError::Exists { .. })));
 }
 
 /// Whatever of a save is there when its process is killed.
@@ -134,6 +152,24 @@ fn what_is_no_snapshot_is_refused_with_its_reason() {
     assert!(refusal(&folder.path().join("none")).contains("No such file"));
 }
 
+/// Of a file with nothing in it, which takes no room, that many bytes are not read.
+#[test]
+fn changes_that_are_a_hole_are_refused() {
+    const SIZE: u64 = 1 << 40;
+    let folder = tempfile::tempdir().unwrap();
+    let whole = Snapshot::open(&written(folder.path())).unwrap();
+    let target = difference(folder.path(), "first", &whole.origin()).unwrap().folder;
+    let sparse = |name: &str, size: u64| File::create(target.join(name)).unwrap().set_len(size).unwrap();
+    sparse(CHANGED, SIZE / 256);
+    sparse(MEMORY, SIZE);
+    let text = fs::read_to_string(target.join(HEADER)).unwrap();
+    let mut header: Header = serde_json::from_str(&text).unwrap();
+    (header.memory.size, header.memory.ram[0].size) = (SIZE, SIZE);
+    header.base.as_mut().unwrap().changed.size = SIZE / 256;
+    fs::write(target.join(HEADER), serde_json::to_vec(&header).unwrap()).unwrap();
+    assert!(refusal(&target).contains("`changed` is damaged: a part of it is a hole"), "{}", refusal(&target));
+}
+
 #[test]
 fn memory_that_has_changed_is_found_by_its_checksum() {
     let folder = tempfile::tempdir().unwrap();
@@ -143,4 +179,83 @@ fn memory_that_has_changed_is_found_by_its_checksum() {
     fs::write(target.join(MEMORY), page).unwrap();
     let error = Snapshot::open(&target).unwrap().verify_memory().unwrap_err();
     assert!(error.to_string().starts_with("its file `memory` is damaged: its checksum"), "{error}");
+}
+
+/// Such a file system says EINVAL to a rename that must replace nothing, as NFS does.
+#[test]
+fn a_folder_gets_its_name_where_a_rename_can_not_be_exclusive() {
+    let folder = tempfile::tempdir().unwrap();
+    let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+    let fill = || {
+        fs::create_dir(&from).unwrap();
+        fs::write(from.join(HEADER), "x").unwrap();
+    };
+    let refusals: [Rename; 3] = [|_, _| Err(Errno::INVAL), |_, _| Err(Errno::NOSYS), |_, _| Err(Errno::OPNOTSUPP)];
+    for refuses in refusals {
+        fill();
+        place(&from, &to, refuses).unwrap();
+        assert!(!from.exists() && to.join(HEADER).exists());
+        // What is there stays, and what was written.
+        fill();
+        assert_eq!(place(&from, &to, refuses), Err(Errno::EXIST));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        fs::remove_dir_all(&to).unwrap();
+        // An empty one is somebody's, too.
+        fs::create_dir(&to).unwrap();
+        assert_eq!(place(&from, &to, refuses), Err(Errno::EXIST));
+        assert!(refusal(&to).contains("it has no header.json"));
+        fs::remove_dir(&to).unwrap();
+        fs::remove_dir_all(&from).unwrap();
+        // One that can't be renamed leaves the name free.
+        assert_eq!(place(&from, &to, refuses), Err(Errno::NOENT));
+        assert!(!to.exists());
+    }
+    assert_eq!(place(&from, &to, |_, _| Err(Errno::ACCESS)), Err(Errno::ACCESS));
+}
+
+#[test]
+fn what_a_difference_is_to_is_looked_at_before_it_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = written(folder.path());
+    let whole = Snapshot::open(&target).unwrap();
+    let first = difference(folder.path(), "first", &whole.origin()).unwrap();
+    let ram = whole.header.memory.ram;
+    first.check(&ram).unwrap();
+    let why = |origin: &Origin| origin.check(&ram).unwrap_err().to_string();
+    // Of any in the chain.
+    let away = folder.path().join("away");
+    fs::rename(&target, &away).unwrap();
+    assert!(why(&first).starts_with("a difference can't be saved: it is the difference to "), "{}", why(&first));
+    assert!(why(&first).contains("snapshot/header.json`: No such file"), "{}", why(&first));
+    assert!(why(&first).ends_with("try: a whole snapshot, by `save DIR --track`"), "{}", why(&first));
+    fs::rename(&away, &target).unwrap();
+    first.check(&ram).unwrap();
+    File::options().write(true).open(target.join(MEMORY)).unwrap().set_len(0).unwrap();
+    assert!(why(&first).contains("`memory` is damaged: it has 0 bytes"), "{}", why(&first));
+    File::options().write(true).open(target.join(MEMORY)).unwrap().set_len(PAGE_SIZE).unwrap();
+    let text = fs::read_to_string(target.join(HEADER)).unwrap();
+    fs::write(target.join(HEADER), text + " ").unwrap();
+    assert!(why(&first).contains("that is another snapshot now"), "{}", why(&first));
+    let other = first.check(&[RamRange { address: PAGE_SIZE, size: PAGE_SIZE }]).unwrap_err().to_string();
+    assert!(other.contains("that has other memory"), "{other}");
+}
+
+/// A chain that could not be opened can't be saved either.
+#[test]
+fn a_chain_is_as_long_as_can_be_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = Snapshot::open(&written(folder.path())).unwrap();
+    let ram = whole.header.memory.ram.clone();
+    let mut origin = whole.origin();
+    for number in 1..=MOST_LAYERS {
+        if number == MOST_LAYERS {
+            origin.check(&ram).unwrap();
+        }
+        origin = difference(folder.path(), &number.to_string(), &origin).unwrap();
+    }
+    let last = Snapshot::open(&origin.folder).unwrap();
+    assert_eq!(last.layers.len(), MOST_LAYERS + 1);
+    assert!(origin.check(&ram).unwrap_err().to_string().contains("there are more than 256 in the chain"));
+    difference(folder.path(), "more", &origin).unwrap();
+    assert!(refusal(&folder.path().join("more")).contains("there are more than 256 in the chain"));
 }

@@ -4,8 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-
-use super::hash::xxh64;
+use xxhash_rust::xxh64::xxh64;
 
 /// What a header begins with.
 pub const MAGIC: &str = "skep-snapshot";

@@ -21,6 +21,10 @@ use crate::machine::{Aarch64CpusState, X86CpusState};
 #[path = "inspect_test.rs"]
 mod test;
 
+#[cfg(test)]
+#[path = "rules_test.rs"]
+mod rules;
+
 /// Decodes and checks a record, for it to be told.
 type Tell = fn(&Record) -> Result<Box<dyn Debug>, StateError>;
 

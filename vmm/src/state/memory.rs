@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
-use skep_memory::{Backing, PAGE_SIZE, Region, RegionKind};
+use skep_memory::{Backing, PAGE_SIZE, Region, RegionKind, is_zero};
+use xxhash_rust::xxh64::xxh64;
 
 use super::FirmwareState;
-use super::hash::xxh64;
 use super::header::{Checksum, MemoryFile, RamRange};
 
 #[cfg(test)]
@@ -23,8 +23,6 @@ mod test;
 pub(crate) const PIECE: u64 = 1 << 20;
 /// Threads at most: more don't make a disk or a memory bus faster.
 const MOST_THREADS: usize = 8;
-
-const ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 
 /// How far it has come, for whoever asks.
 #[derive(Debug, Default)]
@@ -166,19 +164,23 @@ pub(crate) fn read(file: &File, changed: Option<&[Range<u64>]>, ram: &[Arc<Regio
 
 /// Where those pages are that are no zeroes; `each` is told of them, by their numbers.
 pub(crate) fn data_runs(bytes: &[u8], mut each: impl FnMut(u64, &[u8])) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut runs = Vec::new();
     for (number, page) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
-        if page == &ZEROES[..page.len()] {
-            continue;
-        }
-        each(number as u64, page);
-        let start = number * PAGE_SIZE as usize;
-        match runs.last_mut() {
-            Some(last) if last.end == start => last.end += page.len(),
-            _ => runs.push(start..start + page.len()),
+        if !is_zero(page) {
+            each(number as u64, page);
+            let start = number * PAGE_SIZE as usize;
+            extend(&mut runs, start..start + page.len());
         }
     }
     runs
+}
+
+/// Adds what comes next to runs that ascend.
+pub(crate) fn extend<T: PartialEq>(runs: &mut Vec<Range<T>>, next: Range<T>) {
+    match runs.last_mut() {
+        Some(last) if last.end == next.start => last.end = next.end,
+        _ => runs.push(next),
+    }
 }
 
 /// What the pages add up to.

@@ -9,6 +9,7 @@ fn ram(memory: &MemoryMap) -> Vec<Arc<Region>> {
     memory.regions()
 }
 
+const ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 const SIZE: u64 = 64 << 20;
 
 fn machine(shared: bool) -> MemoryMap {

@@ -12,7 +12,7 @@
 //! * `changed`, of a difference alone, names the pages that `memory` has. The others are those of the snapshot in the header's `base`.
 //!
 //! It is written under another name (`.NAME.PID.part`); its files reach the medium before the header is written, and it gets its name last. So what has
-//! the name is whole, and what has the other one, or no header, is nothing.
+//! the name is whole, and what has the other one, or no header, is nothing. Where the host can't rename to a name that nothing has (NFS), an empty folder claims it first.
 //!
 //! # Phases
 //!
@@ -25,12 +25,12 @@
 pub(crate) mod changes;
 mod error;
 mod folder;
-mod hash;
 mod header;
 pub mod inspect;
 pub(crate) mod memory;
 pub(crate) mod records;
 pub mod testing;
+mod wanted;
 
 #[cfg(test)]
 mod golden_test;
@@ -40,4 +40,8 @@ pub(crate) use folder::Layer;
 pub use folder::{CHANGED, Draft, HEADER, MEMORY, RECORDS, Snapshot};
 pub use header::{Base, CONTAINER, Checksum, Header, MAGIC, MemoryFile, REQUIRES_BASE, RamRange, RecordsFile};
 pub use memory::Progress;
-pub use records::{DiskReference, DisksState, FirmwareState, MachineState, NamedNumber, NamedRecord, Records};
+pub(crate) use records::MOST_BEHIND;
+pub use records::{
+    BackingReference, DiskReference, DisksState, FirmwareState, MachineState, NamedNumber, NamedRecord, Records,
+};
+pub(crate) use wanted::{Event, Wanted, Why};

@@ -1,5 +1,7 @@
 //! The records of a snapshot, by name.
 
+use std::collections::BTreeSet;
+
 use minicbor::{Decode, Encode};
 use skep_state::{Record, State, StateError, ensure};
 
@@ -161,6 +163,16 @@ pub struct MachineState {
 const MOST_CONFIG: usize = 1 << 20;
 /// Namespaces that a controller has at most.
 const NAMESPACES: u32 = 256;
+/// Bytes of a name, and of a path.
+const NAME: usize = 255;
+const PATH: usize = 4096;
+/// No clock has gone on for longer: centuries.
+pub(crate) const CENTURIES: u64 = 1 << 62;
+
+fn each_once<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    let mut known = BTreeSet::new();
+    names.into_iter().all(|name| known.insert(name))
+}
 
 impl State for MachineState {
     const ID: &'static str = "skep-machine";
@@ -169,18 +181,40 @@ impl State for MachineState {
     fn check(&self) -> Result<(), StateError> {
         let id = Self::ID;
         ensure(self.config.len() <= MOST_CONFIG, id, "config", self.config.len(), "no config has more than 1 MiB")?;
+        let clock = self.guest_nanos;
+        ensure(clock <= CENTURIES, id, "guest_nanos", clock, "no clock has gone on for centuries")?;
+        let clock = self.guest_clock;
+        ensure(clock <= CENTURIES, id, "guest_clock", clock, "no clock has gone on for centuries")?;
         ensure(self.wall_nanos >= 0, id, "wall_nanos", self.wall_nanos, "clocks begin in 1970")?;
         ensure(self.host_nanos >= 0, id, "host_nanos", self.host_nanos, "clocks begin in 1970")?;
+        let own = each_once(self.namespaces.iter().map(|namespace| namespace.name.as_str()));
+        ensure(own, id, "namespaces", self.namespaces.len(), "each disk is there once")?;
+        let own = each_once(self.last_namespaces.iter().map(|last| last.name.as_str()));
+        ensure(own, id, "last_namespaces", self.last_namespaces.len(), "each controller is there once")?;
         for namespace in &self.namespaces {
             let number = namespace.number;
-            ensure((1..=NAMESPACES).contains(&number), id, "namespaces", number, "their numbers are 1 to 256")?;
+            ensure(
+                (1..=NAMESPACES).contains(&number),
+                id,
+                "namespaces.number",
+                number,
+                "namespaces' numbers are 1 to 256",
+            )?;
+            let length = namespace.name.len();
+            ensure((1..=NAME).contains(&length), id, "namespaces.name", length, "a name has 1 to 255 bytes")?;
         }
         for last in &self.last_namespaces {
-            ensure(last.number <= NAMESPACES, id, "last_namespaces", last.number, "their numbers end at 256")?;
+            let number = last.number;
+            ensure(number <= NAMESPACES, id, "last_namespaces.number", number, "namespaces' numbers end at 256")?;
+            let length = last.name.len();
+            ensure((1..=NAME).contains(&length), id, "last_namespaces.name", length, "a name has 1 to 255 bytes")?;
         }
         Ok(())
     }
 }
+
+/// Images behind one another at most.
+pub(crate) const MOST_BEHIND: usize = 64;
 
 /// A disk's image on the host, at the moment of saving.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -198,8 +232,23 @@ pub struct DiskReference {
     /// The disk's size in bytes.
     #[n(3)]
     pub size: u64,
-    /// When the image was last changed: nanoseconds since the Unix epoch. Absent where that can't be known, of a block device.
+    /// When the image was last changed: nanoseconds since the Unix epoch. Absent where that can't be known, of a block device. Any value.
     #[n(4)]
+    pub changed_nanos: Option<i64>,
+    /// What is behind the image, one after the other. Absent where nobody has looked.
+    #[n(5)]
+    pub behind: Option<Vec<BackingReference>>,
+}
+
+/// An image behind a disk's on the host, at the moment of saving.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct BackingReference {
+    /// Its path.
+    #[n(0)]
+    pub path: String,
+    /// When it was last changed, as the image itself. Any value.
+    #[n(1)]
     pub changed_nanos: Option<i64>,
 }
 
@@ -217,8 +266,27 @@ impl State for DisksState {
     const VERSION: u16 = 1;
 
     fn check(&self) -> Result<(), StateError> {
+        let own = each_once(self.disks.iter().map(|disk| disk.id.as_str()));
+        ensure(own, Self::ID, "disks", self.disks.len(), "each disk is there once")?;
         for disk in &self.disks {
+            let length = disk.id.len();
+            ensure((1..=NAME).contains(&length), Self::ID, "disks.id", length, "a name has 1 to 255 bytes")?;
+            let length = disk.path.len();
+            ensure((1..=PATH).contains(&length), Self::ID, "disks.path", length, "a path has 1 to 4096 bytes")?;
+            let known = ["raw", "qcow2"].contains(&disk.format.as_str());
+            ensure(known, Self::ID, "disks.format", &disk.format, "it is `raw` or `qcow2`")?;
             ensure(disk.size > 0, Self::ID, "disks.size", disk.size, "no disk is empty")?;
+            let behind = disk.behind.as_ref().map_or(0, Vec::len);
+            ensure(behind <= MOST_BEHIND, Self::ID, "disks.behind", behind, "no disk has more than 64 images")?;
+            for length in disk.behind.iter().flatten().map(|image| image.path.len()) {
+                ensure(
+                    (1..=PATH).contains(&length),
+                    Self::ID,
+                    "disks.behind.path",
+                    length,
+                    "a path has 1 to 4096 bytes",
+                )?;
+            }
         }
         Ok(())
     }
@@ -231,7 +299,7 @@ pub struct FirmwareState {
     /// Bytes.
     #[n(0)]
     pub size: u64,
-    /// The sum, modulo 2^64, of the XXH64 of each page that is no zeroes, with its number as the seed.
+    /// The sum, modulo 2^64, of the XXH64 of each page that is no zeroes, with its number as the seed. Any value.
     #[n(1)]
     pub xxh64: u64,
 }

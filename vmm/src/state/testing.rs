@@ -105,7 +105,12 @@ pub fn services() -> Services {
     }
 }
 
-fn made<A: Saved>(config: &Config, services: Services) -> Machine<A>
+/// A machine of that config, which stands still.
+///
+/// # Panics
+/// Where the host refuses a file or memory.
+#[must_use]
+pub fn made<A: Saved>(config: &Config, services: Services) -> Machine<A>
 where
     Fake<A>: Hypervisor<A> + Default,
 {
@@ -181,7 +186,7 @@ where
             records: RecordsFile::of(&bytes),
             memory: memory.expect("it can be written"),
         };
-        origin = Some(draft.finish(&header).expect("it gets its name"));
+        origin = Some(draft.finish(&header, &super::Wanted::default()).expect("it gets its name"));
     }
 }
 
@@ -197,6 +202,7 @@ pub fn records<A: Saved>(machine: &mut Machine<A>) -> Records {
         format: "raw".to_owned(),
         size: 1 << 20,
         changed_nanos: Some(1),
+        behind: None,
     };
     let block = |number, byte| BlockState { number, bytes: vec![byte; 0x1000].into() };
     let flash = FlashState {

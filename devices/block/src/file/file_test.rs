@@ -111,6 +111,16 @@ fn discards_and_zeroes_give_space_back_or_keep_it() {
     }
 }
 
+/// By it a snapshot knows whether its disks have been written since.
+#[test]
+fn an_image_that_is_opened_keeps_the_time_of_its_last_change() {
+    let (_folder, path) = image();
+    let past = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 123_456_789);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(past).unwrap();
+    assert!(open(&path, Engine::Threads).info().discard);
+    assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), past);
+}
+
 #[test]
 fn zeroes_are_written_where_the_file_system_has_no_better_way() {
     let (_folder, path) = image();

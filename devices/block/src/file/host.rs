@@ -1,12 +1,12 @@
 //! The host's calls.
 #![allow(unsafe_code)] // preadv2 and pwritev2 take pieces of guest memory by their addresses.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
+use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT};
 
 use super::job::Step;
 
@@ -38,7 +38,7 @@ pub(crate) fn geometry(file: &File, device: bool, direct: bool) -> io::Result<Ge
         block_size = block_size.max(offset);
     }
     let block_size = block_size.max(SECTOR).next_power_of_two();
-    let discard = if device { device_discards(metadata.rdev()) } else { file_discards(file, metadata.size()) };
+    let discard = if device { device_discards(metadata.rdev()) } else { file_discards(file, &metadata) };
     let preferred_size = preferred_size.next_power_of_two().max(block_size);
     Ok(Geometry { block_size, preferred_size, memory_alignment, discard })
 }
@@ -57,9 +57,17 @@ fn direct_alignment(file: &File) -> io::Result<(u32, u32)> {
 }
 
 /// Whether holes can be punched: tried behind the end, where there is nothing to lose.
-fn file_discards(file: &File, size: u64) -> bool {
-    let behind = size.next_multiple_of(u64::from(CAUTIOUS));
-    rustix::fs::fallocate(file, punch(), behind, CAUTIOUS.into()).is_ok()
+fn file_discards(file: &File, before: &Metadata) -> bool {
+    let behind = before.size().next_multiple_of(u64::from(CAUTIOUS));
+    let can = rustix::fs::fallocate(file, punch(), behind, CAUTIOUS.into()).is_ok();
+    // The host takes that for a change. Nothing has changed, and a snapshot knows its disks by the time of their last one.
+    let time = |it: &Metadata| Timespec { tv_sec: it.mtime(), tv_nsec: it.mtime_nsec() };
+    if file.metadata().is_ok_and(|now| time(&now) != time(before)) {
+        let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        // Who may write the file, and has not made it, may not: then it stays as if it had been written.
+        let _ = rustix::fs::futimens(file, &Timestamps { last_access, last_modification: time(before) });
+    }
+    can
 }
 
 /// Whether a block device can drop blocks so that they read as zeroes.

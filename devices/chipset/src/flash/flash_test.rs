@@ -212,9 +212,9 @@ fn its_file_is_at_each_moment_what_it_holds() {
     let _ = put(&flash, 0x2000, 0xd0);
     wanted[0x2000..0x2002].fill(0xff);
     assert_eq!(content(&file), wanted, "an erase is there as it ends");
-    assert!(flash.lock().unsynced);
+    assert!(flash.lock().store.as_ref().unwrap().is_unsynced());
     let _ = put(&flash, 0, 0xff);
-    assert!(!flash.lock().unsynced);
+    assert!(!flash.lock().store.as_ref().unwrap().is_unsynced());
     assert!(flash.save().changed.is_empty());
 }
 

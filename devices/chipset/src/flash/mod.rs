@@ -20,10 +20,11 @@
 //! A bank with a file keeps its content there, and never has it torn. What an operation has changed is written to the file when that has ended
 //! (programs of single bytes that follow each other, when the last one has), in the guest's order and by writes of their own: so
 //! the file is at each moment what a chip would hold that lost its power just then, whatever ends the process. Variable drivers are made for that, but for
-//! those that erase a large block to write it anew: of that the file has nothing before it is whole, which is when the guest goes on to something else, or a
-//! tenth of a second later. Each
+//! those that erase a large block to write it anew: of that the file has nothing before it is whole, which is when the guest goes on to something else, or has
+//! run for a while since (`held.rs` says how long, and what that is worth). Each
 //! return to read array, with which a driver ends what it has to do at once, waits until the host has it on stable storage, so that what follows can't
-//! overtake it there, where the host's power fails. A write that the host refuses is a failed operation to the guest.
+//! overtake it there, where the host's power fails. What the host refuses is a failed operation to the guest, and so is all that follows: the file stays as it was
+//! (`store.rs`).
 //!
 //! A bank without a file forgets at the machine's end, not at its reset; what was changed is part of its saved state. Of a bank with a file all is: what
 //! the guest knows of its variables is in its memory as well, so it goes on only where the file holds what it held.
@@ -31,10 +32,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
 
 use minicbor::bytes::ByteVec;
 use skep_bus::{Action, Device, value_of};
@@ -42,13 +43,15 @@ use skep_clock::Clock;
 use skep_memory::vm_memory::{Bytes, MemoryRegionAddress};
 use skep_memory::{Backing, MemoryError, Region, RegionKind};
 use skep_state::{Persist, StateError, ensure};
-use tracing::{debug, error};
+use tracing::debug;
 
 use crate::alarm::Alarm;
 
 mod held;
 mod query;
 mod state;
+mod store;
+mod waiting;
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
@@ -59,10 +62,14 @@ mod held_test;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)] // Tests.
 pub(crate) mod model_test;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // Tests.
+mod store_test;
 
 use held::Held;
 pub use held::mend;
 pub use state::{BlockState, ContentState, FlashState};
+use store::{Media, Store};
 
 /// Bytes of the buffer for a buffered program.
 pub(crate) const BUFFER: usize = 2048;
@@ -125,9 +132,15 @@ pub struct Flash {
     /// The way to the content. It is in no memory map.
     bytes: Region,
     geometry: Geometry,
-    file: Option<File>,
+    /// Its content is kept in a file.
+    lasts: bool,
     clock: Clock,
     inner: Mutex<Inner>,
+    /// It has been saved, or restored, and its machine has not gone on since ([`Flash::resumed`]): another process may have the file. It changes with the lock
+    /// held, under which nobody waits for the disk while this is set.
+    saved: AtomicBool,
+    /// The last thread that waits for the file's disk.
+    waits: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,10 +231,22 @@ struct Inner {
     /// Erased, and not yet written anew.
     held: Option<Held>,
     alarm: Alarm,
-    /// Nothing has been written since it was saved, or restored: another process may have the file, and the guest has had no time.
-    saved: bool,
-    /// Written to the file, and not yet known to be on stable storage.
-    unsynced: bool,
+    /// Its file.
+    store: Option<Store>,
+}
+
+impl Inner {
+    /// Whether the host has refused anything.
+    fn has_failed(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::has_failed)
+    }
+
+    /// Has the file keep something, where there is one. What it does not keep is an operation that has failed.
+    fn keep(&mut self, act: impl FnOnce(&mut Store) -> bool) {
+        if !self.store.as_mut().is_none_or(act) {
+            self.status |= status::PROGRAM_FAILED | status::ERASE_FAILED;
+        }
+    }
 }
 
 impl Flash {
@@ -232,16 +257,22 @@ impl Flash {
     ///
     /// # Panics
     /// If the size is no whole number of blocks, which is the machine's mistake.
-    pub fn new(config: FlashConfig) -> Result<Arc<Self>, MemoryError> {
-        let FlashConfig { name, base, content, geometry, file, clock } = config;
+    pub fn new(mut config: FlashConfig) -> Result<Arc<Self>, MemoryError> {
+        let media = config.file.take().map(|file| Box::new(file) as Box<dyn Media>);
+        Self::on(config, media)
+    }
+
+    fn on(config: FlashConfig, media: Option<Box<dyn Media>>) -> Result<Arc<Self>, MemoryError> {
+        let FlashConfig { name, base, content, geometry, file: _, clock } = config;
         let size = content.size();
         assert!(size.is_multiple_of(geometry.block.into()) && size <= FLASH_MAX, "flash is made of whole blocks");
         let bytes = Region::new(name, RegionKind::ReadOnly, base, size, content.clone(), 0)?;
+        let lasts = media.is_some();
         Ok(Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             let timer = clock.timer(move || {
                 if let Some(flash) = this.upgrade() {
-                    flash.wait_no_longer();
+                    flash.apart(Self::wait_no_longer);
                 }
             });
             let inner = Mutex::new(Inner {
@@ -256,10 +287,20 @@ impl Flash {
                 unwritten: None,
                 held: None,
                 alarm: Alarm::new(timer),
-                saved: false,
-                unsynced: false,
+                store: media.map(|media| Store::new(media, name, size)),
             });
-            Self { name, base, content, bytes, geometry, file, clock, inner }
+            Self {
+                name,
+                base,
+                content,
+                bytes,
+                geometry,
+                lasts,
+                clock,
+                inner,
+                saved: AtomicBool::new(false),
+                waits: Mutex::default(),
+            }
         }))
     }
 
@@ -321,7 +362,9 @@ impl Flash {
 
     /// What the file of a bank holds.
     fn content(&self, held: Option<&Held>) -> Option<ContentState> {
-        self.file.as_ref()?;
+        if !self.lasts {
+            return None;
+        }
         // Most of an arm64 bank has never been touched, and is not now.
         let used = self.bytes.used().unwrap_or_else(|_| vec![Range { start: 0, end: self.size() }]);
         let touched = |range: &Range<u64>| used.iter().any(|used| used.start < range.end && range.start < used.end);
@@ -349,7 +392,7 @@ impl Flash {
 
     /// Notes what a block held before it is changed for the first time, where no file keeps it.
     fn remember(&self, inner: &mut Inner, block: u32) {
-        if self.file.is_none() && !inner.originals.contains_key(&block) {
+        if !self.lasts && !inner.originals.contains_key(&block) {
             inner.originals.insert(block, self.content_of(self.block_range(block)));
         }
     }
@@ -368,6 +411,14 @@ impl Flash {
         if inner.held.as_ref().is_some_and(|held| !goes_on(held)) {
             self.let_go(inner);
         }
+        let joins = inner.unwritten.as_ref().is_some_and(|range| range.end == offset);
+        if !joins {
+            self.write_out(inner);
+        }
+        if inner.has_failed() {
+            inner.status |= status::PROGRAM_FAILED;
+            return;
+        }
         blocks.for_each(|block| self.remember(inner, block));
         let mut bytes = vec![0; data.len()];
         self.load(offset, &mut bytes);
@@ -377,11 +428,8 @@ impl Flash {
             return self.hold(inner, last + 1);
         }
         match &mut inner.unwritten {
-            Some(range) if range.end == offset => range.end = last + 1,
-            _ => {
-                self.write_out(inner);
-                inner.unwritten = Some(offset..last + 1);
-            }
+            Some(range) => range.end = last + 1,
+            none => *none = Some(offset..last + 1),
         }
     }
 
@@ -392,13 +440,19 @@ impl Flash {
             inner.status |= status::ERASE_FAILED | status::LOCKED;
             return;
         }
-        self.remember(inner, block);
         let range = self.block_range(block);
-        let holds = self.file.is_some() && self.geometry.block > held::PAGE;
-        if holds && inner.held.as_ref().is_none_or(|held| held.block != block) {
+        let holds = self.lasts && self.geometry.block > held::PAGE;
+        let begins = holds && inner.held.as_ref().is_none_or(|held| held.block != block);
+        if begins {
             self.let_go(inner);
-            inner.held =
-                Some(Held { block, old: self.content_of(range.clone()), end: range.start, until: self.clock.now() });
+        }
+        if inner.has_failed() {
+            inner.status |= status::ERASE_FAILED;
+            return;
+        }
+        self.remember(inner, block);
+        if begins {
+            inner.held = Some(Held::new(block, range.start, self.content_of(range.clone()), self.clock.now()));
         }
         self.store(range.start, &vec![0xff; (range.end - range.start) as usize]);
         if holds {
@@ -408,38 +462,15 @@ impl Flash {
         self.write_out(inner);
     }
 
-    /// Waits for the rest of a block that is written anew as far as `end`.
-    fn hold(&self, inner: &mut Inner, end: u64) {
-        let Some(held) = &mut inner.held else { return };
-        if end == self.block_range(held.block).end {
-            return self.let_go(inner);
-        }
-        held.end = end;
-        held.until = self.clock.now().saturating_add(held::PATIENCE);
-        inner.alarm.want(Some(held.until));
-    }
-
-    /// Writes a block that was held to the file.
-    fn let_go(&self, inner: &mut Inner) {
-        let (Some(held), Some(file)) = (inner.held.take(), &self.file) else { return };
-        let range = self.block_range(held.block);
-        let bytes = self.content_of(range.clone());
-        if bytes != held.old {
-            self.wrote(inner, held::write(file, self.size(), range.start, &bytes));
-        }
-    }
-
-    /// The block's driver has left it alone.
-    fn wait_no_longer(&self) {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        inner.alarm.fired();
-        if inner.saved {
-            return;
-        }
-        match &inner.held {
-            Some(held) if held.until > self.clock.now() => inner.alarm.want(Some(held.until)),
-            _ => self.let_go(inner),
+    /// Does what may wait for the host's disk on a thread of its own: the clock's has a console to serve. Where there is none to be had, here.
+    fn apart(self: &Arc<Self>, act: impl Fn(&Self) + Clone + Send + 'static) {
+        let (this, task) = (self.clone(), act.clone());
+        match thread::Builder::new().name("flash".to_owned()).spawn(move || task(&this)) {
+            Ok(thread) => *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread),
+            Err(error) => {
+                debug!(%error, "no thread to wait for the disk of a flash");
+                act(self);
+            }
         }
     }
 
@@ -483,23 +514,10 @@ impl Flash {
 
     /// Writes what was programmed to the file.
     fn write_out(&self, inner: &mut Inner) {
-        let (Some(range), Some(file)) = (inner.unwritten.take(), &self.file) else { return };
-        self.wrote(inner, file.write_all_at(&self.content_of(range.clone()), range.start));
-    }
-
-    fn wrote(&self, inner: &mut Inner, result: io::Result<()>) {
-        if let Err(error) = result {
-            error!(%error, flash = self.name, "the host does not take what the guest writes to its flash");
-            inner.status |= status::PROGRAM_FAILED | status::ERASE_FAILED;
-        }
-        inner.unsynced = true;
-    }
-
-    fn sync(&self, inner: &mut Inner) {
-        if let (true, Some(file)) = (std::mem::take(&mut inner.unsynced), &self.file)
-            && let Err(error) = file.sync_data()
-        {
-            error!(%error, flash = self.name, "the host does not keep what the guest writes to its flash");
+        let Some(range) = inner.unwritten.take() else { return };
+        if self.lasts {
+            let bytes = self.content_of(range.clone());
+            inner.keep(|store| store.write(range.start, &bytes));
         }
     }
 
@@ -531,7 +549,7 @@ impl Flash {
             _ => Mode::Array,
         };
         if inner.mode == Mode::Array {
-            self.sync(inner);
+            inner.keep(Store::sync);
         }
     }
 
@@ -588,7 +606,8 @@ impl Device for Flash {
     fn write(&self, _region: u32, offset: u64, data: &[u8]) -> Action {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        inner.saved = false;
+        // Who writes runs.
+        self.set_saved(false);
         let reach = inner.mode.reach();
         let first = data.first().copied().unwrap_or(0);
         match inner.mode {
@@ -630,7 +649,7 @@ impl Persist for Flash {
     fn save(&self) -> FlashState {
         let mut inner = self.lock();
         self.write_out(&mut inner);
-        inner.saved = true;
+        self.set_saved(true);
         let held = inner.held.as_ref().map(|held| {
             let bytes = self.content_of(self.block_range(held.block)).into();
             BlockState { number: held.block, bytes }
@@ -664,9 +683,9 @@ impl Persist for Flash {
         let fits = |block: &BlockState| block.number < blocks && block.bytes.len() == self.geometry.block as usize;
         let wrong = state.changed.iter().find(|block| !fits(block)).map(|block| block.number);
         ensure(wrong.is_none(), ID, "changed", wrong, "the bank has such blocks")?;
-        let misplaced = self.file.is_some() && !state.changed.is_empty();
+        let misplaced = self.lasts && !state.changed.is_empty();
         ensure(!misplaced, ID, "changed", state.changed.len(), "a bank with a file has its content there")?;
-        let misplaced = self.file.is_none() || !state.held.as_ref().is_none_or(fits);
+        let misplaced = !self.lasts || !state.held.as_ref().is_none_or(fits);
         let held = state.held.as_ref().map(|held| held.number);
         ensure(held.is_none() || !misplaced, ID, "held", held, "the bank has such blocks, and a file")?;
         let mut guard = self.lock();
@@ -691,13 +710,13 @@ impl Persist for Flash {
         inner.locked = state.locked.iter().copied().collect();
         (inner.expected, inner.window, inner.astray) = (state.expected, state.window, state.astray);
         inner.buffer = state.buffer.to_vec();
-        (inner.unwritten, inner.saved) = (None, true);
+        inner.unwritten = None;
+        self.set_saved(true);
         if let Some(BlockState { number, bytes }) = &state.held {
             let range = self.block_range(*number);
             let end =
                 bytes.iter().rposition(|byte| *byte != 0xff).map_or(range.start, |last| range.start + last as u64 + 1);
-            let old = self.content_of(range.clone());
-            inner.held = Some(Held { block: *number, old, end, until: self.clock.now() });
+            inner.held = Some(Held::new(*number, range.start, self.content_of(range.clone()), self.clock.now()));
             self.store(range.start, bytes);
             self.hold(inner, end);
         }
@@ -707,9 +726,11 @@ impl Persist for Flash {
     fn reset(&self) {
         let mut guard = self.lock();
         let inner = &mut *guard;
+        // It begins anew, and so goes on.
+        self.set_saved(false);
         self.write_out(inner);
         self.let_go(inner);
-        self.sync(inner);
+        inner.keep(Store::sync);
         inner.mode = Mode::Array;
         inner.status = status::READY;
         inner.locked.clear();

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 use skep_memory::RamOptions;
@@ -358,7 +359,10 @@ impl Pair {
         self.flash.read(0, 0, &mut bytes);
         assert!(bytes == self.model.bytes && self.flash.mapping().is_some());
         self.file.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes == self.model.kept() && !self.flash.lock().unsynced, "a return to read array");
+        assert!(
+            bytes == self.model.kept() && !self.flash.lock().store.as_ref().unwrap().is_unsynced(),
+            "a return to read array"
+        );
     }
 }
 

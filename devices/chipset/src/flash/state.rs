@@ -41,7 +41,7 @@ pub struct FlashState {
     /// lock; 7, 8 and 9 count, data and confirmation of a buffered program.
     #[n(0)]
     pub mode: u8,
-    /// The status register.
+    /// The status register. Any value.
     #[n(1)]
     pub status: u8,
     /// Numbers of locked blocks, ascending.
@@ -87,9 +87,19 @@ impl State for FlashState {
         let total: u64 = self.changed.iter().map(|block| block.bytes.len() as u64).sum();
         let ascending = self.changed.windows(2).all(|pair| pair[0].number < pair[1].number);
         ensure(ascending && total <= FLASH_MAX, id, "changed", total, "blocks ascend, and fit the largest bank")?;
+        let empty = self.changed.iter().find(|block| block.bytes.is_empty()).map(|block| block.number);
+        ensure(empty.is_none(), id, "changed", empty, "no block is empty")?;
+        let held = self.held.as_ref().map_or(1, |block| block.bytes.len());
+        let fits = (1..=FLASH_MAX).contains(&(held as u64));
+        ensure(fits, id, "held", held, "a block has something, and fits the largest bank")?;
+        let number = self.held.as_ref().map_or(0, |block| block.number);
+        ensure(u64::from(number) < FLASH_MAX, id, "held.number", number, "the largest bank has no such block")?;
+        let alone = self.content.is_some() || self.held.is_none();
+        ensure(alone, id, "held", held, "only a bank with a file holds a block back")?;
         let Some(content) = &self.content else { return Ok(()) };
         let (size, block) = (content.size, u64::from(content.block));
-        let whole = block > 0 && size <= FLASH_MAX && size.is_multiple_of(block);
+        ensure(block > 0, id, "content.block", block, "no block is empty")?;
+        let whole = size <= FLASH_MAX && size.is_multiple_of(block);
         ensure(whole, id, "content.size", size, "it is made of whole blocks, and fits the largest bank")?;
         let ascending = content.blocks.windows(2).all(|pair| pair[0].number < pair[1].number);
         let fits =

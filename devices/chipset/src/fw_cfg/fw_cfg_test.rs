@@ -126,11 +126,35 @@ fn items_are_read_by_dma() {
     memory.ram().write_slice(&[0xff; 8], GuestAddress(0x1000)).unwrap();
     assert_eq!(dma(&device, &memory, control::READ, 6, 0x1000), 0);
     assert_eq!(at(&memory, 0x1000, 8), b"nel\0\0\0\xff\xff", "zeroes follow its end");
-    // More than there is memory for, and more than there is of the item: an error, and nothing is allocated for it.
+    // More than there is memory for, and more than there is of the item: an error, and nothing is allocated for it, or begun.
+    memory.ram().write_slice(&[0xff; 8], GuestAddress(0x1000)).unwrap();
     assert_eq!(dma(&device, &memory, kernel | control::SELECT | control::READ, u32::MAX, 0x1000), control::ERROR);
+    assert_eq!(at(&memory, 0x1000, 8), [0xff; 8]);
     assert_eq!(dma(&device, &memory, control::READ, 4, RAM - 2), control::ERROR);
     // A request that is not in RAM is not heard.
     let _ = device.write(MEMORY_REGION, memory::DMA, &u64::MAX.to_be_bytes());
+}
+
+/// Many pieces: the item, what is left of its last piece, and zeroes to the end.
+#[test]
+fn zeroes_follow_an_item_for_as_long_as_they_are_asked_for() {
+    let memory = memory();
+    let device = device(&memory);
+    let length = 5 * PIECE + 77;
+    memory.ram().write_slice(&vec![0xff; length + 1], GuestAddress(0x1000)).unwrap();
+    let kernel = u32::from(key::KERNEL_DATA) << 16 | control::SELECT | control::READ;
+    assert_eq!(dma(&device, &memory, kernel, length as u32, 0x1000), 0);
+    let mut wanted = vec![0; length + 1];
+    wanted[..8].copy_from_slice(b"a kernel");
+    wanted[length] = 0xff;
+    assert!(at(&memory, 0x1000, length + 1) == wanted);
+    assert_eq!(device.save().offset, length as u64);
+    // All of it from beyond the end, and no bytes to nowhere.
+    memory.ram().write_slice(&vec![0xff; length], GuestAddress(0x1000)).unwrap();
+    assert_eq!(dma(&device, &memory, control::READ, length as u32, 0x1000), 0);
+    assert!(at(&memory, 0x1000, length).iter().all(|byte| *byte == 0));
+    assert_eq!(dma(&device, &memory, control::READ, 0, RAM), 0);
+    assert_eq!(device.save().offset, 2 * length as u64);
 }
 
 #[test]

@@ -98,6 +98,26 @@ pub(super) enum Place {
     Late(usize),
 }
 
+impl Place {
+    /// Bytes that there are of it by itself: what the guest writes and what is made late is taken from the state first.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { size, .. } => *size,
+            Self::Written(_) | Self::Late(_) => 0,
+        }
+    }
+
+    /// Reads at `offset`; what is beyond its end, or can't be read, is zero.
+    pub(super) fn read(&self, offset: u64, into: &mut [u8]) {
+        match self {
+            Self::Bytes(bytes) => copy(bytes, offset, into),
+            Self::File { file, size } => read_file(file, *size, offset, into),
+            Self::Written(_) | Self::Late(_) => into.fill(0),
+        }
+    }
+}
+
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -110,14 +130,14 @@ impl fmt::Debug for Place {
 }
 
 /// Copies what is at `offset` of `bytes`; what lies beyond is zero.
-pub(super) fn copy(bytes: &[u8], offset: u64, into: &mut [u8]) {
+fn copy(bytes: &[u8], offset: u64, into: &mut [u8]) {
     into.fill(0);
     let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
     into.iter_mut().zip(rest).for_each(|(byte, value)| *byte = *value);
 }
 
 /// Reads a file at `offset`; what is beyond its end, or can't be read, is zero.
-pub(super) fn read_file(file: &File, size: u64, offset: u64, into: &mut [u8]) {
+fn read_file(file: &File, size: u64, offset: u64, into: &mut [u8]) {
     into.fill(0);
     let wanted = size.saturating_sub(offset).min(into.len() as u64) as usize;
     let Some(part) = into.get_mut(..wanted) else { return };

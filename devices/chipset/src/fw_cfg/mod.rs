@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use minicbor::bytes::ByteVec;
 use skep_bus::{Action, Device, value_of};
 use skep_memory::Dma;
+use skep_memory::vm_memory::{GuestAddress, GuestMemoryBackend};
 use skep_state::{Persist, StateError, ensure};
 use tracing::debug;
 
@@ -221,19 +222,23 @@ impl FwCfg {
 
     /// Reads on in the selected item; beyond its end, and where there is none, there are zeroes.
     fn read_on(&self, inner: &mut Inner, into: &mut [u8]) {
+        self.selected(inner).read(inner.offset, into);
+        inner.offset = inner.offset.saturating_add(into.len() as u64);
+    }
+
+    /// What is selected, as it is now.
+    fn selected(&self, inner: &Inner) -> Place {
         match self.item(inner.selected) {
-            Some(Place::Bytes(bytes)) => item::copy(bytes, inner.offset, into),
-            Some(Place::File { file, size }) => item::read_file(file, *size, inner.offset, into),
             Some(Place::Written(number)) => {
-                item::copy(inner.written.get(*number).map_or(&[], Vec::as_slice), inner.offset, into);
+                Place::Bytes(inner.written.get(*number).map_or(&[][..], Vec::as_slice).into())
             }
             Some(Place::Late(number)) => {
                 let made = inner.late.as_ref().and_then(|late| late.get(*number));
-                item::copy(made.map_or(&[], |bytes| bytes), inner.offset, into);
+                Place::Bytes(made.cloned().unwrap_or_default())
             }
-            None => into.fill(0),
+            Some(place) => place.clone(),
+            None => Place::Bytes(Arc::default()),
         }
-        inner.offset = inner.offset.saturating_add(into.len() as u64);
     }
 
     /// Carries out the request at `address`: control, length and address, big-endian.
@@ -265,19 +270,42 @@ impl FwCfg {
         }
     }
 
-    fn dma_read(&self, mut to: u64, length: u32) -> bool {
-        let mut left = length as usize;
-        let mut buffer = vec![0; left.min(PIECE)];
-        let mut inner = self.lock();
-        while left > 0 {
-            let take = left.min(buffer.len());
-            let Some(piece) = buffer.get_mut(..take) else { return false };
-            self.read_on(&mut inner, piece);
-            if let Err(error) = self.dma.write(to, piece) {
+    /// Copies what is selected, and zeroes where it has ended. Nobody waits for that but the vCPU: an item may be a file on a disk that hangs, and a guest may ask for
+    /// all of its memory to be filled.
+    fn dma_read(&self, to: u64, length: u32) -> bool {
+        let (place, selected, start) = {
+            let inner = self.lock();
+            (self.selected(&inner), inner.selected, inner.offset)
+        };
+        let length = u64::from(length);
+        let is_ram = |memory: skep_memory::DmaGuard| memory.check_range(GuestAddress(to), length as usize);
+        // What can't be done is not begun.
+        if length > 0 && !self.dma.memory().is_ok_and(is_ram) {
+            debug!(to, length, "an item of fw_cfg goes nowhere");
+            return false;
+        }
+        let mut buffer = vec![0; (length as usize).min(PIECE)];
+        let (mut done, mut zeroed) = (0, false);
+        while done < length {
+            let take = (length - done).min(PIECE as u64);
+            let Some(piece) = buffer.get_mut(..take as usize) else { return false };
+            let offset = start.saturating_add(done);
+            let beyond = offset >= place.size();
+            if !(beyond && zeroed) {
+                place.read(offset, piece);
+                // The pieces that follow are no longer.
+                zeroed = beyond;
+            }
+            if let Err(error) = self.dma.write(to.wrapping_add(done), piece) {
                 debug!(%error, "an item of fw_cfg goes nowhere");
                 return false;
             }
-            (to, left) = (to.wrapping_add(take as u64), left - take);
+            done += take;
+        }
+        let mut inner = self.lock();
+        // Unless another vCPU has gone on with it meanwhile.
+        if (inner.selected, inner.offset) == (selected, start) {
+            inner.offset = start.saturating_add(length);
         }
         true
     }
@@ -373,7 +401,7 @@ impl Persist for FwCfg {
         }
         let mut inner = self.lock();
         *inner = Inner {
-            selected: state.selected & !OLD_WRITE,
+            selected: state.selected,
             offset: state.offset,
             dma_high: state.dma_high,
             written: state.written.iter().map(|bytes| bytes.to_vec()).collect(),

@@ -9,28 +9,28 @@ use super::PRESS_NANOS;
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Pl061State {
-    /// GPIODATA: what the outputs were set to.
+    /// GPIODATA: what the outputs were set to. Any value.
     #[n(0)]
     pub data: u8,
-    /// GPIODIR: a set bit is an output.
+    /// GPIODIR: a set bit is an output. Any value.
     #[n(1)]
     pub direction: u8,
-    /// GPIOIS: a set bit senses a level.
+    /// GPIOIS: a set bit senses a level. Any value.
     #[n(2)]
     pub level_sense: u8,
-    /// GPIOIBE: a set bit senses both edges.
+    /// GPIOIBE: a set bit senses both edges. Any value.
     #[n(3)]
     pub both_edges: u8,
-    /// GPIOIEV: a set bit senses high levels and rising edges.
+    /// GPIOIEV: a set bit senses high levels and rising edges. Any value.
     #[n(4)]
     pub rising: u8,
-    /// GPIOIE: a set bit interrupts.
+    /// GPIOIE: a set bit interrupts. Any value.
     #[n(5)]
     pub enable: u8,
     /// Edges that were sensed and not cleared.
     #[n(6)]
     pub edges: u8,
-    /// GPIOAFSEL.
+    /// GPIOAFSEL. Any value.
     #[n(7)]
     pub alternate: u8,
     /// Nanoseconds until each pressed key is let go, by its pin; 0 for those that are not pressed.

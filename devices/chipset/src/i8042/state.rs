@@ -33,7 +33,7 @@ pub enum Expects {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct OutputByte {
-    /// The byte.
+    /// The byte. Any value.
     #[n(0)]
     pub value: u8,
     /// Where it came from.
@@ -51,7 +51,7 @@ pub struct I8042State {
     /// The output buffer.
     #[n(0)]
     pub output: Option<OutputByte>,
-    /// What the data port gives while the buffer is empty: the last byte that was in it.
+    /// What the data port gives while the buffer is empty: the last byte that was in it. Any value.
     #[n(1)]
     pub last: u8,
     /// What the next byte written to the data port is for.

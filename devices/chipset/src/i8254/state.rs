@@ -18,10 +18,10 @@ pub struct CounterState {
     /// 1: low byte, 2: high byte, 3: low then high.
     #[n(2)]
     pub access: u8,
-    /// The count in the counter, as it was written.
+    /// The count in the counter, as it was written. Any value.
     #[n(3)]
     pub count: u16,
-    /// A count that waits for the end of the period, or for the trigger.
+    /// A count that waits for the end of the period, or for the trigger. Any value.
     #[n(4)]
     pub next: Option<u16>,
     /// Nanoseconds since it was loaded, where it counts.
@@ -30,16 +30,16 @@ pub struct CounterState {
     /// Ticks that it has come, where its gate holds it.
     #[n(6)]
     pub held: Option<u64>,
-    /// The low byte of a count whose high byte has not come.
+    /// The low byte of a count whose high byte has not come. Any value.
     #[n(7)]
     pub low: Option<u8>,
     /// The next read gives the high byte.
     #[n(8)]
     pub reads_high: bool,
-    /// A latched count.
+    /// A latched count. Any value.
     #[n(9)]
     pub latched_count: Option<u16>,
-    /// A latched status.
+    /// A latched status. Any value.
     #[n(10)]
     pub latched_status: Option<u8>,
 }

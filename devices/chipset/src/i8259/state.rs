@@ -30,16 +30,16 @@ pub enum Initialisation {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct I8259ChipState {
-    /// Levels of the inputs.
+    /// Levels of the inputs. Any value.
     #[n(0)]
     pub inputs: u8,
     /// Interrupt request register.
     #[n(1)]
     pub irr: u8,
-    /// In-service register.
+    /// In-service register. Any value.
     #[n(2)]
     pub isr: u8,
-    /// Interrupt mask register.
+    /// Interrupt mask register. Any value.
     #[n(3)]
     pub imr: u8,
     /// Edge or level control: a set bit is level.

@@ -13,7 +13,7 @@ pub struct IoApicState {
     /// APIC id, 4 bits.
     #[n(0)]
     pub id: u8,
-    /// The register selected by IOREGSEL.
+    /// The register selected by IOREGSEL. Any value.
     #[n(1)]
     pub select: u8,
     /// The redirection table, as 64-bit entries.

@@ -401,6 +401,10 @@ impl Device for Pl011 {
 impl Persist for Pl011 {
     type State = Pl011State;
 
+    fn catch_up(&self) {
+        self.port.with(|_| ());
+    }
+
     fn save(&self) -> Pl011State {
         let inner = self.port.settled();
         let r = &inner.registers;

@@ -12,16 +12,16 @@ pub struct Pl011State {
     /// Receive status register: the errors of the character last read, and overrun.
     #[n(0)]
     pub errors: u8,
-    /// Infrared low-power counter.
+    /// Infrared low-power counter. Any value.
     #[n(1)]
     pub ilpr: u8,
-    /// Integer baud rate divisor.
+    /// Integer baud rate divisor. Any value.
     #[n(2)]
     pub ibrd: u16,
     /// Fractional baud rate divisor.
     #[n(3)]
     pub fbrd: u8,
-    /// Line control register.
+    /// Line control register. Any value.
     #[n(4)]
     pub lcr: u8,
     /// Control register.

@@ -7,13 +7,13 @@ use skep_state::{State, StateError};
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Pl031State {
-    /// Seconds that the count is ahead of the wall clock's (since the Unix epoch), modulo 2^32.
+    /// Seconds that the count is ahead of the wall clock's (since the Unix epoch), modulo 2^32. Any value.
     #[n(0)]
     pub offset: u32,
-    /// Match register.
+    /// Match register. Any value.
     #[n(1)]
     pub matched: u32,
-    /// Load register.
+    /// Load register. Any value.
     #[n(2)]
     pub loaded: u32,
     /// Interrupt mask: the interrupt is let through.

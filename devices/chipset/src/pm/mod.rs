@@ -347,6 +347,10 @@ impl Device for Pm {
 impl Persist for Pm {
     type State = PmState;
 
+    fn catch_up(&self) {
+        self.with(|_, _| ());
+    }
+
     fn save(&self) -> PmState {
         self.with(|inner, now| {
             let r = &inner.registers;

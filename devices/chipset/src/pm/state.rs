@@ -24,19 +24,19 @@ pub struct PmState {
     /// Nanoseconds that the timer has run, of which its value is derived.
     #[n(4)]
     pub timer_nanos: u64,
-    /// GPE0_STS.
+    /// GPE0_STS. Any value.
     #[n(5)]
     pub gpe_status: u64,
-    /// GPE0_EN.
+    /// GPE0_EN. Any value.
     #[n(6)]
     pub gpe_enable: u64,
-    /// SMI_EN.
+    /// SMI_EN. Any value.
     #[n(7)]
     pub smi_enable: u32,
-    /// The APM control port.
+    /// The APM control port. Any value.
     #[n(8)]
     pub apm_control: u8,
-    /// The APM status port.
+    /// The APM status port. Any value.
     #[n(9)]
     pub apm_status: u8,
 }
@@ -51,6 +51,7 @@ impl State for PmState {
         ensure(placed, id, "base", self.base, "the block stands at a multiple of 128")?;
         ensure(self.status & !status::ALL == 0, id, "status", self.status, "reserved bits are 0")?;
         ensure(self.enable & !enable::ALL == 0, id, "enable", self.enable, "reserved bits are 0")?;
-        ensure(self.control & !control::KEPT == 0, id, "control", self.control, "reserved bits are 0")
+        ensure(self.control & !control::KEPT == 0, id, "control", self.control, "reserved bits are 0")?;
+        ensure(self.timer_nanos <= 1 << 62, id, "timer_nanos", self.timer_nanos, "nothing counts for centuries")
     }
 }

@@ -423,6 +423,10 @@ impl Device for Uart16550 {
 impl Persist for Uart16550 {
     type State = Uart16550State;
 
+    fn catch_up(&self) {
+        self.port.with(|_| ());
+    }
+
     fn save(&self) -> Uart16550State {
         let inner = self.port.settled();
         let r = &inner.registers;

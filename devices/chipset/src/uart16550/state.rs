@@ -15,7 +15,7 @@ pub struct Uart16550State {
     /// FIFO control register: enable, DMA mode and trigger bits.
     #[n(1)]
     pub fcr: u8,
-    /// Line control register.
+    /// Line control register. Any value.
     #[n(2)]
     pub lcr: u8,
     /// Modem control register.
@@ -27,10 +27,10 @@ pub struct Uart16550State {
     /// The change bits of the modem status register.
     #[n(5)]
     pub modem_changes: u8,
-    /// Scratch register.
+    /// Scratch register. Any value.
     #[n(6)]
     pub scratch: u8,
-    /// Divisor latch.
+    /// Divisor latch. Any value.
     #[n(7)]
     pub divisor: u16,
     /// The receive FIFO, oldest first: the character, and in bits 15:8 its error bits as in the line status register.

@@ -2,9 +2,9 @@ use proptest::prelude::*;
 use skep_block::testing::MemoryDisk;
 use skep_state::Persist;
 
-use crate::ControllerConfig;
 use crate::spec::{Command, Status, admin, io};
 use crate::testing::{BAR, DATA, Guest, Pair, RAM, command, config, map, namespace, transfer, wait_for};
+use crate::{ControllerConfig, ControllerState};
 
 fn enabled() -> Guest {
     let mut guest = Guest::new();
@@ -190,6 +190,26 @@ fn a_guest_that_is_not_alive_is_told_by_the_fatal_status() {
     wait_for("the fatal status", || guest.status() == 3);
     guest.disable();
     guest.enable();
+}
+
+#[test]
+fn a_restored_controller_waits_no_longer_for_its_guest() {
+    let mut guest = enabled();
+    assert_eq!(guest.set_feature(0xf, 1000), Ok(0));
+    guest.clock.advance(900_000_000);
+    let heir = guest.successor(config());
+    heir.clock.advance(99_999_999);
+    heir.controller.pass_round();
+    assert_eq!(heir.status(), 1);
+    heir.clock.advance(1);
+    wait_for("the fatal status", || heir.status() == 3);
+    let state = guest.pause();
+    assert_eq!(state.alive, Some(100_000_000));
+    // A state of before it was saved: the time begins anew.
+    let other = Guest::with(config(), guest.map.clone(), guest.disk.clone());
+    other.controller.restore(&ControllerState { alive: None, ..state }).unwrap();
+    other.controller.resume();
+    assert_eq!(other.pause().alive, Some(1_000_000_000));
 }
 
 #[test]

@@ -235,8 +235,8 @@ impl Admin {
         match self.features.keep_alive {
             0 => self.keep_alive.disarm(),
             timeout => {
-                let deadline = self.shared.clock.now().saturating_add(u64::from(timeout) * 1_000_000);
-                self.keep_alive.arm(deadline);
+                self.alive_until = self.shared.clock.now().saturating_add(u64::from(timeout) * 1_000_000);
+                self.keep_alive.arm(self.alive_until);
             }
         }
     }

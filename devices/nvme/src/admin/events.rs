@@ -16,7 +16,7 @@ pub(super) mod log {
 
 /// An event: its type, what it is, and the log that tells more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Event(u32);
+pub(crate) struct Event(u32);
 
 impl Event {
     const fn new(kind: u32, information: u32, log: u8) -> Self {
@@ -31,6 +31,11 @@ impl Event {
     pub(super) const TEMPERATURE: Self = Self::new(1, 1, log::HEALTH);
     /// A namespace has come, gone, or changed.
     pub(super) const NAMESPACE: Self = Self::new(2, 0, log::CHANGED);
+
+    /// Whether it is the number of one of them.
+    pub(crate) fn is_known(number: u32) -> bool {
+        [Self::NO_QUEUE, Self::BAD_VALUE, Self::TEMPERATURE, Self::NAMESPACE].contains(&Self(number))
+    }
 }
 
 /// What waits for what.

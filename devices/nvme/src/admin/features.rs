@@ -12,7 +12,7 @@ use super::identify::TEMPERATURE;
 use crate::namespace;
 use crate::shared::Counters;
 use crate::spec::{Command, EVERY_NAMESPACE, Status};
-use crate::state::FeaturesState;
+use crate::state::{FeaturesState, LAST_TIMESTAMP};
 use crate::transfer;
 
 /// Feature identifiers.
@@ -50,7 +50,7 @@ pub(super) mod feature {
 /// Commands of one queue in a row: no limit.
 const NO_LIMIT: u32 = 7;
 /// Bits of the events that can be asked for: SMART warnings, and changed namespaces.
-const EVENT_MASK: u32 = 0x1f | 1 << 8;
+pub(crate) const EVENT_MASK: u32 = 0x1f | 1 << 8;
 
 /// Bytes of the table of autonomous transitions: 32 entries.
 const TABLE: usize = 256;
@@ -322,7 +322,7 @@ impl Admin {
     /// Features as they are saved: a timestamp that does not depend on where the clock stands.
     pub(super) fn saved_features(&mut self) -> FeaturesState {
         let power_state = self.power_state() as u8;
-        let timestamp = self.features.timestamp.saturating_add(self.millis());
+        let timestamp = self.features.timestamp.saturating_add(self.millis()).clamp(0, LAST_TIMESTAMP);
         FeaturesState { power_state, timestamp, ..self.features.clone() }
     }
 
@@ -330,6 +330,14 @@ impl Admin {
     pub(super) fn restore_time(&mut self) {
         self.features.timestamp = self.features.timestamp.saturating_sub(self.millis());
         self.power_set = self.shared.nanos();
+    }
+
+    /// Lets the keep alive timeout come when it would have.
+    pub(super) fn restore_keep_alive(&mut self, left: Option<u64>) {
         self.restart_keep_alive();
+        if let Some(left) = left {
+            self.alive_until = self.shared.clock.now().saturating_add(left);
+            self.keep_alive.arm(self.alive_until);
+        }
     }
 }

@@ -31,7 +31,8 @@ mod task;
 #[path = "admin_test.rs"]
 pub(crate) mod test;
 
-pub(crate) use events::Events;
+pub(crate) use events::{Event, Events};
+pub(crate) use features::EVENT_MASK;
 pub(crate) use identify::VENDOR;
 pub(crate) use saved::power_on;
 use task::Task;
@@ -104,6 +105,8 @@ pub(crate) struct Admin {
     /// When the power state was last set, in the controller's nanoseconds.
     power_set: u64,
     keep_alive: Timer,
+    /// When that comes.
+    alive_until: GuestNanos,
     pausing: Option<Stopped>,
     paused: bool,
     posted: bool,
@@ -156,6 +159,7 @@ impl Admin {
             powered: shared.clock.now(),
             power_set: 0,
             keep_alive,
+            alive_until: 0,
             pausing: None,
             paused: false,
             posted: false,

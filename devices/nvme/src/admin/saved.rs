@@ -29,6 +29,7 @@ pub(crate) fn power_on() -> ControllerState {
         changed: Vec::new(),
         health: HealthState { power_cycles: 1, ..HealthState::default() },
         errors: Vec::new(),
+        alive: None,
     }
 }
 
@@ -103,8 +104,10 @@ impl Admin {
             events: self.events.queue.iter().copied().collect(),
             events_masked: self.events.masked,
             changed: self.events.changed.iter().copied().collect(),
-            health,
+            health: health.bounded(),
             errors: errors.entries.iter().copied().collect(),
+            alive: (enabled && self.features.keep_alive > 0)
+                .then(|| self.alive_until.saturating_sub(self.shared.clock.now())),
         }
     }
 
@@ -132,6 +135,7 @@ impl Admin {
         self.features = state.features.clone();
         self.apply_features();
         self.restore_time();
+        self.restore_keep_alive(state.alive);
         self.events = Events {
             requests: state.event_requests.clone(),
             queue: state.events.iter().copied().collect(),
@@ -161,7 +165,7 @@ impl Admin {
     pub(super) fn health(&self) -> HealthState {
         let mut health = self.health;
         self.units.values().for_each(|unit| unit.counters.add_to(&mut health));
-        health
+        health.bounded()
     }
 
     /// Nanoseconds of power, in all.

@@ -228,11 +228,7 @@ impl Unit {
         self.look_at_epoch();
         self.follow();
         let (Some(ram), Mode::Running) = (self.ram(), self.mode) else { return false };
-        let any = self.fetch(&ram);
-        if any {
-            self.counters.last.store(Counters::BUSY, Ordering::Relaxed);
-        }
-        any
+        self.fetch(&ram)
     }
 
     /// Takes commands, each queue its share in its turn.
@@ -252,6 +248,8 @@ impl Unit {
                     Ok(Some(command)) => {
                         let (id, command_id) = (queue.id(), command.id());
                         queue.in_flight += 1;
+                        // Before its disk has it: a controller that rests is left by a command, not by its end.
+                        self.counters.last.store(Counters::BUSY, Ordering::Relaxed);
                         any = true;
                         if let Some(status) = self.begin(id, &command, ram) {
                             if !status.is_success() {

@@ -7,10 +7,10 @@ use skep_state::{State, StateError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct BalloonState {
-    /// `num_pages`: how many pages the host would like to have.
+    /// `num_pages`: how many pages the host would like to have. Any value.
     #[n(0)]
     pub target: u32,
-    /// `actual`: how many the driver says that it has given. It may say anything.
+    /// `actual`: how many the driver says that it has given. It may say anything. Any value.
     #[n(1)]
     pub actual: u32,
 }

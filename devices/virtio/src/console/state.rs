@@ -18,7 +18,7 @@ pub struct PortState {
     /// What the driver is still to be told, as bits.
     #[n(2)]
     pub news: u8,
-    /// Bytes of the next chain to be transmitted that the host has already taken.
+    /// Bytes of the next chain to be transmitted that the host has already taken. Any value.
     #[n(3)]
     pub sent: u32,
 }
@@ -27,10 +27,10 @@ pub struct PortState {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ConsoleState {
-    /// Columns of the terminal.
+    /// Columns of the terminal. Any value.
     #[n(0)]
     pub columns: u16,
-    /// Rows of the terminal.
+    /// Rows of the terminal. Any value.
     #[n(1)]
     pub rows: u16,
     /// The ports.

@@ -9,7 +9,7 @@ use super::card::OFFLOADS;
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct NetState {
-    /// The card's address.
+    /// The card's address. Any value.
     #[n(0)]
     pub mac: [u8; 6],
     /// How many queue pairs receive.
@@ -30,6 +30,7 @@ impl State for NetState {
     fn check(&self) -> Result<(), StateError> {
         let unknown = self.offloads.unwrap_or(0) & !OFFLOADS;
         ensure(unknown == 0, Self::ID, "offloads", unknown, "they are features of received frames")?;
-        ensure(self.pairs > 0, Self::ID, "pairs", self.pairs, "the first pair always receives")
+        let pairs = (1..=0x8000).contains(&self.pairs);
+        ensure(pairs, Self::ID, "pairs", self.pairs, "the first pair always receives, and there are 32768 at most")
     }
 }

@@ -7,7 +7,7 @@ use minicbor::{Decode, Encode};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct QueueState {
-    /// How many chains have gone through the queue, modulo 2^16: the next index of both rings.
+    /// How many chains have gone through the queue, modulo 2^16: the next index of both rings. Any value.
     #[n(0)]
     pub next: u16,
     /// The driver broke the ring's rules, and the queue stands still until it is reset.

@@ -3,14 +3,18 @@
 use minicbor::{Decode, Encode};
 use skep_state::{State, StateError, ensure};
 
+use super::notifications::NO_VECTOR;
 use super::registers::status;
 use crate::{MAX_QUEUE_SIZE, QueueState, feature};
+
+/// Vectors that an MSI-X capability can have.
+const MOST_VECTORS: u16 = 2048;
 
 /// One queue, as its driver has set it up, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct TransportQueueState {
-    /// `queue_size`.
+    /// `queue_size`. Any value.
     #[n(0)]
     pub size: u16,
     /// `queue_msix_vector`.
@@ -22,13 +26,13 @@ pub struct TransportQueueState {
     /// Its registers may still be written.
     #[n(3)]
     pub open: bool,
-    /// `queue_desc`.
+    /// `queue_desc`. Any value.
     #[n(4)]
     pub descriptors: u64,
-    /// `queue_driver`.
+    /// `queue_driver`. Any value.
     #[n(5)]
     pub available: u64,
-    /// `queue_device`.
+    /// `queue_device`. Any value.
     #[n(6)]
     pub used: u64,
     /// Where it stands in its rings.
@@ -40,10 +44,10 @@ pub struct TransportQueueState {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct TransportState {
-    /// `device_feature_select`.
+    /// `device_feature_select`. Any value.
     #[n(0)]
     pub device_feature_select: u32,
-    /// `driver_feature_select`.
+    /// `driver_feature_select`. Any value.
     #[n(1)]
     pub driver_feature_select: u32,
     /// The features that the driver has written.
@@ -58,10 +62,10 @@ pub struct TransportState {
     /// `DEVICE_NEEDS_RESET`.
     #[n(5)]
     pub needs_reset: bool,
-    /// `config_generation`.
+    /// `config_generation`. Any value.
     #[n(6)]
     pub generation: u8,
-    /// `queue_select`.
+    /// `queue_select`. Any value.
     #[n(7)]
     pub queue_select: u16,
     /// The ISR status.
@@ -95,11 +99,22 @@ impl State for TransportState {
             "features are accepted only with VIRTIO_F_VERSION_1",
         )?;
         ensure(self.isr & !3 == 0, id, "isr", self.isr, "the ISR status has two bits")?;
+        let rule = |vector: u16| vector == NO_VECTOR || vector < MOST_VECTORS;
+        let vector = self.config_vector;
+        ensure(rule(vector), id, "config_vector", vector, "a function has 2048 vectors at most, and 65535 is none")?;
         for queue in &self.queues {
+            let vector = queue.vector;
+            ensure(
+                rule(vector),
+                id,
+                "queues.vector",
+                vector,
+                "a function has 2048 vectors at most, and 65535 is none",
+            )?;
             ensure(
                 !(queue.enabled && queue.open),
                 id,
-                "open",
+                "queues.open",
                 queue.open,
                 "an enabled queue's registers can't be written",
             )?;
@@ -107,7 +122,7 @@ impl State for TransportState {
             ensure(
                 queue.enabled || queue.queue == QueueState::default(),
                 id,
-                "queue",
+                "queues.queue",
                 queue.queue,
                 "a queue that is not enabled has not gone on",
             )?;

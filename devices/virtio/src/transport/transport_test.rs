@@ -301,8 +301,8 @@ fn what_does_not_fit_is_refused_by_name() {
     refused(|s| s.driver_features |= 2, "driver_features");
     refused(|s| s.isr = 4, "isr");
     refused(|s| s.queues.truncate(1), "queues");
-    refused(|s| s.queues[0].open = true, "open");
-    refused(|s| s.queues[0].enabled = false, "queue");
+    refused(|s| s.queues[0].open = true, "queues.open");
+    refused(|s| s.queues[0].enabled = false, "queues.queue");
     let running = self::rig(true);
     assert!(running.transport.restore(&state).is_err(), "it has not been stopped");
 }

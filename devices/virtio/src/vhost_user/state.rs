@@ -7,7 +7,7 @@ use skep_state::{State, StateError, ensure};
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct VhostUserState {
-    /// The device type's number.
+    /// The device type's number, which must be the device's own. Any value.
     #[n(0)]
     pub device: u16,
     /// What the driver has set as a block device's `writeback`, where it has.

@@ -16,7 +16,7 @@ pub struct Redistributor {
     /// Registers by their offset in the frame (RD_base; SGI_base from 0x10000 on): 32 bits each.
     #[n(0)]
     pub registers: Vec<(u32, u32)>,
-    /// The levels of the private lines, one bit each (SGIs and PPIs).
+    /// The levels of the private lines, one bit each (SGIs and PPIs). Any value.
     #[n(1)]
     pub levels: u32,
 }
@@ -25,7 +25,7 @@ pub struct Redistributor {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct GicCpuState {
-    /// The CPU's affinity as in MPIDR_EL1.
+    /// The CPU's affinity as in MPIDR_EL1. Any value.
     #[n(0)]
     pub mpidr: u64,
     /// Its redistributor or banked distributor registers.
@@ -96,11 +96,13 @@ impl State for GicState {
         ensure(self.levels.len() == words, id, "levels", self.levels.len(), "each SPI has one bit")?;
         let aligned = |registers: &[(u32, u32)]| registers.iter().all(|(offset, _)| offset.is_multiple_of(4));
         ensure(aligned(&self.distributor), id, "distributor", (), "registers lie at multiples of 4")?;
+        let count = self.cpus.len();
+        ensure((1..=512).contains(&count), id, "cpus", count, "a machine has 1 to 512 CPUs")?;
         for cpu in &self.cpus {
             ensure(
                 aligned(&cpu.redistributor.registers),
                 id,
-                "cpus.redistributor",
+                "cpus.redistributor.registers",
                 (),
                 "registers lie at multiples of 4",
             )?;
@@ -109,6 +111,13 @@ impl State for GicState {
         let its = self.its.as_ref();
         ensure(self.version == 3 || its.is_none(), id, "its", (), "a GICv2 has none")?;
         let aligned = its.is_none_or(|its| its.registers.iter().all(|(offset, _)| offset.is_multiple_of(4)));
-        ensure(aligned, id, "its.registers", (), "registers lie at multiples of 4")
+        ensure(aligned, id, "its.registers", (), "registers lie at multiples of 4")?;
+        for cpu in &self.cpus {
+            let held = cpu.interface.len();
+            ensure(self.version == 3 || held == 0, id, "cpus.interface", held, "a GICv2 has no system registers")?;
+            ensure(held <= 64, id, "cpus.interface", held, "an interface has not that many registers")?;
+        }
+        let form = its.map_or("none", |its| &its.tables);
+        ensure((1..=64).contains(&form.len()), id, "its.tables", form.len(), "a form has a name of 1 to 64 bytes")
     }
 }

@@ -29,12 +29,15 @@ fn a_round_trip_is_exact() {
 
 #[test]
 fn what_no_gic_could_hold_is_refused_by_name() {
-    let cases: [Case; 6] = [
+    let cases: [Case; 9] = [
         ("version", |s| s.version = 4),
         ("spis", |s| s.spis = 1020),
         ("levels", |s| s.levels.clear()),
         ("distributor", |s| s.distributor[0].0 = 2),
         ("its", |s| s.version = 2),
+        ("its.tables", |s| s.its.as_mut().unwrap().tables.clear()),
+        ("cpus", |s| s.cpus.clear()),
+        ("cpus.interface", |s| (s.version, s.its) = (2, None)),
         ("its.registers", |s| s.its.as_mut().unwrap().registers[0].0 = 1),
     ];
     for (name, spoil) in cases {

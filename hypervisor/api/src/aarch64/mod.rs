@@ -66,6 +66,19 @@ pub struct Capabilities {
     pub counter_hz: u32,
 }
 
+impl Capabilities {
+    /// The first of these features, by its name, that can't be given to a guest.
+    #[must_use]
+    pub fn lacks(&self, features: Features) -> Option<&'static str> {
+        let named = [
+            (features.sve && !self.sve, "SVE"),
+            (features.pointer_authentication && !self.pointer_authentication, "pointer authentication"),
+            (features.pmu && !self.pmu, "a performance monitor (PMUv3)"),
+        ];
+        named.into_iter().find_map(|(lacking, name)| lacking.then_some(name))
+    }
+}
+
 /// Redistributors that lie one after the other, 128 KiB each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RedistributorRegion {

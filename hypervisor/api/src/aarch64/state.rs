@@ -77,6 +77,7 @@ pub mod registers {
 
     pub const MIDR_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 0, 0);
     pub const MPIDR_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 0, 5);
+    pub const CLIDR_EL1: SystemRegister = SystemRegister::new(3, 1, 0, 0, 1);
     pub const SCTLR_EL1: SystemRegister = SystemRegister::new(3, 0, 1, 0, 0);
     pub const TTBR0_EL1: SystemRegister = SystemRegister::new(3, 0, 2, 0, 0);
     pub const TTBR1_EL1: SystemRegister = SystemRegister::new(3, 0, 2, 0, 1);
@@ -97,10 +98,10 @@ pub struct SimdRegisters {
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub v: Vec<u8>,
-    /// FPSR.
+    /// FPSR. Any value.
     #[n(1)]
     pub fpsr: u32,
-    /// FPCR.
+    /// FPCR. Any value.
     #[n(2)]
     pub fpcr: u32,
     /// SVE's state, where the vCPU has it: the vector length in bits, then Z0 to Z31 (V0 to V31 are their low parts), P0 to P15 and FFR.
@@ -132,25 +133,25 @@ pub enum PowerState {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct VcpuState {
-    /// X0 to X30.
+    /// X0 to X30. Any value.
     #[n(0)]
     pub x: [u64; 31],
-    /// SP_EL0.
+    /// SP_EL0. Any value.
     #[n(1)]
     pub sp_el0: u64,
-    /// SP_EL1.
+    /// SP_EL1. Any value.
     #[n(2)]
     pub sp_el1: u64,
-    /// The program counter.
+    /// The program counter. Any value.
     #[n(3)]
     pub pc: u64,
     /// PSTATE as SPSR_EL1 would hold it.
     #[n(4)]
     pub pstate: u64,
-    /// ELR_EL1.
+    /// ELR_EL1. Any value.
     #[n(5)]
     pub elr_el1: u64,
-    /// SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq.
+    /// SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq. Any value.
     #[n(6)]
     pub spsr: [u64; 5],
     /// Floating point and SIMD.
@@ -165,7 +166,7 @@ pub struct VcpuState {
     /// An SError that waits, with its syndrome (ISS) where the CPU has RAS.
     #[n(10)]
     pub serror: Option<u64>,
-    /// The virtual counter (CNTVCT_EL0) at the moment of saving.
+    /// The virtual counter (CNTVCT_EL0) at the moment of saving. Any value.
     #[n(11)]
     pub counter: u64,
     /// The counter's frequency in Hz.
@@ -234,6 +235,8 @@ impl State for VcpuState {
         // Z: 32 vectors, P: 16 predicates of an eighth, FFR: one more.
         let expected = bits.map(|bits| usize::from(bits) / 8 * 32 + usize::from(bits) / 64 * 17);
         ensure(sve == expected, id, "simd.sve", sve, "its size follows from the vector length")?;
+        let serror = self.serror;
+        ensure(serror.is_none_or(|iss| iss < 1 << 25), id, "serror", serror, "a syndrome (ISS) has 25 bits")?;
         ensure(self.counter_hz > 0, id, "counter_hz", self.counter_hz, "the counter runs")?;
         ensure(self.firmware.len() <= 64, id, "firmware", self.firmware.len(), "there are not that many interfaces")
     }

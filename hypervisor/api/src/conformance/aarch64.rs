@@ -112,13 +112,16 @@ impl Target for Aarch64 {
     fn controller_registers(config: &VmConfig) -> Vec<Register> {
         const ALL: u32 = u32::MAX;
         let register = |base: u64| move |(offset, free, set)| Register { address: base + offset, free, set };
-        // Groups, enabled and not, pending and not, configuration: of SPIs 32 to 63; their priorities. They wait, since the CPU masks interrupts.
+        // Groups, enabled and not, pending and not, active and not, configuration: of SPIs 32 to 63; their priorities. They wait, since the CPU masks
+        // interrupts.
         let spis = [
             (0x84, ALL, 0),
             (0x104, ALL, 0),
             (0x184, ALL, 0),
             (0x204, ALL, 0),
             (0x284, ALL, 0),
+            (0x304, ALL, 0),
+            (0x384, ALL, 0),
             (0xc08, 0xaaaa_aaaa, 0),
         ];
         let priorities = (0x420..0x440).step_by(4).map(|offset| (offset, 0xf8f8_f8f8, 0));
@@ -138,6 +141,8 @@ impl Target for Aarch64 {
             GicConfig::V3 { .. } => {
                 // Which group is on.
                 let control = [(0x0, 2, 0)].map(register(DISTRIBUTOR));
+                // SGIs that are active: a GICv2's have a source each besides.
+                let private = private.chain([(0x300, 0xffff, 0), (0x380, 0xffff, 0)]);
                 // Both halves of routes.
                 let routes =
                     (0x6100..0x6120).step_by(8).map(|offset| (offset, 0x8000_0000, 0)).map(register(DISTRIBUTOR));

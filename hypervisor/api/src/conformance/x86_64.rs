@@ -105,7 +105,7 @@ impl Target for X86_64 {
             }
         }
         cpuid.set(MARK);
-        VcpuConfig { apic_id: id as u32, cpuid }
+        VcpuConfig { apic_id: id as u32, cpuid, arch_capabilities: None }
     }
 
     fn boot_state(list: u64) -> BootState {

@@ -40,6 +40,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Script<A: Arch> {
     sources: Mutex<BTreeMap<u32, Source<A>>>,
     failures: Mutex<BTreeMap<u32, VcpuError>>,
+    standstills: Mutex<BTreeMap<u32, u64>>,
 }
 
 /// The fake hypervisor.
@@ -61,7 +62,7 @@ impl<A: Model> Fake<A> {
             memory_slots: 509,
             arch: A::capabilities(),
         };
-        let script = Script { sources: Mutex::default(), failures: Mutex::default() };
+        let script = Script { sources: Mutex::default(), failures: Mutex::default(), standstills: Mutex::default() };
         Self { capabilities, script: Arc::new(script) }
     }
 
@@ -88,6 +89,14 @@ impl<A: Model> Fake<A> {
     pub fn fail_entry(&self, vcpu: u32) {
         let (meaning, registers) = ("the test wants it so".to_owned(), "none".to_owned());
         self.fail(vcpu, VcpuError::EntryFailed { vcpu, reason: 0x8000_0021, meaning, registers });
+    }
+}
+
+impl<A: Arch> Fake<A> {
+    /// How often vCPU `vcpu`, of all VMs, was told that it had stood still.
+    #[must_use]
+    pub fn standstills(&self, vcpu: u32) -> u64 {
+        lock(&self.script.standstills).get(&vcpu).copied().unwrap_or(0)
     }
 }
 

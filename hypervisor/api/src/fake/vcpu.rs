@@ -394,6 +394,11 @@ impl<A: Model> Vcpu<A> for FakeVcpu<A> {
         Ok(())
     }
 
+    fn stood_still(&mut self) -> Result<(), VcpuError> {
+        *lock(&self.machine.script.standstills).entry(self.index).or_default() += 1;
+        Ok(())
+    }
+
     fn identity(&mut self) -> Result<A::VcpuIdentity, VcpuError> {
         Ok(A::identity(&self.config))
     }

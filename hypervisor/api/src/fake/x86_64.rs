@@ -116,7 +116,14 @@ impl Model for X86_64 {
         let xsave = [xsave(0, [7, 832, 832, 0]), xsave(2, [256, 576, 0, 0])];
         let basic = [entry(0, [0xd, 0x656b_6166, 0x656b_6166, 0x656b_6166]), entry(1, features)];
         let cpuid = Cpuid(basic.into_iter().chain(xsave).collect());
-        Capabilities { cpuid, apic_ids: 4096, extended_msi_destinations: true, tsc_khz: None, tsc_scaling: false }
+        Capabilities {
+            cpuid,
+            arch_capabilities: 0,
+            apic_ids: 4096,
+            extended_msi_destinations: true,
+            tsc_khz: None,
+            tsc_scaling: false,
+        }
     }
 
     fn controller(

@@ -43,6 +43,12 @@ impl Cpuid {
         }
     }
 
+    /// Whether it shows that there is IA32_ARCH_CAPABILITIES (leaf 7, EDX bit 29).
+    #[must_use]
+    pub fn shows_arch_capabilities(&self) -> bool {
+        self.get(7, 0).is_some_and(|leaf| leaf.edx & 1 << 29 != 0)
+    }
+
     /// Takes every subleaf of a leaf out.
     pub fn remove(&mut self, leaf: u32) {
         self.0.retain(|e| e.leaf != leaf);

@@ -38,6 +38,8 @@ impl Arch for X86_64 {
 pub struct Capabilities {
     /// What the guest may be shown of the host's CPU, with the hypervisor leaves that the backend itself implements.
     pub cpuid: Cpuid,
+    /// What it may be shown in IA32_ARCH_CAPABILITIES (SDM volume 4 table 2-2), 0 where there is none.
+    pub arch_capabilities: u64,
     /// The highest APIC id there may be, plus one. Beyond 255 they are x2APIC ids.
     pub apic_ids: u32,
     /// MSIs can name APIC ids beyond 255 (bits 11:5 of the address hold bits 14:8 of the destination).
@@ -80,6 +82,8 @@ pub struct VcpuConfig {
     pub apic_id: u32,
     /// What CPUID shows on it, complete.
     pub cpuid: Cpuid,
+    /// What it reads in IA32_ARCH_CAPABILITIES where its CPUID shows that there is one. `None`: what the backend shows by itself.
+    pub arch_capabilities: Option<u64>,
 }
 
 /// What a boot protocol sets: everything else is as at power-on.

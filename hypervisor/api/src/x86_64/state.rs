@@ -13,38 +13,55 @@ pub(crate) mod test;
 #[cbor(map)]
 #[allow(missing_docs)] // The names are the registers'.
 pub struct GeneralRegisters {
+    /// Any value.
     #[n(0)]
     pub rax: u64,
+    /// Any value.
     #[n(1)]
     pub rbx: u64,
+    /// Any value.
     #[n(2)]
     pub rcx: u64,
+    /// Any value.
     #[n(3)]
     pub rdx: u64,
+    /// Any value.
     #[n(4)]
     pub rsi: u64,
+    /// Any value.
     #[n(5)]
     pub rdi: u64,
+    /// Any value.
     #[n(6)]
     pub rsp: u64,
+    /// Any value.
     #[n(7)]
     pub rbp: u64,
+    /// Any value.
     #[n(8)]
     pub r8: u64,
+    /// Any value.
     #[n(9)]
     pub r9: u64,
+    /// Any value.
     #[n(10)]
     pub r10: u64,
+    /// Any value.
     #[n(11)]
     pub r11: u64,
+    /// Any value.
     #[n(12)]
     pub r12: u64,
+    /// Any value.
     #[n(13)]
     pub r13: u64,
+    /// Any value.
     #[n(14)]
     pub r14: u64,
+    /// Any value.
     #[n(15)]
     pub r15: u64,
+    /// Any value.
     #[n(16)]
     pub rip: u64,
     #[n(17)]
@@ -55,16 +72,17 @@ pub struct GeneralRegisters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct Segment {
-    /// The visible part.
+    /// The visible part. Any value.
     #[n(0)]
     pub selector: u16,
-    /// The base.
+    /// The base. Any value.
     #[n(1)]
     pub base: u64,
-    /// The limit in bytes, with the granularity applied.
+    /// The limit in bytes, with the granularity applied. Any value.
     #[n(2)]
     pub limit: u32,
     /// Access rights as in the second doubleword of a descriptor, from bit 8 on: type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, D/B 14, G 15.
+    /// Any value.
     #[n(3)]
     pub attributes: u16,
     /// The segment can't be used (a null selector was loaded).
@@ -76,10 +94,10 @@ pub struct Segment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct DescriptorTable {
-    /// The base.
+    /// The base. Any value.
     #[n(0)]
     pub base: u64,
-    /// The limit.
+    /// The limit. Any value.
     #[n(1)]
     pub limit: u16,
 }
@@ -111,8 +129,10 @@ pub struct SystemRegisters {
     pub idt: DescriptorTable,
     #[n(10)]
     pub cr0: u64,
+    /// Any value.
     #[n(11)]
     pub cr2: u64,
+    /// Any value.
     #[n(12)]
     pub cr3: u64,
     #[n(13)]
@@ -130,16 +150,16 @@ pub struct Events {
     /// An exception that has been raised and not yet delivered.
     #[n(0)]
     pub exception: Option<u8>,
-    /// Its error code, where it has one.
+    /// Its error code, where it has one. Any value.
     #[n(1)]
     pub error_code: Option<u32>,
-    /// Its payload (CR2, or DR6 bits), not yet in the register.
+    /// Its payload (CR2, or DR6 bits), not yet in the register. Any value.
     #[n(2)]
     pub payload: Option<u64>,
     /// The exception has been taken back into the queue while it was being delivered.
     #[n(3)]
     pub exception_injected: bool,
-    /// An interrupt's vector that is being delivered.
+    /// An interrupt's vector that is being delivered. Any value.
     #[n(4)]
     pub interrupt: Option<u8>,
     /// It is a software interrupt.
@@ -160,7 +180,7 @@ pub struct Events {
     /// The next instruction is in the shadow of MOV SS or POP SS.
     #[n(10)]
     pub mov_ss_shadow: bool,
-    /// The vector of a SIPI that waits.
+    /// The vector of a SIPI that waits. Any value.
     #[n(11)]
     pub sipi_vector: Option<u8>,
     /// A triple fault waits to be reported.
@@ -214,7 +234,7 @@ pub struct LocalApic {
     /// IA32_APIC_BASE (SDM 4).
     #[n(1)]
     pub base: u64,
-    /// IA32_TSC_DEADLINE (SDM 3A section 10.5.4.1).
+    /// IA32_TSC_DEADLINE (SDM 3A section 10.5.4.1). Any value.
     #[n(2)]
     pub tsc_deadline: u64,
 }
@@ -229,7 +249,7 @@ pub struct VcpuState {
     /// Segments, tables, control registers.
     #[n(1)]
     pub system: SystemRegisters,
-    /// DR0 to DR3, DR6, DR7.
+    /// DR0 to DR3, DR6, DR7. Any value.
     #[n(2)]
     pub debug: [u64; 6],
     /// XCR0.
@@ -241,7 +261,7 @@ pub struct VcpuState {
     /// MSRs, by number. The APIC base, the TSC, EFER and the TSC deadline have fields of their own.
     #[n(5)]
     pub msrs: Vec<(u32, u64)>,
-    /// The time stamp counter at the moment of saving.
+    /// The time stamp counter at the moment of saving. Any value.
     #[n(6)]
     pub tsc: u64,
     /// The counter's frequency in kHz, where it is known.
@@ -267,7 +287,8 @@ impl State for VcpuState {
         ensure(self.general.rflags & 2 != 0, id, "rflags", self.general.rflags, "bit 1 is always set")?;
         ensure(self.system.cr8 <= 15, id, "cr8", self.system.cr8, "a task priority has 4 bits")?;
         let (cr0, long) = (self.system.cr0, self.system.efer & 1 << 10 != 0);
-        ensure(cr0 >> 32 == 0 && self.system.cr4 >> 32 == 0, id, "cr0, cr4", cr0, "their upper halves are reserved")?;
+        ensure(cr0 >> 32 == 0, id, "cr0", cr0, "its upper half is reserved")?;
+        ensure(self.system.cr4 >> 32 == 0, id, "cr4", self.system.cr4, "its upper half is reserved")?;
         ensure(cr0 & 1 << 31 == 0 || cr0 & 1 != 0, id, "cr0", cr0, "paging needs protection")?;
         ensure(!long || cr0 & 1 << 31 != 0, id, "efer", self.system.efer, "long mode needs paging")?;
         ensure(self.xcr0 & 1 == 1, id, "xcr0", self.xcr0, "x87 state is always enabled")?;
@@ -285,7 +306,14 @@ impl State for VcpuState {
             )?;
             last = Some(number);
         }
+        let count = self.msrs.len();
+        ensure(count <= 4096, id, "msrs", count, "no CPU has that many that are saved")?;
+        let khz = self.tsc_khz;
+        ensure(khz.is_none_or(|khz| khz > 0), id, "tsc_khz", khz, "the counter runs")?;
         ensure(self.apic.registers.len() == 64, id, "apic.registers", self.apic.registers.len(), "there are 64")?;
+        let base = self.apic.base;
+        ensure(base & 0x2ff == 0, id, "apic.base", base, "bits 9 and 7:0 are reserved")?;
+        ensure(base & 3 << 10 != 1 << 10, id, "apic.base", base, "an x2APIC is enabled")?;
         let events = &self.events;
         ensure(events.exception.is_none_or(|v| v < 32), id, "events.exception", events.exception, "vectors end at 31")?;
         ensure(events.nmi_pending <= 2, id, "events.nmi_pending", events.nmi_pending, "two can wait")

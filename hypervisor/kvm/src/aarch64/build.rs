@@ -10,7 +10,7 @@ use kvm_bindings::{
     KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS, kvm_device_attr, kvm_enable_cap, kvm_vcpu_init,
 };
 use kvm_ioctls::VmFd;
-use skep_hypervisor::aarch64::{self, Features, GicConfig, GicVersion, Interrupts, VcpuConfig, VmConfig};
+use skep_hypervisor::aarch64::{self, GicConfig, GicVersion, Interrupts, VcpuConfig, VmConfig};
 use skep_hypervisor::{Aarch64, Capabilities, Hypervisor, HypervisorError, Parts, Powers, Vcpu, VmBuilder, VmRequest};
 use skep_irq::MsiTarget;
 
@@ -148,15 +148,8 @@ impl Builder {
         if config.spis == 0 || !config.spis.is_multiple_of(32) {
             return Err(missing(format!("a GIC of {} SPIs", config.spis), ": it has them by 32"));
         }
-        let arch = &self.capabilities.arch;
-        let asked = |feature: fn(&Features) -> bool| vcpus.iter().any(|vcpu| feature(&vcpu.features));
-        let features = [
-            (asked(|f| f.sve) && !arch.sve, "SVE"),
-            (asked(|f| f.pointer_authentication) && !arch.pointer_authentication, "pointer authentication"),
-            (asked(|f| f.pmu) && !arch.pmu, "a performance monitor (PMUv3)"),
-        ];
-        match features.into_iter().find(|(lacking, _)| *lacking) {
-            Some((_, name)) => Err(missing(name, ": leave the CPU feature out")),
+        match vcpus.iter().find_map(|vcpu| self.capabilities.arch.lacks(vcpu.features)) {
+            Some(name) => Err(missing(name, ": leave the CPU feature out")),
             None => Ok(()),
         }
     }
@@ -223,7 +216,10 @@ fn initialise(
     clock: Arc<Clock>,
 ) -> Result<KvmVcpu, HypervisorError> {
     let index = core.index();
-    let failed = |e: kvm_ioctls::Error| HypervisorError::call(format!("initialise vCPU {index}"), e);
+    // Of unlike processors, not all of which have a monitor, a newer kernel says so here, an older one later.
+    let monitor =
+        if config.features.pmu { " with a performance monitor, which cpu-features pmu=false leaves out" } else { "" };
+    let failed = |e: kvm_ioctls::Error| HypervisorError::call(format!("initialise vCPU {index}{monitor}"), e);
     core.fd.vcpu_init(&init).map_err(failed)?;
     if config.features.sve {
         core.fd.vcpu_finalize(&(KVM_ARM_VCPU_SVE as libc::c_int)).map_err(failed)?;
@@ -241,7 +237,9 @@ fn initialise(
 fn initialise_pmu(vcpu: &KvmVcpu) -> Result<(), HypervisorError> {
     let set = |attr: u32, addr| {
         let attribute = kvm_device_attr { group: KVM_ARM_VCPU_PMU_V3_CTRL, attr: attr.into(), addr, flags: 0 };
-        let failed = |e: kvm_ioctls::Error| HypervisorError::call("initialise a performance monitor", e);
+        let failed = |e: kvm_ioctls::Error| {
+            HypervisorError::call("initialise a performance monitor, which cpu-features pmu=false leaves out", e)
+        };
         vcpu.core.fd.set_device_attr(&attribute).map_err(failed)
     };
     let intid = PMU_INTID;

@@ -42,6 +42,12 @@ fn complete(cpuid: &mut Cpuid) {
         leaf.ecx &= !(1 << 7);
         leaf.edx &= !(1 << 20);
     }
+    if is_amd(cpuid)
+        && let Some(leaf) = cpuid.get_mut(7, 0)
+    {
+        // AMD's have no IA32_ARCH_CAPABILITIES. KVM emulates one there, some versions of it for nobody to read, and Windows stops where it finds one.
+        leaf.edx &= !(1 << 29);
+    }
     if let Some(leaf) = cpuid.get_mut(0x8000_0001, 0) {
         // SVM, as VMX.
         leaf.ecx &= !(1 << 2);

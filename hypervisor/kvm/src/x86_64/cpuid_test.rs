@@ -16,6 +16,18 @@ fn what_is_not_saved_is_not_shown() {
 }
 
 #[test]
+fn amds_processors_have_no_ia32_arch_capabilities() {
+    let of = |vendor: [u32; 3]| {
+        let [ebx, edx, ecx] = vendor;
+        let mut cpuid = Cpuid(vec![leaf(0, [7, ebx, ecx, edx]), leaf(7, [0, 0, 0, 1 << 29])]);
+        complete(&mut cpuid);
+        cpuid.shows_arch_capabilities()
+    };
+    assert!(!of([0x6874_7541, 0x6974_6e65, 0x444d_4163]));
+    assert!(of([0x756e_6547, 0x4965_6e69, 0x6c65_746e]));
+}
+
+#[test]
 fn leaves_go_to_kvm_and_back() {
     let indexed = CpuidEntry { leaf: 0xd, subleaf: 2, indexed: true, eax: 1, ebx: 2, ecx: 3, edx: 4 };
     let cpuid = Cpuid(vec![leaf(0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]), indexed]);

@@ -125,6 +125,9 @@ pub(super) const WALL_CLOCK: u32 = 0x4b56_4d00;
 /// When the local APIC's timer is due.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 
+/// What the CPU has got against side channels: of the CPU that the guest is shown, like CPUID.
+pub(super) const ARCH_CAPABILITIES: u32 = 0x10a;
+
 /// How many MSRs KVM takes in one call.
 const BATCH: usize = 256;
 
@@ -132,6 +135,7 @@ const BATCH: usize = 256;
 pub(super) fn name(index: u32) -> String {
     let listed = MSRS.iter().find(|(number, _)| *number == index).map(|(_, name)| (*name).to_owned());
     let banked = || match index {
+        ARCH_CAPABILITIES => "IA32_ARCH_CAPABILITIES".to_owned(),
         TSC => "IA32_TIME_STAMP_COUNTER".to_owned(),
         TSC_DEADLINE => "IA32_TSC_DEADLINE".to_owned(),
         MTRR_DEF_TYPE => "IA32_MTRR_DEF_TYPE".to_owned(),
@@ -196,6 +200,17 @@ pub(super) fn write(core: &Core, values: &[(u32, u64)]) -> Result<(), VcpuError>
         rest = rest.get(count..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// What this host's CPU and KVM have of an MSR that tells of features.
+pub(super) fn feature(system: &Kvm, index: u32) -> u64 {
+    let mut msrs = Msrs::from_entries(&[entry(index, 0)]).expect("one fits");
+    // Where it can't be read there is none of them.
+    system
+        .get_msrs(&mut msrs)
+        .ok()
+        .and_then(|count| msrs.as_slice().get(..count)?.first())
+        .map_or(0, |entry| entry.data)
 }
 
 fn entry(index: u32, data: u64) -> kvm_msr_entry {

@@ -244,7 +244,7 @@ fn read_xsave(vcpu: &X86Vcpu, support: &Support) -> Result<Vec<XsaveComponent>, 
     Ok(support.xsave.split(&area))
 }
 
-/// Once known it stands until a vCPU runs. It is known by its offset from the host's at one moment for all vCPUs, or, where that can't be had, as
+/// Once known it stands until a vCPU runs, or the machine is saved anew. It is known by its offset from the host's at one moment for all vCPUs, or, where that can't be had, as
 /// it reads now.
 fn read_tsc(vcpu: &mut X86Vcpu, support: &Support) -> Result<u64, VcpuError> {
     let moment = vcpu.shared.standstill.moment();

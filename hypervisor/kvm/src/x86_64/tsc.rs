@@ -13,7 +13,7 @@ mod test;
 pub(super) struct Standstill(AtomicU64);
 
 impl Standstill {
-    /// The moment: now, if none has been taken since a vCPU ran.
+    /// The moment: now, if none has been taken since a vCPU ran, or since it was to be another.
     pub(super) fn moment(&self) -> u64 {
         match self.0.load(Ordering::SeqCst) {
             0 => {
@@ -22,6 +22,11 @@ impl Standstill {
             }
             taken => taken,
         }
+    }
+
+    /// It is now from here on, though no vCPU has run: the counters have.
+    pub(super) fn renew(&self) {
+        self.0.store(host_tsc().max(1), Ordering::SeqCst);
     }
 
     /// A vCPU is about to run.

@@ -1,6 +1,7 @@
 //! The vCPU: making it, and running guest code.
 #![allow(unsafe_code)] // The page shared with the kernel.
 
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -12,7 +13,7 @@ use skep_hypervisor::x86_64::{BootState, Io, VcpuConfig, VcpuState};
 use skep_hypervisor::{Exit, ExitCounts, HypervisorError, Kick, Vcpu, VcpuError, X86_64};
 
 use super::vm::Shared;
-use super::{boot, convert, cpuid, state};
+use super::{boot, convert, cpuid, msrs, state};
 use crate::vcpu::{Core, Entered};
 
 /// IA32_MISC_ENABLE at power-on: fast strings (which KVM leaves out, and Linux then does without), no branch trace store, no PEBS.
@@ -44,6 +45,8 @@ impl X86Vcpu {
         core.fd.set_cpuid2(&leaves).map_err(|e| failed("KVM refuses its CPUID", e.into()))?;
         let msrs = Msrs::from_entries(&[MISC_ENABLE]).expect("one entry fits");
         core.fd.set_msrs(&msrs).map_err(|e| failed("set IA32_MISC_ENABLE", e.into()))?;
+        show_arch_capabilities(&core, config, shared.capabilities.arch.arch_capabilities)
+            .map_err(|e| failed("show what its CPU has", io::Error::other(e)))?;
         Ok(Self {
             core,
             shared: shared.clone(),
@@ -159,6 +162,18 @@ impl X86Vcpu {
     }
 }
 
+/// Gives a vCPU that was just made its IA32_ARCH_CAPABILITIES: once it has run, KVM takes no other value (Linux 6.4). It begins with what KVM `offers`, and
+/// some hosts' KVM refuses that very value.
+fn show_arch_capabilities(core: &Core, config: &VcpuConfig, offers: u64) -> Result<(), VcpuError> {
+    let shown = config.arch_capabilities.filter(|_| config.cpuid.shows_arch_capabilities());
+    let Some(value) = shown.filter(|value| *value != offers) else { return Ok(()) };
+    let index = msrs::ARCH_CAPABILITIES;
+    msrs::write(core, &[(index, value)])?;
+    let here = msrs::read(core, &[index])?.first().map_or(0, |(_, here)| *here);
+    let ignored = || core.misfit(msrs::name(index), format!("this host's KVM does not take {value:#x} in it"));
+    if here == value { Ok(()) } else { Err(ignored()) }
+}
+
 impl Vcpu<X86_64> for X86Vcpu {
     fn index(&self) -> u32 {
         self.core.index()
@@ -212,6 +227,15 @@ impl Vcpu<X86_64> for X86Vcpu {
 
     fn restore(&mut self, state: &VcpuState) -> Result<(), VcpuError> {
         state::restore(self, state)
+    }
+
+    /// By kvmclock: Linux's watchdog of soft lockups asks for it.
+    fn stood_still(&mut self) -> Result<(), VcpuError> {
+        match self.core.fd.kvmclock_ctrl() {
+            // The guest does not use it.
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(self.core.failed("tell the guest that it stood still")),
+        }
     }
 
     fn identity(&mut self) -> Result<(), VcpuError> {

@@ -10,7 +10,7 @@ use kvm_bindings::{
     KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
-use skep_hypervisor::x86_64::{Capabilities as X86Capabilities, Interrupts, VcpuConfig, VmConfig};
+use skep_hypervisor::x86_64::{Capabilities as X86Capabilities, Cpuid, Interrupts, VcpuConfig, VmConfig};
 use skep_hypervisor::{
     Capabilities, Doorbells, GuestClock, HypervisorError, Parts, PostedWrites, Powers, Vcpu, Vm, VmBuilder, VmRequest,
     X86_64,
@@ -22,7 +22,7 @@ use super::clock::KvmClock;
 use super::state::Support;
 use super::tsc::Standstill;
 use super::vcpu::X86Vcpu;
-use super::{cpuid, ioctl};
+use super::{cpuid, ioctl, msrs};
 use crate::doorbells::IoEvents;
 use crate::posted::Posted;
 use crate::slots::Slots;
@@ -58,6 +58,11 @@ pub(super) fn enable(vm: &VmFd, cap: u32, arg: u64) -> io::Result<()> {
     vm.enable_cap(&request).map_err(io::Error::from)
 }
 
+/// What KVM offers in IA32_ARCH_CAPABILITIES.
+fn arch_capabilities(kvm: &Kvm, cpuid: &Cpuid) -> u64 {
+    if cpuid.shows_arch_capabilities() { msrs::feature(&kvm.system, msrs::ARCH_CAPABILITIES) } else { 0 }
+}
+
 impl Builder {
     pub(super) fn new(kvm: &Kvm, request: &VmRequest) -> Result<Self, HypervisorError> {
         let vm = Arc::new(kvm.system.create_vm().map_err(device::no_vm)?);
@@ -73,6 +78,7 @@ impl Builder {
             address_bits: cpuid::address_bits(&cpuid),
             memory_slots: capability(&vm, Cap::NrMemslots as u32),
             arch: X86Capabilities {
+                arch_capabilities: arch_capabilities(kvm, &cpuid),
                 cpuid,
                 apic_ids: capability(&vm, KVM_CAP_MAX_VCPU_ID),
                 extended_msi_destinations: true,
@@ -247,5 +253,9 @@ impl Vm<X86_64> for X86Vm {
 
     fn clock(&self) -> &dyn GuestClock {
         &self.clock
+    }
+
+    fn begin_save(&self) {
+        self.shared.standstill.renew();
     }
 }

@@ -88,6 +88,12 @@ guest! {
 }
 
 guest! {
+    /// Reads MSR ECX into EDX and EAX.
+    read_msr, x86_read_msr, x86_read_msr_end,
+    "rdmsr",
+}
+
+guest! {
     /// Runs for ever.
     spin, x86_spin, x86_spin_end,
     "33: pause",

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use skep_hypervisor::x86_64::{
     BootState, GeneralRegisters, Io, MsrFault, Segment, SystemRegisters, VcpuConfig, VcpuState, VmConfig,
 };
-use skep_hypervisor::{Capabilities, Exit, Hypervisor, Kick, MemoryIo, Parts, Powers, Vcpu, VmRequest, X86_64};
+use skep_hypervisor::{Capabilities, Exit, Hypervisor, Kick, MemoryIo, Parts, Powers, Vcpu, VmRequest, X86_64, x86_64};
 use skep_kvm::Kvm;
 use skep_memory::vm_memory::{Bytes, GuestAddress};
 use skep_memory::{Backing, MemoryMap, RamOptions, Region, RegionKind};
@@ -136,6 +136,13 @@ pub(crate) struct Machine {
     pub(crate) memory: MemoryMap,
 }
 
+/// What the host offers.
+pub(crate) fn capabilities() -> x86_64::Capabilities {
+    let request = VmRequest { max_vcpus: 1, highest_gpa: 0xffff_ffff, powers: Powers::all() };
+    let builder = Hypervisor::<X86_64>::builder(&kvm(), &request).unwrap();
+    builder.capabilities().arch.clone()
+}
+
 /// A vCPU's configuration by what the host offers.
 pub(crate) fn vcpu_config(capabilities: &Capabilities<X86_64>, apic_id: u32) -> VcpuConfig {
     let mut cpuid = capabilities.arch.cpuid.clone();
@@ -147,7 +154,7 @@ pub(crate) fn vcpu_config(capabilities: &Capabilities<X86_64>, apic_id: u32) -> 
     for entry in cpuid.0.iter_mut().filter(|entry| matches!(entry.leaf, 0xb | 0x1f)) {
         entry.edx = apic_id;
     }
-    VcpuConfig { apic_id, cpuid }
+    VcpuConfig { apic_id, cpuid, arch_capabilities: None }
 }
 
 impl Machine {
@@ -158,11 +165,17 @@ impl Machine {
 
     /// With vCPUs of these APIC ids.
     pub(crate) fn with(powers: Powers, apic_ids: &[u32]) -> Self {
+        Self::changed(powers, apic_ids, |_| ())
+    }
+
+    /// The same, with the vCPUs' configurations changed.
+    pub(crate) fn changed(powers: Powers, apic_ids: &[u32], change: impl FnMut(&mut VcpuConfig)) -> Self {
         let max_vcpus = u32::try_from(apic_ids.len()).unwrap();
         let request = VmRequest { max_vcpus, highest_gpa: 0xffff_ffff, powers };
         let kvm = kvm();
         let builder = Hypervisor::<X86_64>::builder(&kvm, &request).unwrap();
-        let configs: Vec<_> = apic_ids.iter().map(|id| vcpu_config(builder.capabilities(), *id)).collect();
+        let mut configs: Vec<_> = apic_ids.iter().map(|id| vcpu_config(builder.capabilities(), *id)).collect();
+        configs.iter_mut().for_each(change);
         let parts = builder.build(&VmConfig { ioapic_pins: PINS }, &configs).unwrap();
         let memory = MemoryMap::new();
         memory.listen(parts.vm.memory()).unwrap();

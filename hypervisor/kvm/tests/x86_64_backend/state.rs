@@ -5,7 +5,7 @@ use skep_hypervisor::{Exit, Powers, VcpuError};
 use skep_state::{Record, State};
 
 use crate::guest;
-use crate::machine::{Device, Machine, has_hardware};
+use crate::machine::{Device, Machine, capabilities, has_hardware};
 
 /// The power-on state of a first vCPU.
 fn power_on() -> VcpuState {
@@ -114,6 +114,29 @@ fn every_kind_of_state_goes_through() {
     }
 }
 
+/// By the flag of kvmclock's structure that Linux's watchdog looks at (Documentation/virt/kvm/x86/msr.rst).
+#[test]
+fn a_guest_with_kvmclock_is_told_that_it_stood_still() {
+    const CLOCK: u64 = 0x3000;
+    const FLAGS: u64 = CLOCK + 29;
+    const STOPPED: u8 = 1 << 1;
+    let mut machine = Machine::new();
+    // One that has no kvmclock is none the worse.
+    machine.vcpu().stood_still().unwrap();
+    let general = GeneralRegisters { rdi: 0x8000, ..GeneralRegisters::default() };
+    let mut device = machine.boot(guest::memory(), general);
+    let mut state = machine.save();
+    state.msrs.push((0x4b56_4d01, CLOCK | 1));
+    machine.vcpu().restore(&state).unwrap();
+    assert_eq!(machine.run(&mut device), Exit::Kicked);
+    assert_eq!(machine.read(FLAGS, 1)[0] & STOPPED, 0, "nobody has said so");
+    assert_ne!(machine.read(CLOCK, 29), [0; 29], "KVM tells of the clock");
+    machine.vcpu().restore(&state).unwrap();
+    machine.vcpu().stood_still().unwrap();
+    assert_eq!(machine.run(&mut device), Exit::Kicked);
+    assert_eq!(machine.read(FLAGS, 1)[0] & STOPPED, STOPPED);
+}
+
 #[test]
 fn counters_of_several_vcpus_keep_their_distance() {
     let mut machine = Machine::with(Powers::all(), &[0, 1, 2]);
@@ -133,6 +156,30 @@ fn counters_of_several_vcpus_keep_their_distance() {
     let sources = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
     let stable = std::fs::read_to_string(sources).unwrap().split_whitespace().any(|name| name.starts_with("tsc"));
     assert_eq!(apart == [1000, 1], stable && has_hardware(), "{apart:?}");
+}
+
+/// As the clock that the guest reads by kvmclock has, which nobody stops.
+#[test]
+fn counters_of_a_machine_that_is_saved_anew_have_gone_on_together() {
+    let mut machine = Machine::with(Powers::all(), &[0, 1]);
+    let save = |machine: &mut Machine| {
+        let vcpus = machine.parts.vcpus.iter_mut();
+        let tscs = vcpus.map(|vcpu| {
+            let mut device = Device::of(&**vcpu);
+            vcpu.save(&mut device).unwrap().tsc
+        });
+        tscs.collect::<Vec<_>>()
+    };
+    let first = save(&mut machine);
+    assert_eq!(save(&mut machine), first, "one moment is that of a whole save");
+    machine.parts.vm.begin_save();
+    let second = save(&mut machine);
+    assert_eq!(save(&mut machine), second);
+    assert!(second[0] > first[0], "{first:?} {second:?}");
+    // What only KVM's own reading tells is of no common moment.
+    if has_hardware() {
+        assert_eq!(second[1].wrapping_sub(first[1]), second[0].wrapping_sub(first[0]));
+    }
 }
 
 #[test]
@@ -204,6 +251,54 @@ fn what_does_not_fit_is_named_and_changes_nothing() {
     let msrs = [&base.msrs[..], &[(0xc001_1029, 5)]].concat();
     assert!(refused(VcpuState { msrs, ..base.clone() }).contains("MSR 0xc0011029 (unknown): it holds 0x5"));
     assert_eq!(machine.save(), before);
+}
+
+const ARCH_CAPABILITIES: u32 = 0x10a;
+
+/// What a guest reads in IA32_ARCH_CAPABILITIES; `None` where it takes a fault.
+fn arch_capabilities(machine: &mut Machine) -> Option<u64> {
+    let mut device =
+        machine.boot(guest::read_msr(), GeneralRegisters { rcx: ARCH_CAPABILITIES.into(), ..Default::default() });
+    if machine.run(&mut device) == Exit::TripleFault {
+        return None;
+    }
+    let general = machine.save().general;
+    Some(general.rdx << 32 | general.rax)
+}
+
+/// A vCPU shows what it was made with, whatever it has been through since.
+#[test]
+fn what_the_cpu_has_against_side_channels_stays_as_it_was_shown() {
+    let host = capabilities();
+    let is_shown = host.cpuid.shows_arch_capabilities();
+    let here = is_shown.then_some(host.arch_capabilities);
+    assert_eq!(arch_capabilities(&mut Machine::new()), here, "by itself it is the host's");
+    let shown = |value| Machine::changed(Powers::all(), &[0], |vcpu| vcpu.arch_capabilities = value);
+    assert_eq!(arch_capabilities(&mut shown(here)), here);
+
+    // All but the lowest of the host's bits.
+    let fewer = here.map(|here| here & here.wrapping_sub(1));
+    assert_eq!(fewer == here, !is_shown);
+    let mut machine = shown(fewer);
+    for round in ["made", "reset", "reset again"] {
+        assert_eq!(arch_capabilities(&mut machine), fewer, "{round}");
+        machine.vcpu().reset().unwrap();
+    }
+    let state = machine.save();
+    assert!(state.msrs.iter().all(|(index, _)| *index != ARCH_CAPABILITIES), "it is no state");
+    let mut other = shown(fewer);
+    for round in ["made", "run"] {
+        other.vcpu().restore(&state).unwrap();
+        assert_eq!(arch_capabilities(&mut other), fewer, "{round}");
+    }
+
+    // Where CPUID shows none, none is given: a guest that reads it all the same takes a fault, or has the host's from a KVM that is not strict.
+    let none = 1 << 63;
+    let mut without = Machine::changed(Powers::all(), &[0], |vcpu| {
+        vcpu.arch_capabilities = Some(none);
+        vcpu.cpuid.get_mut(7, 0).into_iter().for_each(|leaf| leaf.edx &= !(1 << 29));
+    });
+    assert_ne!(arch_capabilities(&mut without), Some(none));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod io;
 mod lab_io;
 mod lab_state;
 mod qemu;
+mod rates;
 mod size;
 mod start;
 mod state;

@@ -1,14 +1,16 @@
 //! `cargo xtask bench state`: how long a guest stands still to be saved or to migrate, and how soon it goes on, on this machine's `/dev/kvm`.
 //!
 //! The guest is the one that is built into skep, halted. It uses little of its memory; a machine whose memory is full is made by filling the snapshot. QEMU
-//! writes the same guest by `migrate exec:`, which is its way to a file in Debian's version. Both migrate to a process beside them, over TCP on loopback.
+//! writes the same guest by `migrate exec:`, which is its way to a file in Debian's version; its guest is full by a file that its memory is mapped from. Both
+//! migrate to a process beside them, over TCP on loopback. QEMU's times are those that it tells itself (`info migrate`), in whole milliseconds.
 
 use super::figures::{Table, median};
+use super::rates;
 use crate::arch::Arch;
 use crate::paths::Scratch;
 use crate::process;
 use crate::test::Kvm;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -36,6 +38,8 @@ const SIZES: [u64; 2] = [256, 4096];
 const USED: u64 = 64;
 /// Memory of a guest that migrates, in MiB.
 const MOVED: u64 = 1024;
+/// Bytes by which the machine's own rates are told.
+const COPIED: usize = 1 << 30;
 /// vCPUs that are paused.
 const VCPUS: &str = "254";
 /// A machine that is not there by then is not coming.
@@ -69,6 +73,26 @@ impl Machine {
             }
         };
         Ok(Machine { child, stream: BufReader::new(stream) })
+    }
+
+    /// Waits until all of its vCPUs sleep in KVM.
+    fn wait_for_halt(&self) -> Result<()> {
+        const KVM_RUN: &str = "0xae80";
+        let begin = Instant::now();
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let sleeps = |task: &Path| -> Result<bool> {
+            let is_vcpu = fs::read_to_string(task.join("comm"))?.starts_with("vcpu");
+            // A system call's number and its arguments, of a thread that sleeps in it.
+            Ok(!is_vcpu || fs::read_to_string(task.join("syscall"))?.split(' ').nth(2) == Some(KVM_RUN))
+        };
+        for task in fs::read_dir(tasks)? {
+            let task = task?.path();
+            while !sleeps(&task)? {
+                ensure!(begin.elapsed() < LIMIT, "its vCPUs do not halt");
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
     }
 
     /// Asks skep, and answers what it says and how long that took.
@@ -108,6 +132,17 @@ fn microseconds(value: &serde_json::Value, key: &str) -> Result<f64> {
     value[key].as_f64().map(|us| us / 1e3).with_context(|| format!("skep does not say {key}"))
 }
 
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
+}
+
+/// GiB/s, of what is enough for a rate.
+fn rate(bytes: u64, milliseconds: Option<f64>) -> String {
+    let gibibytes = bytes as f64 / f64::from(1 << 30);
+    let told = milliseconds.filter(|ms| *ms > 0.0 && gibibytes > 0.1);
+    told.map_or("-".to_owned(), |ms| format!("{:.2}", gibibytes / (ms / 1e3)))
+}
+
 /// What rounds have shown, in milliseconds.
 #[derive(Default)]
 struct Series {
@@ -127,9 +162,9 @@ fn save(machine: &mut Machine, folder: &Path, series: &mut Series) -> Result<()>
     Ok(())
 }
 
-/// Fills what the guest does not use with something.
-fn fill(folder: &Path, size: u64) -> Result<()> {
-    let file = File::options().write(true).open(folder.join("memory"))?;
+/// Fills what the guest does not use of its memory's file, which has `size` MiB, with something.
+fn fill(memory: &Path, size: u64) -> Result<()> {
+    let file = File::options().write(true).create(true).truncate(false).open(memory)?;
     let piece: Vec<u8> = (0..1_u32 << 20).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 24) as u8 | 1).collect();
     for at in USED..size {
         file.write_all_at(&piece, at << 20)?;
@@ -150,7 +185,7 @@ fn round(skep: &Path, scratch: &Path, size: u64, idle: &mut Series, full: &mut S
     for (from, to, series) in [("idle", "again", idle), ("full", "full-again", full)] {
         if from == "full" {
             fs::rename(path("idle"), path("full"))?;
-            fill(&path("full"), size)?;
+            fill(&path("full").join("memory"), size)?;
         }
         fs::remove_file(&socket)?;
         let mut restore = Command::new(skep);
@@ -172,37 +207,76 @@ fn round(skep: &Path, scratch: &Path, size: u64, idle: &mut Series, full: &mut S
     Ok(fs::remove_dir_all(path("full"))?)
 }
 
-/// What QEMU takes to write the same guest into a file.
-fn qemu(arch: Arch, scratch: &Path, size: u64) -> Result<f64> {
-    let path = |name: &str| scratch.join(name).display().to_string();
-    let (guest, socket, file) = (path("hello"), path("qemu.sock"), path("qemu.state"));
+/// QEMU with the same guest and a monitor. `ram` is what its memory is, where that is named.
+fn qemu_guest(
+    arch: Arch,
+    scratch: &Path,
+    size: u64,
+    ram: Option<&str>,
+    (socket, until): (&str, Option<&str>),
+    more: &[&str],
+) -> Result<Machine> {
+    let (guest, socket) = (scratch.join("hello").display().to_string(), scratch.join(socket).display().to_string());
     fs::write(&guest, if arch == Arch::X86_64 { HELLO_X86_64 } else { HELLO_AARCH64 })?;
     let machine = if arch == Arch::X86_64 { "microvm" } else { "virt,gic-version=host" };
+    let machine = if ram.is_some() { format!("{machine},memory-backend=ram") } else { machine.to_owned() };
     let mut command = Command::new(process::find(&format!("qemu-system-{arch}"))?);
-    command.args(super::qemu::arguments(machine, &guest, "first end=halt"));
+    command.args(super::qemu::arguments(&machine, &guest, "first end=halt"));
     command.args(["-m", &format!("{size}M"), "-monitor", &format!("unix:{socket},server=on,wait=off")]);
-    let mut machine = Machine::start(&mut command, Path::new(&socket), Some("skep hello: up"))?;
-    let mut said = Vec::new();
-    machine.stream.read_until(b')', &mut said)?;
-    let begin = Instant::now();
-    // It answers with its prompt when that is done.
-    writeln!(
-        machine.stream.get_mut(),
-        "stop\nmigrate_set_parameter max-bandwidth 100G\nmigrate \"exec:cat > {file}\"\ninfo migrate"
-    )?;
-    let mut text = String::new();
-    while !text.contains("completed") {
-        let mut line = Vec::new();
-        if machine.stream.read_until(b'\n', &mut line)? == 0 {
-            bail!("QEMU ended: {text}");
-        }
-        text += &String::from_utf8_lossy(&line);
+    if let Some(ram) = ram {
+        command.args(["-object", &format!("{ram},id=ram,size={size}M")]);
     }
-    let time = milliseconds(begin.elapsed());
+    Machine::start(command.args(more), Path::new(&socket), until)
+}
+
+/// Memory of QEMU's that is a private mapping of a file.
+fn mapped(file: &Path) -> String {
+    format!("memory-backend-file,share=off,mem-path={}", file.display())
+}
+
+/// A figure that QEMU tells of its migration, in milliseconds: it counts them whole.
+fn figure(line: &str, key: &str) -> Option<f64> {
+    line.split_once(key)?.1.split_whitespace().next()?.parse().ok()
+}
+
+/// Has QEMU migrate, and answers the figures that it tells afterwards. They are its own: the monitor looks once a second whether it is done.
+fn qemu_figures<const N: usize>(machine: &mut Machine, commands: &str, keys: [&str; N]) -> Result<[f64; N]> {
+    writeln!(machine.stream.get_mut(), "migrate_set_parameter max-bandwidth 100G\n{commands}\ninfo migrate")?;
+    let mut figures = [None; N];
+    while figures.contains(&None) {
+        let mut line = Vec::new();
+        let read = machine.stream.read_until(b'\n', &mut line)?;
+        let line = String::from_utf8_lossy(&line);
+        if read == 0 || line.contains("status: failed") {
+            bail!("it does not tell of its migration: {}", line.trim());
+        }
+        for (found, key) in figures.iter_mut().zip(keys) {
+            *found = found.or(figure(&line, key));
+        }
+    }
+    Ok(figures.map(|found| found.unwrap_or_default()))
+}
+
+/// What QEMU takes to write the same guest into a file: one that is idle, or whose memory is full.
+fn qemu(arch: Arch, scratch: &Path, size: u64, full: bool) -> Result<f64> {
+    let (ram, file) = (scratch.join("qemu.ram"), scratch.join("qemu.state"));
+    if full {
+        fill(&ram, size)?;
+    }
+    let ready = ("qemu.sock", Some("skep hello: up"));
+    let mut machine = qemu_guest(arch, scratch, size, full.then(|| mapped(&ram)).as_deref(), ready, &[])?;
+    let commands = format!("stop\nmigrate \"exec:cat > {}\"", file.display());
+    let [time] = qemu_figures(&mut machine, &commands, ["total time: "])?;
     drop(machine);
-    // It may have left its socket.
-    let _ = fs::remove_file(&socket);
+    // It may have left its socket, and an idle guest has no such file.
+    for name in ["qemu.sock", "qemu.ram"] {
+        let _ = fs::remove_file(scratch.join(name));
+    }
+    let written = fs::metadata(&file)?.len();
     fs::remove_file(&file)?;
+    if full && written < (size - USED) << 20 {
+        bail!("QEMU's guest was to be full, and it wrote {written} bytes");
+    }
     Ok(time)
 }
 
@@ -260,45 +334,29 @@ fn filled(skep: &Path, scratch: &Path) -> Result<()> {
     save(&mut machine, &scratch.join("full"), &mut Series::default())?;
     drop(machine);
     fs::remove_file(&socket)?;
-    fill(&scratch.join("full"), MOVED)
+    fill(&scratch.join("full").join("memory"), MOVED)
 }
 
-/// The same of QEMU, by its own figures: it counts milliseconds.
-fn qemu_migrates(arch: Arch, scratch: &Path, series: &mut Migrations) -> Result<()> {
-    let path = |name: &str| scratch.join(name).display().to_string();
-    let (guest, machine) = (path("hello"), if arch == Arch::X86_64 { "microvm" } else { "virt,gic-version=host" });
-    fs::write(&guest, if arch == Arch::X86_64 { HELLO_X86_64 } else { HELLO_AARCH64 })?;
-    let start = |socket: &str, more: &[&str], until| {
-        let mut command = Command::new(process::find(&format!("qemu-system-{arch}"))?);
-        command.args(super::qemu::arguments(machine, &guest, "first end=halt"));
-        command.args(["-m", &format!("{MOVED}M"), "-monitor", &format!("unix:{socket},server=on,wait=off")]);
-        Machine::start(command.args(more), Path::new(socket), until)
-    };
+/// The same of QEMU, by its own figures.
+fn qemu_migrates(arch: Arch, scratch: &Path, full: bool, series: &mut Migrations) -> Result<()> {
+    let ram = mapped(&scratch.join("full").join("memory"));
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let (here, there, channel) = (path("qemu-here"), path("qemu-there"), format!("tcp:127.0.0.1:{port}"));
-    let _there = start(&there, &["-incoming", &channel], None)?;
-    let mut machine = start(&here, &[], Some("skep hello: up"))?;
-    writeln!(machine.stream.get_mut(), "migrate_set_parameter max-bandwidth 100G\nmigrate {channel}\ninfo migrate")?;
-    let mut figures = [None, None];
-    while figures.contains(&None) {
-        let mut line = Vec::new();
-        if machine.stream.read_until(b'\n', &mut line)? == 0 {
-            bail!("QEMU ended before it told of its migration");
-        }
-        let line = String::from_utf8_lossy(&line);
-        for (figure, key) in figures.iter_mut().zip(["downtime: ", "total time: "]) {
-            let value = line.split_once(key).and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
-            *figure = figure.or(value);
-        }
-    }
-    let [Some(standstill), Some(whole)] = figures else { bail!("QEMU does not tell of its migration") };
+    let channel = format!("tcp:127.0.0.1:{port}");
+    let incoming = ["-incoming", &channel];
+    let _there =
+        qemu_guest(arch, scratch, MOVED, full.then_some("memory-backend-ram"), ("qemu-there", None), &incoming)?;
+    let ready = ("qemu-here", Some("skep hello: up"));
+    let mut machine = qemu_guest(arch, scratch, MOVED, full.then_some(&*ram), ready, &[])?;
+    let keys = ["downtime: ", "total time: ", "transferred ram: "];
+    let [standstill, whole, sent] = qemu_figures(&mut machine, &format!("migrate {channel}"), keys)?;
     series.standstill.push(standstill);
     series.whole.push(whole);
+    series.sent = (sent * 1024.0) as u64;
     drop(machine);
     for name in ["qemu-here", "qemu-there"] {
         // It may have left them.
-        let _ = fs::remove_file(path(name));
+        let _ = fs::remove_file(scratch.join(name));
     }
     Ok(())
 }
@@ -306,28 +364,30 @@ fn qemu_migrates(arch: Arch, scratch: &Path, series: &mut Migrations) -> Result<
 fn migrations(arch: Arch, skep: &Path, scratch: &Path, rounds: u32) -> Result<Table> {
     let mut table = Table::new(["guest that migrates", "sent, MiB", "standstill, ms", "in all, ms", "GiB/s"]);
     filled(skep, scratch)?;
-    let mut all: [(&str, Migrations); 3] = [
-        ("skep, idle", Migrations::default()),
-        ("skep, full", Migrations::default()),
-        ("QEMU, idle", Migrations::default()),
-    ];
+    let mut all = ["skep, idle", "QEMU, idle", "skep, full", "QEMU, full"].map(|name| (name, Migrations::default()));
     for number in 0..=rounds {
         if number == 1 {
             // The first one is not counted.
             all.iter_mut().for_each(|(_, series)| *series = Migrations::default());
         }
-        migrate(skep, scratch, false, &mut all[0].1)?;
-        migrate(skep, scratch, true, &mut all[1].1)?;
-        qemu_migrates(arch, scratch, &mut all[2].1).unwrap_or_else(|error| eprintln!("bench: QEMU: {error:#}"));
+        for (at, full) in [(0, false), (2, true)] {
+            // Where this machine is itself a guest, its host takes some 10 us for each page that it has to back first, and takes back what lies idle: of
+            // two in a row the second has what the first one's processes had, and is counted.
+            migrate(skep, scratch, full, &mut Migrations::default())?;
+            migrate(skep, scratch, full, &mut all[at].1)?;
+            for series in [&mut Migrations::default(), &mut all[at + 1].1] {
+                let theirs = qemu_migrates(arch, scratch, full, series);
+                theirs.unwrap_or_else(|error| eprintln!("bench: QEMU: {error:#}"));
+            }
+        }
     }
     for (name, series) in all {
         let middle = |values: &[f64]| median(values.iter().copied());
         let text = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.1}"));
-        let sent = series.sent as f64 / f64::from(1 << 20);
-        let whole = middle(&series.whole);
-        let rate = whole.filter(|_| sent > 100.0).map(|ms| sent / 1024.0 / (ms / 1e3));
-        let sent = if series.sent > 0 { format!("{sent:.1}") } else { "-".to_owned() };
-        table.row([format!("{MOVED} MiB, {name}"), sent, text(middle(&series.standstill)), text(whole), text(rate)]);
+        let (standstill, whole) = (middle(&series.standstill), middle(&series.whole));
+        let rate = rate(series.sent, whole);
+        let sent = if series.sent > 0 { mebibytes(series.sent) } else { "-".to_owned() };
+        table.row([format!("{MOVED} MiB, {name}"), sent, text(standstill), text(whole), rate]);
     }
     Ok(table)
 }
@@ -340,6 +400,7 @@ fn pause(skep: &Path, scratch: &Path, rounds: u32) -> Result<Vec<f64>> {
     let mut machine = Machine::start(&mut hello, &socket, Some("end: halt"))?;
     let mut times = Vec::new();
     for _ in 0..=rounds {
+        machine.wait_for_halt()?;
         times.push(milliseconds(machine.ask("\"command\":\"pause\"")?.1));
         machine.ask("\"command\":\"resume\"")?;
     }
@@ -361,34 +422,45 @@ pub(super) fn main(args: &Args) -> Result<()> {
         "data, MiB",
         "standstill, ms",
         "save, ms",
+        "save, GiB/s",
         "to the first instruction, ms",
         "QEMU's save, ms",
     ]);
     let middle = |values: &[f64]| median(values.iter().copied()).map_or("-".to_owned(), |ms| format!("{ms:.1}"));
     for size in SIZES {
-        let (mut idle, mut full, mut theirs) = (Series::default(), Series::default(), Vec::new());
+        let (mut idle, mut full, mut theirs) = (Series::default(), Series::default(), [Vec::new(), Vec::new()]);
         for number in 0..=args.rounds {
             if number == 1 {
                 // The first one is not counted.
                 (idle, full, theirs) = Default::default();
             }
             round(&skep, scratch.path(), size, &mut idle, &mut full)?;
-            theirs
-                .extend(qemu(arch, scratch.path(), size).inspect_err(|error| eprintln!("bench: QEMU: {error:#}")).ok());
+            for (times, full) in theirs.iter_mut().zip([false, true]) {
+                let time = qemu(arch, scratch.path(), size, full);
+                times.extend(time.inspect_err(|error| eprintln!("bench: QEMU: {error:#}")).ok());
+            }
         }
-        for (name, series, theirs) in [("idle", idle, theirs), ("full", full, Vec::new())] {
+        for ((name, series), theirs) in [("idle", idle), ("full", full)].into_iter().zip(theirs) {
             table.row([
                 format!("{size} MiB, {name}"),
-                format!("{:.1}", series.data as f64 / f64::from(1 << 20)),
+                mebibytes(series.data),
                 middle(&series.standstill),
                 middle(&series.whole),
+                rate(series.data, median(series.whole.iter().copied())),
                 middle(&series.first),
                 middle(&theirs),
             ]);
         }
     }
     println!("{table}");
+    let rates: Vec<_> = (0..=args.rounds).map(|_| (rates::memory(COPIED), rates::loopback(COPIED))).skip(1).collect();
+    let copy = median(rates.iter().map(|(memory, _)| *memory)).unwrap_or_default();
+    let loopback = median(rates.iter().filter_map(|(_, tcp)| tcp.as_ref().ok().copied())).unwrap_or_default();
+    println!(
+        "this machine: memory is copied at {copy:.2} GiB/s, TCP on loopback takes {loopback:.2} GiB/s, one thread each\n"
+    );
     println!("{}", migrations(arch, &skep, scratch.path(), args.rounds)?);
+    println!("of two migrations in a row the second is counted, whose memory a host below has backed\n");
     println!("pause of {VCPUS} halted vCPUs: {} ms", middle(&pause(&skep, scratch.path(), args.rounds)?));
     Ok(())
 }

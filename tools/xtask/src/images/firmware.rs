@@ -21,7 +21,7 @@ const NEWER: &str = "trixie";
 /// A package, and which files of it are kept.
 type Package = (&'static str, &'static [&'static str]);
 
-/// Of [`debian::RELEASE`].
+/// Of [`debian::RELEASE`]. Firmware of the other architecture is there to be refused.
 fn packages(arch: Arch) -> &'static [Package] {
     match arch {
         Arch::X86_64 => &[
@@ -32,30 +32,28 @@ fn packages(arch: Arch) -> &'static [Package] {
                     "usr/share/OVMF/OVMF_VARS_4M.fd",
                     // One that asks for SMM.
                     "usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+                    // Variables of another build.
+                    "usr/share/OVMF/OVMF_VARS.fd",
                     "usr/share/ovmf/OVMF.fd",
                 ],
             ),
+            ("qemu-efi-aarch64", &["usr/share/qemu-efi-aarch64/QEMU_EFI.fd"]),
             ("seabios", &["usr/share/seabios/bios-256k.bin"]),
-            (
-                "ipxe-qemu",
-                &[
-                    "usr/lib/ipxe/qemu/pxe-virtio.rom",
-                    "usr/lib/ipxe/qemu/efi-virtio.rom",
-                    "usr/lib/ipxe/qemu/pxe-ne2k_pci.rom",
-                    "usr/lib/ipxe/qemu/efi-ne2k_pci.rom",
-                ],
-            ),
+            ("ipxe-qemu", &["usr/lib/ipxe/qemu/pxe-virtio.rom", "usr/lib/ipxe/qemu/pxe-ne2k_pci.rom"]),
             ("memtest86+", &["boot/memtest86+x64.bin", "boot/memtest86+x64.efi"]),
         ],
         // The option ROMs have no arm64 code.
-        Arch::Aarch64 => &[(
-            "qemu-efi-aarch64",
-            &[
-                "usr/share/AAVMF/AAVMF_CODE.fd",
-                "usr/share/AAVMF/AAVMF_VARS.fd",
-                "usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
-            ],
-        )],
+        Arch::Aarch64 => &[
+            (
+                "qemu-efi-aarch64",
+                &[
+                    "usr/share/AAVMF/AAVMF_CODE.fd",
+                    "usr/share/AAVMF/AAVMF_VARS.fd",
+                    "usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+                ],
+            ),
+            ("ovmf", &["usr/share/ovmf/OVMF.fd"]),
+        ],
     }
 }
 
@@ -63,12 +61,19 @@ fn packages(arch: Arch) -> &'static [Package] {
 fn newer_packages(arch: Arch) -> &'static [Package] {
     match arch {
         Arch::X86_64 => &[
-            ("ovmf", &["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"]),
+            ("ovmf", &["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd", "usr/share/ovmf/OVMF.fd"]),
             ("seabios", &["usr/share/seabios/bios-256k.bin"]),
             ("efi-shell-x64", &["usr/share/efi-shell-x64/shellx64.efi"]),
         ],
         Arch::Aarch64 => &[
-            ("qemu-efi-aarch64", &["usr/share/AAVMF/AAVMF_CODE.no-secboot.fd", "usr/share/AAVMF/AAVMF_VARS.fd"]),
+            (
+                "qemu-efi-aarch64",
+                &[
+                    "usr/share/AAVMF/AAVMF_CODE.no-secboot.fd",
+                    "usr/share/AAVMF/AAVMF_VARS.fd",
+                    "usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+                ],
+            ),
             ("efi-shell-aa64", &["usr/share/efi-shell-aa64/shellaa64.efi"]),
         ],
     }

@@ -139,7 +139,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<Exit, Failure> {
                 (&source, from.into()),
                 (&target, to.into()),
                 &NewImage { qcow2, force },
-                &mut |done, of| progress.show(done, of),
+                &mut |done, of| progress.show(done, of, None),
             );
             progress.end();
             done?;

@@ -23,26 +23,27 @@ impl Progress {
         Self { terminal: io::stderr().is_terminal(), shown: None }
     }
 
-    /// `done` bytes of `of` are done.
-    pub(crate) fn show(&mut self, done: u64, of: u64) {
-        if let Some(text) = self.text(done, of) {
+    /// `done` bytes of `of` are done, at `rate` bytes in a second where that is told.
+    pub(crate) fn show(&mut self, done: u64, of: u64, rate: Option<u64>) {
+        if let Some(text) = self.text(done, of, rate) {
             say(&text);
         }
     }
 
     /// What there is to say, if there is.
-    fn text(&mut self, done: u64, of: u64) -> Option<String> {
+    fn text(&mut self, done: u64, of: u64, rate: Option<u64>) -> Option<String> {
         let hundredths = (u128::from(done) * 100).checked_div(of.into()).unwrap_or(100).min(100) as u64;
         let shown = if self.terminal { hundredths } else { hundredths / 10 * 10 };
         if self.shown == Some(shown) || !self.terminal && self.shown.is_none() && shown == 0 {
             return None;
         }
         self.shown = Some(shown);
+        let rate = rate.map(|rate| format!("{:>7} MiB/s", rate >> 20)).unwrap_or_default();
         if !self.terminal {
-            return Some(format!("skep: {shown}% of {of} bytes\n"));
+            return Some(format!("skep: {shown}% of {of} bytes{rate}\n"));
         }
         let full = (shown * WIDTH / 100) as usize;
-        Some(format!("\r[{:<width$}] {shown:>3}%", "#".repeat(full), width = WIDTH as usize))
+        Some(format!("\r[{:<width$}] {shown:>3}%{rate}", "#".repeat(full), width = WIDTH as usize))
     }
 
     /// Leaves the bar's line.

@@ -7,7 +7,9 @@ pub mod disk;
 pub mod network;
 pub mod proxy;
 pub mod rig;
+pub mod talk;
 pub mod variables;
+pub mod warnings;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -19,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// A whole test may take this long: an emulated host on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A machine that says nothing for so long may stand still. The lab gives an idle host up somewhat later, and its tests can then tell nothing any more.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// The `skep` that is under test.
 pub fn skep() -> PathBuf {
@@ -40,6 +45,16 @@ pub fn firmware(name: &str) -> PathBuf {
     let path = Path::new(&firmware).join(name);
     assert!(path.exists(), "{} is missing: run `cargo xtask images`", path.display());
     path
+}
+
+/// The same by its name on this architecture.
+pub fn either(x86_64: &str, aarch64: &str) -> PathBuf {
+    firmware(if is_x86_64() { x86_64 } else { aarch64 })
+}
+
+/// A path as a word of a command.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 /// A disk with Debian's root file system, which a guest may change: the lab's own, else a copy in `scratch`.
@@ -207,9 +222,9 @@ impl Builder {
         follow(child.stderr.take().unwrap(), to_stderr);
         Machine {
             stdin: child.stdin.take(),
+            stdout: Stream { source: stdout, text: String::new(), read: 0, pid: child.id() },
+            stderr: Stream { source: stderr, text: String::new(), read: 0, pid: child.id() },
             child,
-            stdout: Stream { source: stdout, text: String::new(), read: 0 },
-            stderr: Stream { source: stderr, text: String::new(), read: 0 },
             deadline: Instant::now() + PATIENCE,
         }
     }
@@ -247,20 +262,54 @@ struct Stream {
     text: String,
     /// Up to where [`Machine::wait_for`] has looked.
     read: usize,
+    /// Whose it is.
+    pid: u32,
 }
 
 impl Stream {
     /// Takes what comes before `deadline`; `false` at its end.
     fn more(&mut self, deadline: Instant) -> bool {
-        match self.source.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(bytes) => {
-                self.text.push_str(&String::from_utf8_lossy(&bytes));
-                true
+        let mut silence = Some(SILENCE);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.source.recv_timeout(silence.map_or(left, |silence| silence.min(left))) {
+                Ok(bytes) => {
+                    self.text.push_str(&String::from_utf8_lossy(&bytes));
+                    return true;
+                }
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) if silence.take().is_some_and(|silence| silence < left) => {
+                    self.tell_what_stands_still();
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("no end within {PATIENCE:?}; so far:\n{}", self.text),
             }
-            Err(RecvTimeoutError::Disconnected) => false,
-            Err(RecvTimeoutError::Timeout) => panic!("no end within {PATIENCE:?}; so far:\n{}", self.text),
         }
     }
+
+    /// Not in the test's own output, which is shown once it has failed: this one's host may be given up before.
+    fn tell_what_stands_still(&self) {
+        let last = self.text.char_indices().rev().nth(2_000).map_or(0, |(at, _)| at);
+        let text = format!(
+            "\nnothing for {SILENCE:?} from process {}, which said last:\n{}\nits threads (name, state, ticks that it ran outside the kernel, in it, and of the first ones in the guest; where it is in the kernel):\n{}\n",
+            self.pid,
+            &self.text[last..],
+            threads(self.pid)
+        );
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+}
+
+/// What a process's threads do, each on a line (proc(5): `comm`, `stat`, `wchan`).
+fn threads(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let line = |task: std::fs::DirEntry| {
+        let [name, stat, place] = ["comm", "stat", "wchan"]
+            .map(|file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default().trim().to_owned());
+        let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let [state, user, system, guest] = [0, 11, 12, 40].map(|field| *fields.get(field).unwrap_or(&"?"));
+        format!("{name:16} {state} {user} {system} {guest} {place}")
+    };
+    tasks.map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// A machine that runs. Dropping it kills it.
@@ -291,6 +340,17 @@ impl Machine {
     /// Waits until the log (standard error) says `text`.
     pub fn wait_for_log(&mut self, text: &str) -> String {
         wait_for(&mut self.stderr, text, self.deadline)
+    }
+
+    /// Has it go on with a console that another process of the same machine had: it is looked through, and part of what it has said at its end.
+    pub fn after(mut self, console: &str) -> Self {
+        self.stdout.text.insert_str(0, console);
+        self
+    }
+
+    /// Whether the console has said `text` by now.
+    pub fn has_said(&self, text: &str) -> bool {
+        self.stdout.text.contains(text)
     }
 
     /// Has it be waited for longer: it boots more than once.
@@ -390,6 +450,12 @@ impl Finished {
     pub fn expect_console(&self, text: &str) -> &Self {
         assert!(self.console.contains(text), "`{text}` is not in the console:\n{}\nlog:\n{}", self.console, self.log);
         self
+    }
+
+    /// The memory that the guest's init has found, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let line = self.console.lines().find(|l| l.contains("skep: memory ")).expect("the guest tells its memory");
+        line.split_whitespace().rev().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB")
     }
 
     /// That the log said `text`.

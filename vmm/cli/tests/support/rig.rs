@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use skep_guests::{IO_AARCH64, IO_X86_64};
 
-use super::{Builder, Finished, Machine, accesses, is_x86_64};
+use super::{Builder, Finished, Machine, accesses, is_x86_64, rounds};
 
 /// Bytes of a disk.
 pub const SIZE: u64 = 16 << 20;
@@ -46,6 +46,56 @@ impl Rig {
         let words = ["run", "--kernel", &kernel, "--memory", "64M", "--disk", &nvme, "--disk", &virtio, "--control"];
         Builder::command(&[&words[..], &[&socket, "--cmdline", cmdline]].concat()).start()
     }
+}
+
+/// Interrupts guests that drive both disks, [`rounds`] times while they use each of them: what one says in all is what it says when it is left alone, so each command
+/// was done, once. `interrupt` lets a machine go on, with what it has said, or answers how it ended if it was done before that: then another one begins.
+///
+/// # Panics
+/// If something differs, or a guest was done before it was ever interrupted.
+pub fn interrupted(
+    start: impl Fn(&Rig) -> Machine,
+    interrupt: impl Fn(&Rig, Machine) -> Result<Machine, Finished>,
+    look_at_the_end: impl Fn(&Rig),
+) {
+    let alone = start(&Rig::new()).finish();
+    alone.expect_code(0).expect_console("problems: 0\r\n");
+    assert_eq!(facts(&alone.console).len(), 6);
+    let mut left = ["nvme", "virtio-blk"].map(|device| (device, rounds()));
+    while left.iter().any(|(_, rounds)| *rounds > 0) {
+        let before = left;
+        let rig = Rig::new();
+        let end = interrupt_one(start(&rig), &mut left, |machine| interrupt(&rig, machine));
+        end.expect_code(0).expect_console("problems: 0\r\n");
+        assert_eq!(facts(&end.console), facts(&alone.console));
+        look_at_the_end(&rig);
+        assert!(left != before, "a guest was done before it was interrupted");
+    }
+}
+
+/// Interrupts one as often as is left of each device, or as it takes until it is done.
+fn interrupt_one(
+    mut machine: Machine,
+    left: &mut [(&str, u32)],
+    interrupt: impl Fn(Machine) -> Result<Machine, Finished>,
+) -> Finished {
+    for (device, rounds) in left {
+        if *rounds == 0 {
+            continue;
+        }
+        machine.wait_for(&format!("io: device={device} op=write"));
+        while *rounds > 0 {
+            machine = match interrupt(machine) {
+                Ok(next) => next,
+                Err(end) => return end,
+            };
+            if machine.has_said(&format!("io: device={device} op=randwrite")) {
+                break;
+            }
+            *rounds -= 1;
+        }
+    }
+    machine.finish()
 }
 
 /// Fills a disk, writes it anew anywhere, and reads all of it.

@@ -57,7 +57,8 @@ impl FirmwareBoard {
                     )));
                 }
                 if !both.is_power_of_two() {
-                    tracing::warn!("the firmware and its variables are of different builds, by their sizes");
+                    // What is certain has been refused; this is none of edk2's images.
+                    tracing::warn!("the firmware and its variables may be of different builds, by their sizes");
                 }
                 let base = layout::FLASH_SPACE.end() - both;
                 Some(vars_bank(vars, base, flash::Geometry::PC, &clock)?)

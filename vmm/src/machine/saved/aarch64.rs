@@ -1,7 +1,7 @@
 //! What is aarch64's own of a saved machine.
 
 use minicbor::{Decode, Encode};
-use skep_hypervisor::aarch64::{GicState, VcpuIdentity, VcpuState};
+use skep_hypervisor::aarch64::{Features, GicState, VcpuIdentity, VcpuState};
 use skep_hypervisor::{Aarch64, Capabilities};
 use skep_state::{Record, State, StateError, ensure};
 
@@ -30,6 +30,9 @@ pub(crate) struct Aarch64CpusState {
     /// What the first of them is that a host fixes, where a machine is told of before its vCPUs' states, which hold it.
     #[n(4)]
     pub identity: Option<VcpuIdentity>,
+    /// They have a performance monitor. Any value.
+    #[n(5)]
+    pub pmu: Option<bool>,
 }
 
 impl State for Aarch64CpusState {
@@ -39,7 +42,11 @@ impl State for Aarch64CpusState {
     fn check(&self) -> Result<(), StateError> {
         let count = self.mpidrs.len();
         ensure((1..=512).contains(&count), Self::ID, "mpidrs", count, "a machine has 1 to 512 CPUs")?;
-        let Some(VcpuIdentity { registers, firmware, .. }) = &self.identity else { return Ok(()) };
+        let hz = self.counter_hz;
+        ensure(hz.is_none_or(|hz| hz > 0), Self::ID, "counter_hz", hz, "the counter runs")?;
+        let Some(VcpuIdentity { registers, sve_bits, firmware }) = &self.identity else { return Ok(()) };
+        let legal = sve_bits.is_none_or(|bits| (128..=2048).contains(&bits) && bits.is_multiple_of(128));
+        ensure(legal, Self::ID, "identity.sve_bits", sve_bits, "it is a multiple of 128 up to 2048")?;
         ensure(
             registers.is_sorted_by(|a, b| a.0 < b.0),
             Self::ID,
@@ -61,11 +68,16 @@ impl Saved for Aarch64 {
             sve: first.sve,
             pointer_authentication: first.pointer_authentication,
             identity,
+            pmu: first.pmu.then_some(true),
         })
     }
 
     fn identity(saved: &Record) -> Result<Option<VcpuIdentity>, SnapshotError> {
         saved.open::<Aarch64CpusState>().map(|saved| saved.identity).map_err(refused(CPUS))
+    }
+
+    fn fixed(vcpu: &VcpuState) -> Option<VcpuIdentity> {
+        Some(vcpu.identity())
     }
 
     fn adopt(
@@ -85,12 +97,16 @@ impl Saved for Aarch64 {
         if !plan.vcpus.iter().map(|vcpu| vcpu.mpidr).eq(saved.mpidrs.iter().copied()) {
             return refuse("its CPUs have other affinities than those of its config".to_owned());
         }
-        let lacking = [
-            ("SVE", saved.sve && !host.arch.sve),
-            ("pointer authentication", saved.pointer_authentication && !host.arch.pointer_authentication),
-        ];
-        match lacking.into_iter().find(|(_, lacks)| *lacks) {
-            Some((name, _)) => refuse(format!("the guest was shown {name}, which it does not have")),
+        let features = Features {
+            sve: saved.sve,
+            pointer_authentication: saved.pointer_authentication,
+            pmu: saved.pmu.unwrap_or_default(),
+        };
+        for vcpu in &mut plan.vcpus {
+            vcpu.features.pmu = features.pmu;
+        }
+        match host.arch.lacks(features) {
+            Some(name) => refuse(format!("the guest was shown {name}, which it does not have")),
             None => Ok(()),
         }
     }

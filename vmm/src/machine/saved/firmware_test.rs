@@ -1,5 +1,8 @@
 //! Machines with firmware.
 
+use std::sync::mpsc;
+
+use skep_bus::Device;
 use skep_config::{ArchKind, FirmwareVars};
 use skep_memory::vm_memory::MemoryRegionAddress;
 
@@ -125,6 +128,65 @@ where
 fn firmware_and_variables_are_known_again_on_both_machines() {
     firmware_and_variables_are_known_again::<X86_64>();
     firmware_and_variables_are_known_again::<Aarch64>();
+}
+
+/// The guest erases the first block of its flash, and programs its first word by a buffer.
+fn rewrite<A: Saved>(machine: &Machine<A>) {
+    let flash = A::flash(&machine.board).unwrap();
+    let width = if A::KIND == ArchKind::X86_64 { 1 } else { 4 };
+    for value in [0x0020_0020u32, 0x00d0_00d0, 0x00e8_00e8, 0, 0x0005_0005, 0x00d0_00d0, 0x00ff_00ff] {
+        let _ = flash.write(0, 0, &value.to_le_bytes()[..width]);
+    }
+}
+
+/// A machine that ends while a block of its flash is held: what its guest has set is in the file.
+fn a_machine_that_ends_keeps_its_variables<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let machine = fresh_with::<A>(&config_with(A::KIND, folder.path(), true));
+    rewrite(&machine);
+    let (tell, told) = mpsc::channel();
+    assert!(machine.settle(true, move || tell.send(()).unwrap()));
+    told.recv().unwrap();
+    let content = fs::read(folder.path().join("vars.fd")).unwrap();
+    assert_eq!((content[0], content[40]), (5, 0xff), "{}", A::KIND);
+    drop(machine);
+    let forgetful = fresh_with::<A>(&config_with(A::KIND, folder.path(), false));
+    assert!(!forgetful.settle(true, || ()));
+}
+
+#[test]
+fn a_machine_that_ends_keeps_its_variables_on_both_machines() {
+    a_machine_that_ends_keeps_its_variables::<X86_64>();
+    a_machine_that_ends_keeps_its_variables::<Aarch64>();
+}
+
+/// A machine that goes on with a block of its flash held, after a save as after a restore: the file has it at its end, and before that where it does not.
+#[test]
+fn a_machine_that_goes_on_keeps_its_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let end = |machine: Machine<Aarch64>| {
+        let (tell, told) = mpsc::channel();
+        assert!(machine.settle(true, move || tell.send(()).unwrap()));
+        told.recv().unwrap();
+        drop(machine);
+        fs::read(folder.path().join("vars.fd")).unwrap()[0]
+    };
+    let mut one = fresh_with::<Aarch64>(&config_with(ArchKind::Aarch64, folder.path(), true));
+    rewrite(&one);
+    let saved = one.save().unwrap();
+    let snapshot = write(&one, saved, &folder.path().join("snapshot"));
+    assert_ne!(end(one), 5, "it is the snapshot's");
+    assert_ne!(end(restore(&snapshot).unwrap()), 5, "it has not gone on");
+    let mut two = restore::<Aarch64>(&snapshot).unwrap();
+    two.resume();
+    stop(&two);
+    two.save().unwrap();
+    two.resume();
+    stop(&two);
+    assert_eq!(end(two), 5);
 }
 
 /// Each value of what tells of firmware is another one, in turn: a refusal or a machine, and no panic.

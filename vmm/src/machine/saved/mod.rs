@@ -18,7 +18,7 @@ use skep_memory::{Backing, DirtyLog, Region};
 use skep_state::Record;
 
 use super::platform::rng_seed_of_host;
-use super::{Machine, Named, Plan, Platform, Services};
+use super::{Machine, Named, Plan, Platform, Services, ram_pieces};
 use crate::Error;
 use crate::boot::BootFiles;
 use crate::firmware::FirmwareFiles;
@@ -26,7 +26,7 @@ use crate::migrate::wire::{self, Hello, Session};
 use crate::migrate::{Address, Arrival, OutgoingPlan};
 use crate::run::Gate;
 use crate::state::changes::{Origin, Tracker};
-use crate::state::records::{self, CPUS, FIRMWARE, INTERRUPTS, MACHINE, refused, vcpu};
+use crate::state::records::{CPUS, DISKS, FIRMWARE, INTERRUPTS, MACHINE, refused, vcpu};
 use crate::state::{
     FirmwareState, Layer, MachineState, NamedNumber, NamedRecord, RamRange, Records, Snapshot, SnapshotError,
 };
@@ -34,6 +34,7 @@ pub(crate) use aarch64::Aarch64CpusState;
 pub(crate) use disks::WeakImage;
 pub use disks::{DiskImages, check_disks};
 
+pub(super) use features::address_bits;
 pub(crate) use x86_64::X86CpusState;
 pub(super) use x86_64::feature_list;
 
@@ -53,6 +54,11 @@ pub trait Saved: Platform {
     /// Where the record is refused.
     fn identity(_saved: &Record) -> Result<Option<Self::VcpuIdentity>, SnapshotError> {
         Ok(None)
+    }
+
+    /// What a vCPU with that state is that its host fixes, where that is compared before anything is made.
+    fn fixed(_vcpu: &Self::VcpuState) -> Option<Self::VcpuIdentity> {
+        None
     }
 
     /// Lets the plan have the CPUs of a snapshot, of which `first` is the first one's state, where it is known.
@@ -147,8 +153,12 @@ impl<A: Saved> Machine<A> {
                 "the guest has let `{id}` go, and what it had begun has not ended"
             )));
         }
-        // First: it writes into guest RAM, and what it writes there is saved with it.
+        // Before the interrupt controllers: what has come due since the clock stands is an edge or a level of theirs.
+        let named = self.named();
+        named.iter().for_each(|(_, component)| component.catch_up_component());
+        // First of what is saved: it writes into guest RAM, and what it writes there is saved with it.
         let interrupts = A::save_interrupts(&self.board)?;
+        self.vm.begin_save();
         let mut records = vec![NamedRecord::new(MACHINE, Record::of(&self.own_state()?))];
         records.push(NamedRecord::new(CPUS, A::cpus(&self.plan, None, None)));
         for (index, mut slot) in self.vcpus.paused().enumerate() {
@@ -159,8 +169,7 @@ impl<A: Saved> Machine<A> {
             records.push(NamedRecord::new(FIRMWARE, Record::of(&known_by(code, path)?)));
         }
         records.extend(interrupts.map(|record| NamedRecord::new(INTERRUPTS, record)));
-        let named = self.named().into_iter();
-        records.extend(named.map(|(name, component)| NamedRecord::new(name, component.save_record())));
+        records.extend(named.into_iter().map(|(name, component)| NamedRecord::new(name, component.save_record())));
         Ok(Records { records })
     }
 
@@ -180,8 +189,7 @@ impl<A: Saved> Machine<A> {
         let (namespaces, last) = self.devices.numbers();
         let list = |map: BTreeMap<String, u32>| map.into_iter().map(|(name, number)| NamedNumber { name, number });
         Ok(MachineState {
-            // What the guest was shown is told by the records.
-            config: Config { cpu: None, ..self.config.clone() }.to_toml().map_err(in_config)?,
+            config: self.told_config()?,
             guest_nanos: self.clock.now(),
             wall_nanos: i64::try_from(self.clock.wall().max(0)).unwrap_or(i64::MAX),
             host_nanos: host_nanos(),
@@ -189,6 +197,11 @@ impl<A: Saved> Machine<A> {
             namespaces: list(namespaces).collect(),
             last_namespaces: list(last).collect(),
         })
+    }
+
+    /// Its config, for another process: what the guest was shown of its CPUs is told by the records, and a file that says so may be this host's alone.
+    fn told_config(&self) -> Result<String, SnapshotError> {
+        Config { cpu: None, ..self.config.clone() }.to_toml().map_err(in_config)
     }
 
     /// The components by their records' names.
@@ -246,6 +259,9 @@ impl<A: Saved> Machine<A> {
         policy: ClockPolicy,
         track: bool,
     ) -> Result<Self, Error> {
+        if A::fixed(&snapshot.records.open(&vcpu(0))?).is_some() {
+            Self::could_restore(config, hypervisor, snapshot)?;
+        }
         let own = snapshot.machine()?;
         let mapped = config.memory.hugepages.is_none() && !config.memory.shared;
         let [whole, differences @ ..] = snapshot.layers.as_slice() else {
@@ -257,7 +273,7 @@ impl<A: Saved> Machine<A> {
         let records = &snapshot.records;
         let mut machine = Self::inherit(config, hypervisor, gate, services, inherited, records)?;
         let ram = machine.ram();
-        if !ram_ranges(&ram).eq(snapshot.header.memory.ram.iter().copied()) {
+        if machine.ram_ranges() != snapshot.header.memory.ram {
             return Err(other_ram().into());
         }
         let read = |layer: &Layer| crate::state::memory::read(&layer.file, layer.changed.as_deref(), &ram);
@@ -274,14 +290,49 @@ impl<A: Saved> Machine<A> {
         Ok(machine)
     }
 
-    /// Whether this host could go on with a machine of that config and these CPUs. What is made to find out goes again.
+    /// Whether this host could go on with a machine of that config, these CPUs and these pieces of RAM. What is made to find out goes again.
     ///
     /// # Errors
     /// What the host lacks, by name.
-    pub(crate) fn could_inherit(config: &Config, hypervisor: &dyn Hypervisor<A>, cpus: &Record) -> Result<(), Error> {
-        let (mut plan, builder) = Self::plan(config, hypervisor)?;
-        A::adopt(&mut plan, builder.capabilities(), cpus, None)?;
-        let (Some(identity), Some(first)) = (A::identity(cpus)?, plan.vcpus.get(..1)) else { return Ok(()) };
+    pub(crate) fn could_inherit(
+        config: &Config,
+        hypervisor: &dyn Hypervisor<A>,
+        cpus: &Record,
+        ram: &[RamRange],
+    ) -> Result<(), Error> {
+        let mut config = config.clone();
+        config.finish()?;
+        Self::can_have(&config, hypervisor, cpus, ram, None, A::identity(cpus)?)
+    }
+
+    /// Whether this host could go on with the machine of a snapshot. Nothing is made of it; what is made to find out goes again.
+    ///
+    /// # Errors
+    /// What the host lacks, by name.
+    pub fn could_restore(config: &Config, hypervisor: &dyn Hypervisor<A>, snapshot: &Snapshot) -> Result<(), Error> {
+        let mut config = config.clone();
+        config.finish()?;
+        let (first, ram) = (snapshot.records.open(&vcpu(0))?, &snapshot.header.memory.ram);
+        Self::can_have(&config, hypervisor, snapshot.records.get(CPUS)?, ram, Some(&first), A::fixed(&first))
+    }
+
+    fn can_have(
+        config: &Config,
+        hypervisor: &dyn Hypervisor<A>,
+        cpus: &Record,
+        ram: &[RamRange],
+        first: Option<&A::VcpuState>,
+        identity: Option<A::VcpuIdentity>,
+    ) -> Result<(), Error> {
+        // What the guest was shown is told by the record: an older skep's config names a file as well, which may not be here.
+        let config = Config { cpu: None, ..config.clone() };
+        let (mut plan, builder) = Self::plan(&config, hypervisor)?;
+        let pieces = ram_pieces(&plan, config.boot.firmware.is_some()).into_iter();
+        if !pieces.map(|(_, piece, _)| RamRange { address: piece.base, size: piece.size }).eq(ram.iter().copied()) {
+            return Err(other_ram().into());
+        }
+        A::adopt(&mut plan, builder.capabilities(), cpus, first)?;
+        let (Some(identity), Some(first)) = (identity, plan.vcpus.get(..1)) else { return Ok(()) };
         // What a host fixes of its CPUs is asked of one.
         let mut parts = builder.build(&plan.vm, first)?;
         let adopted = parts.vcpus.first_mut().map_or(Ok(()), |vcpu| vcpu.adopt(&identity));
@@ -305,7 +356,7 @@ impl<A: Saved> Machine<A> {
         let (memory, numbers) = (Some(memory.clone()), Numbers::from(&own));
         let inherited = Inherited { memory, numbers, locking: Locking::Later };
         let mut machine = Self::inherit(config, hypervisor, gate, services, inherited, records)?;
-        if !ram_ranges(&machine.ram()).eq(ram.iter().copied()) {
+        if machine.ram_ranges() != *ram {
             return Err(other_ram().into());
         }
         let now = Instant::now();
@@ -331,7 +382,7 @@ impl<A: Saved> Machine<A> {
             requires: Vec::new(),
             session,
             architecture: self.config.arch().to_string(),
-            config: self.config.to_toml().map_err(in_config)?,
+            config: self.told_config()?,
             ram: ram.iter().map(|region| (region.gpa(), region.size())).collect(),
             cpus: A::cpus(&self.plan, self.plan.counter, identity),
             disks: images.describe()?,
@@ -351,7 +402,9 @@ impl<A: Saved> Machine<A> {
         let (cpus, first) = (records.get(CPUS)?, records.open(&vcpu(0))?);
         services.firmware = firmware(config, records, inherited.locking)?;
         let adopt = |plan: &mut Plan<A>, host: &Capabilities<A>| A::adopt(plan, host, cpus, Some(&first));
-        Self::make(config, hypervisor, gate, services, inherited, adopt)
+        let machine = Self::make(config, hypervisor, gate, services, inherited, adopt)?;
+        machine.disk_images().check_sizes(&records.open(DISKS)?)?;
+        Ok(machine)
     }
 
     /// `passed` are the nanoseconds by which its clocks have moved on since.
@@ -359,7 +412,7 @@ impl<A: Saved> Machine<A> {
         let named = self.named();
         let vcpus = self.vcpus.paused().count();
         records.all_known(|name| {
-            let fixed = [MACHINE, records::DISKS, FIRMWARE, CPUS, INTERRUPTS].contains(&name);
+            let fixed = [MACHINE, DISKS, FIRMWARE, CPUS, INTERRUPTS].contains(&name);
             fixed || named.iter().any(|(known, _)| known == name) || (0..vcpus).any(|index| vcpu(index) == name)
         })?;
         let states = (0..vcpus).map(|index| records.open::<A::VcpuState>(&vcpu(index)));
@@ -399,14 +452,24 @@ impl<A: Saved> Machine<A> {
         self.clock.set_wall(wall + i128::from(nanos));
     }
 
-    /// Lets the queues go on, after [`Machine::of_snapshot`] or a save.
+    /// Lets the queues go on, after [`Machine::of_snapshot`] or a save, with the gate closed and empty and before any timer runs; the vCPUs hear that they
+    /// stood still, before they run. The files of its disks and of its firmware's variables are this machine's.
     pub fn resume(&self) {
+        self.vcpus.stood_still();
+        if let Some(flash) = A::flash(&self.board) {
+            flash.resumed();
+        }
         self.devices.resume();
     }
 
     /// RAM, in the order in which it is saved. What comes and goes as firmware says is none by its kind: the dirty log may not know it.
     pub fn ram(&self) -> Vec<Arc<Region>> {
         self.ram.clone()
+    }
+
+    /// The pieces of RAM, in that order.
+    pub(crate) fn ram_ranges(&self) -> Vec<RamRange> {
+        self.ram.iter().map(|region| RamRange { address: region.gpa(), size: region.size() }).collect()
     }
 
     /// Takes the locks of the disks' images, and of the firmware's variables.
@@ -431,10 +494,6 @@ impl<A: Saved> Machine<A> {
     pub fn config(&self) -> &Config {
         &self.config
     }
-}
-
-fn ram_ranges(ram: &[Arc<Region>]) -> impl Iterator<Item = RamRange> {
-    ram.iter().map(|region| RamRange { address: region.gpa(), size: region.size() })
 }
 
 fn other_ram() -> SnapshotError {

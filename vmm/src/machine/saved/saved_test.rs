@@ -4,18 +4,21 @@ use std::path::Path;
 use skep_clock::Clock;
 use skep_config::{Config, Size};
 use skep_hypervisor::fake::Fake;
-use skep_hypervisor::{Aarch64, X86_64};
+use skep_hypervisor::{Aarch64, Arch, Powers, VmRequest, X86_64};
 use skep_memory::vm_memory::{Bytes, GuestAddress};
 use skep_memory::{MemoryMap, PAGE_SIZE};
 use skep_state::testing::spoilt;
 
 use super::*;
+use crate::run::Requests;
 use crate::state::changes::Changes;
 use crate::state::records::DISKS;
 use crate::state::{
-    CONTAINER, DisksState, Draft, Header, MAGIC, MEMORY, Progress, RECORDS, REQUIRES_BASE, RecordsFile, inspect,
+    CONTAINER, DisksState, Draft, Header, MAGIC, MEMORY, Progress, RECORDS, REQUIRES_BASE, RecordsFile, Wanted, inspect,
 };
 
+#[path = "cpus_test.rs"]
+mod cpus;
 #[path = "firmware_test.rs"]
 mod firmware;
 
@@ -110,7 +113,7 @@ fn write_changes<A: Saved>(
         records: RecordsFile::of(&bytes),
         memory,
     };
-    let origin = draft.finish(&header).unwrap();
+    let origin = draft.finish(&header, &Wanted::default()).unwrap();
     if let Some(changes) = changes {
         changes.saved(origin);
     }
@@ -241,7 +244,7 @@ where
     let write = |name: &str, bytes: &[u8]| std::fs::write(path("first").join(name), bytes).unwrap();
     let header = std::fs::read(path("first").join("header.json")).unwrap();
     write("header.json", &[&header[..], b" "].concat());
-    assert!(refusal().ends_with("first`: that is another snapshot now"), "{}", refusal());
+    assert!(refusal().contains("first`: that is another snapshot now\n  try: "), "{}", refusal());
     write("header.json", &header);
     let changed = std::fs::read(path("first").join("changed")).unwrap();
     write("changed", &changed[..changed.len() - 1]);
@@ -403,7 +406,8 @@ fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
     let could = |khz, scaling| {
         let mut host = Fake::<X86_64>::new();
         (host.capabilities.arch.tsc_khz, host.capabilities.arch.tsc_scaling) = (khz, scaling);
-        Machine::<X86_64>::could_inherit(&machine.config, &host, &told).map_err(|error| error.to_string())
+        Machine::<X86_64>::could_inherit(&machine.config, &host, &told, &machine.ram_ranges())
+            .map_err(|error| error.to_string())
     };
     for (khz, scaling) in [(Some(2_500_625), false), (None, false), (Some(2_400_000), true)] {
         could(khz, scaling).unwrap();
@@ -416,9 +420,78 @@ fn a_counter_of_another_frequency_is_refused_to_a_machine_that_is_to_come() {
     first.capabilities.arch.counter_hz = 19_200_000;
     let mut machine = fresh_on::<Aarch64>(&first, folder.path());
     let hello = machine.leave(Address::Unix(folder.path().join("nowhere")), Duration::ZERO).unwrap().hello;
-    Machine::<Aarch64>::could_inherit(&machine.config, &first, &hello.cpus).unwrap();
-    let text = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &hello.cpus).unwrap_err().to_string();
+    Machine::<Aarch64>::could_inherit(&machine.config, &first, &hello.cpus, &hello.ram()).unwrap();
+    let text = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &hello.cpus, &hello.ram())
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("the counter's frequency was 19200000 Hz, and is "), "{text}");
+}
+
+/// Its pieces of RAM are compared before any of them is sent.
+fn other_memory_is_refused_to_a_machine_that_is_to_come<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<A>(folder.path());
+    let hello = machine.leave(Address::Unix(folder.path().join("nowhere")), Duration::ZERO).unwrap().hello;
+    let could = |edit: &dyn Fn(&mut Vec<RamRange>)| {
+        let mut ram = hello.ram();
+        edit(&mut ram);
+        let fits = Machine::<A>::could_inherit(&machine.config, &Fake::default(), &hello.cpus, &ram);
+        fits.map_err(|error| error.to_string())
+    };
+    could(&|_| ()).unwrap();
+    let spoil: [fn(&mut Vec<RamRange>); 4] = [
+        |ram| ram[0].size += PAGE_SIZE,
+        |ram| ram[0].address += PAGE_SIZE,
+        Vec::clear,
+        |ram| ram.push(RamRange { address: 1 << 40, size: PAGE_SIZE }),
+    ];
+    for edit in spoil {
+        assert!(could(&edit).unwrap_err().contains("its pieces of RAM are not those of its config on this host"));
+    }
+}
+
+#[test]
+fn other_memory_is_refused_to_a_machine_that_is_to_come_on_both_machines() {
+    other_memory_is_refused_to_a_machine_that_is_to_come::<X86_64>();
+    other_memory_is_refused_to_a_machine_that_is_to_come::<Aarch64>();
+}
+
+/// A guest has it where the host does, unless it is to have none; and goes on with what it was shown.
+#[test]
+fn a_performance_monitor_is_the_hosts_and_then_the_guests() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = VmRequest { max_vcpus: 2, highest_gpa: 1 << 36, powers: Powers::empty() };
+    let mut host = Fake::<Aarch64>::new().builder(&request).unwrap().capabilities().clone();
+    let mut config = config(Aarch64::KIND, folder.path());
+    let plan = |config: &Config, host: &_| Aarch64::plan(config, "a fake", host);
+    let has = |plan: &Plan<Aarch64>| plan.vcpus.iter().map(|vcpu| vcpu.features.pmu).collect::<Vec<_>>();
+    let vcpus = config.cpus.max as usize;
+    let without = plan(&config, &host).unwrap();
+    assert_eq!(has(&without), vec![false; vcpus]);
+    host.arch.pmu = true;
+    let with = plan(&config, &host).unwrap();
+    assert_eq!(has(&with), vec![true; vcpus]);
+
+    let adopted = |saved: &Plan<Aarch64>, host: &_| {
+        let mut plan = plan(&config, host).unwrap();
+        let adopted = Aarch64::adopt(&mut plan, host, &Aarch64::cpus(saved, None, None), None);
+        adopted.map(|()| has(&plan)).map_err(|error| error.to_string())
+    };
+    assert_eq!(adopted(&with, &host), Ok(vec![true; vcpus]));
+    assert_eq!(adopted(&without, &host), Ok(vec![false; vcpus]));
+    host.arch.pmu = false;
+    let text = adopted(&with, &host).unwrap_err();
+    assert!(text.ends_with("the guest was shown a performance monitor (PMUv3), which it does not have"), "{text}");
+
+    config.cpu_features.pmu = Some(true);
+    let text = plan(&config, &host).unwrap_err().to_string();
+    assert!(text.contains("performance monitor (PMUv3)") && text.contains("cpu-features"), "{text}");
+    host.arch.pmu = true;
+    config.cpu_features.pmu = Some(false);
+    assert_eq!(has(&plan(&config, &host).unwrap()), vec![false; vcpus]);
 }
 
 /// What a host fixes of its CPUs is compared before any of a machine is sent.
@@ -436,7 +509,7 @@ fn another_arm64_cpu_is_refused_to_a_machine_that_is_to_come() {
     assert!(identity.registers.contains(&(SCTLR_EL1, None)));
     let could = |identity: Option<VcpuIdentity>| {
         let cpus = Record::of(&Aarch64CpusState { identity, ..told.clone() });
-        let fits = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &cpus);
+        let fits = Machine::<Aarch64>::could_inherit(&machine.config, &Fake::new(), &cpus, &machine.ram_ranges());
         fits.map_err(|error| error.to_string())
     };
     let spoilt = |spoil: &dyn Fn(&mut VcpuIdentity)| {
@@ -456,6 +529,198 @@ fn another_arm64_cpu_is_refused_to_a_machine_that_is_to_come() {
     assert!(text.contains("field `identity.registers`"), "{text}");
     let text = spoilt(&|identity| identity.firmware = vec![("psci".to_owned(), 1); 65]);
     assert!(text.contains("field `identity.firmware`"), "{text}");
+}
+
+/// The same of a snapshot, before memory is mapped or a device made.
+#[test]
+fn another_arm64_cpu_is_refused_before_anything_is_made() {
+    use skep_hypervisor::aarch64::VcpuState;
+    use skep_hypervisor::aarch64::registers::MIDR_EL1;
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<Aarch64>(folder.path());
+    let mut saved = machine.save().unwrap();
+    let snapshot = write(&machine, saved.clone(), &folder.path().join("same"));
+    Machine::could_restore(&snapshot.config().unwrap(), &Fake::<Aarch64>::new(), &snapshot).unwrap();
+    edit_first(&mut saved, |state: &mut VcpuState| {
+        state.registers.iter_mut().filter(|(register, _)| *register == MIDR_EL1).for_each(|(_, value)| *value = 7);
+    });
+    let snapshot = write(&machine, saved, &folder.path().join("other"));
+    let (config, host, services) = (snapshot.config().unwrap(), Fake::<Aarch64>::new(), services());
+    let (policy, memory) = (ClockPolicy::Continue, services.memory.clone());
+    let restored = Machine::of_snapshot(&config, &host, Arc::default(), services, &snapshot, policy, false);
+    let told = Machine::could_restore(&config, &host, &snapshot).unwrap_err().to_string();
+    assert!(told.starts_with("this host's CPU is not one for the guest: vCPU 0: "), "{told}");
+    assert!(told.ends_with("MIDR_EL1: it is 0x7, and 0x410fd0c1 on this host"), "{told}");
+    assert_eq!(restored.err().unwrap().to_string(), told);
+    assert_eq!(memory.regions().len(), 0, "nothing has been made");
+}
+
+/// The list of features is a file of the source's.
+#[test]
+fn a_machine_of_a_feature_list_goes_where_the_file_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (host, list) = (Fake::<X86_64>::new(), folder.path().join("list"));
+    let mut config = config(skep_config::ArchKind::X86_64, folder.path());
+    let all = Machine::common_features(&config, &host, &[]).unwrap();
+    fs::write(&list, all.replace(" xsave ", " ")).unwrap();
+    config.cpu = Some(list.to_str().unwrap().to_owned());
+    let mut machine = Machine::new(&config, &host, Arc::default(), services()).unwrap();
+    stop(&machine);
+    let hello = machine.leave(Address::Unix(folder.path().join("nowhere")), Duration::ZERO).unwrap().hello;
+    fs::remove_file(&list).unwrap();
+    let come = |text: &str| {
+        let mut config = Config::from_toml(text, "config".as_ref(), skep_config::ArchKind::X86_64).unwrap();
+        config.finish().unwrap();
+        Machine::<X86_64>::could_inherit(&config, &host, &hello.cpus, &hello.ram()).map(|()| config.cpu)
+    };
+    assert_eq!(come(&hello.config).unwrap(), None);
+    // One of an older skep's, that has told its file's name.
+    assert_eq!(come(&config.to_toml().unwrap()).unwrap(), config.cpu);
+    let cpus: X86CpusState = hello.cpus.open().unwrap();
+    let features = cpus.first.iter().find(|leaf| leaf.leaf == 1).unwrap().registers[2];
+    assert_eq!(features >> 26 & 1, 0, "what it is shown is what the list let through");
+}
+
+fn vcpus_hear_that_they_stood_still<A: Saved>()
+where
+    Fake<A>: Hypervisor<A> + Default,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let host = Fake::<A>::default();
+    let mut machine = fresh_on(&host, folder.path());
+    let saved = machine.save().unwrap();
+    let snapshot = write(&machine, saved, &folder.path().join("snapshot"));
+    drop(machine);
+    let (config, gate) = (snapshot.config().unwrap(), Arc::new(Gate::default()));
+    let policy = ClockPolicy::Continue;
+    let mut machine = Machine::of_snapshot(&config, &host, gate.clone(), services(), &snapshot, policy, true).unwrap();
+    machine.vcpus_mut().start(&Arc::new(Requests::new(gate.clone()).unwrap())).unwrap();
+    // Lets them run until each has been told so often.
+    let run = |told| {
+        gate.open();
+        while [0, 1].iter().any(|vcpu| host.standstills(*vcpu) < told) {
+            std::thread::yield_now();
+        }
+        gate.close_and_wait();
+        assert_eq!([0, 1].map(|vcpu| host.standstills(vcpu)), [told, told]);
+    };
+    machine.resume();
+    assert_eq!([0, 1].map(|vcpu| host.standstills(vcpu)), [0, 0], "they hear of it when they run");
+    // It stands still once, and the gate closes often.
+    (0..100).for_each(|_| run(1));
+    stop(&machine);
+    machine.resume();
+    run(2);
+    stop(&machine);
+}
+
+#[test]
+fn vcpus_hear_that_they_stood_still_on_both_machines() {
+    vcpus_hear_that_they_stood_still::<X86_64>();
+    vcpus_hear_that_they_stood_still::<Aarch64>();
+}
+
+fn opened<S: skep_state::State>(records: &Records, name: &str) -> S {
+    records.open(name).unwrap()
+}
+
+/// A periodic interrupt that has come due since the clock stands is in the controllers as well as in the clock: a guest that is not told never reads register C, and
+/// no other comes.
+#[test]
+fn a_timer_that_is_due_when_a_pc_is_saved_interrupts_where_it_is_restored() {
+    use skep_arch::x86_64::layout::{IOAPIC, gsi};
+    use skep_chipset::{i8259::I8259State, ioapic::IoApicState, rtc::RtcState};
+    use skep_hypervisor::x86_64::VcpuState;
+    const VECTOR: u8 = 0x51;
+    const PERIODIC: u8 = 1 << 6;
+    let (pin, mask) = (gsi::RTC as usize, 1 << (VECTOR % 32));
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<X86_64>(folder.path());
+    // A local APIC that is on.
+    for mut slot in machine.vcpus.paused() {
+        let slot = &mut *slot;
+        let mut state = slot.vcpu.save(&mut *slot.io).unwrap();
+        state.apic.registers[0xf] |= 1 << 8;
+        slot.vcpu.restore(&state).unwrap();
+    }
+    let rtc = |machine: &Machine<X86_64>, register: u8, value: u8| {
+        let mut io = X86_64::io(&machine.board, 0);
+        io.port_write(0x70, &[register]);
+        io.port_write(0x71, &[value]);
+    };
+    let taken = |machine: &Machine<X86_64>| {
+        let (mut io, mut flags) = (X86_64::io(&machine.board, 0), [0]);
+        io.port_write(0x70, &[0x0c]);
+        io.port_read(0x71, &mut flags);
+        flags[0]
+    };
+    let mut io = X86_64::io(&machine.board, 0);
+    for (register, value) in [(0x11 + 2 * gsi::RTC, 0), (0x10 + 2 * gsi::RTC, u32::from(VECTOR))] {
+        io.memory_write(IOAPIC.base, &register.to_le_bytes());
+        io.memory_write(IOAPIC.base + 0x10, &value.to_le_bytes());
+    }
+    // 1024 times a second.
+    rtc(&machine, 0x0a, 0x26);
+    rtc(&machine, 0x0b, 0x02 | PERIODIC);
+    taken(&machine);
+    let told = |records: &Records| {
+        let (ioapic, pic): (IoApicState, I8259State) =
+            (opened(records, "board/ioapic"), opened(records, "board/i8259"));
+        let (clock, first): (RtcState, VcpuState) = (opened(records, "board/rtc"), opened(records, "vcpu/0"));
+        let pending = first.apic.registers[0x20 + usize::from(VECTOR) / 32] & mask != 0;
+        (clock.flags & PERIODIC != 0, ioapic.asserted[pin], pic.slave.irr & 1 != 0, pending)
+    };
+    assert_eq!(told(&machine.save().unwrap()), (false, false, false, false));
+    machine.pass_time(4_000_000);
+    let saved = machine.save().unwrap();
+    assert_eq!(told(&saved), (true, true, true, true));
+    let snapshot = write(&machine, saved.clone(), &folder.path().join("snapshot"));
+    drop(machine);
+
+    let mut machine = restore::<X86_64>(&snapshot).unwrap();
+    assert_eq!(comparable(machine.save().unwrap()), comparable(saved));
+    assert_eq!(taken(&machine) & 0xc0, 0xc0);
+    assert_eq!(told(&machine.save().unwrap()), (false, false, true, true), "they keep what they have latched");
+    machine.clock().advance(1_000_000);
+    assert_eq!(told(&machine.save().unwrap()), (true, true, true, true), "it goes on");
+}
+
+/// The same of what a serial port's input and a clock's alarm wait for.
+#[test]
+fn timers_that_are_due_when_an_arm64_machine_is_saved_interrupt_where_it_is_restored() {
+    use skep_arch::aarch64::layout::{RTC, UART, spi};
+    use skep_chipset::{pl011::Pl011State, pl031::Pl031State};
+    use skep_hypervisor::aarch64::GicState;
+    const TIMEOUT: u16 = 1 << 6;
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = fresh::<Aarch64>(folder.path());
+    let store = |at: u64, value: u32| Aarch64::io(&machine.board, 0).memory_write(at, &value.to_le_bytes());
+    // The receiver and its FIFO are on, with the timeout's interrupt; the alarm is a second from now.
+    store(UART.base + 0x2c, 1 << 4);
+    store(UART.base + 0x30, 1 << 9 | 1 << 0);
+    store(UART.base + 0x38, TIMEOUT.into());
+    assert_eq!(Aarch64::serial(&machine.board).receive(b"a"), 1);
+    store(RTC.base + 0x04, 1_000_001);
+    store(RTC.base + 0x10, 1);
+    let told = |records: &Records| {
+        let gic: GicState = opened(records, INTERRUPTS);
+        let (uart, rtc): (Pl011State, Pl031State) = (opened(records, "board/pl011"), opened(records, "board/pl031"));
+        let is_high = |line: u32| gic.levels[(line / 32) as usize] >> (line % 32) & 1 != 0;
+        [(uart.ris & TIMEOUT != 0, is_high(spi::UART)), (rtc.raised, is_high(spi::RTC))]
+    };
+    assert_eq!(told(&machine.save().unwrap()), [(false, false); 2]);
+    machine.pass_time(1_000_000_000);
+    let saved = machine.save().unwrap();
+    assert_eq!(told(&saved), [(true, true); 2]);
+    let snapshot = write(&machine, saved.clone(), &folder.path().join("snapshot"));
+    drop(machine);
+
+    let mut machine = restore::<Aarch64>(&snapshot).unwrap();
+    assert_eq!(comparable(machine.save().unwrap()), comparable(saved));
+    let mut data = [0; 4];
+    Aarch64::io(&machine.board, 0).memory_read(UART.base, &mut data);
+    Aarch64::io(&machine.board, 0).memory_write(RTC.base + 0x1c, &[1, 0, 0, 0]);
+    assert_eq!(told(&machine.save().unwrap()), [(false, false); 2], "what the guest has seen is over");
 }
 
 /// Ticks of the clock that the guest reads without an exit, in an hour.
@@ -518,5 +783,81 @@ fn disks_are_known_again() {
     assert!(text.contains("has 1048576 bytes, and had 512"), "{text}");
     let text = refusal(&|saved| saved.disks[0].format = "qcow2".to_owned(), &[], true).unwrap_err();
     assert!(text.contains("it was qcow2, and is raw now"), "{text}");
+    // Of a block device.
+    let text = refusal(&|saved| saved.disks[2].changed_nanos = None, &[], false).unwrap_err();
+    assert!(text.starts_with("disk `first`: `") && text.contains("` is a block device, which does not tell"), "{text}");
+    assert!(text.ends_with("try: --trust-disks if you know that it holds what it held then"), "{text}");
+    refusal(&|saved| saved.disks[2].changed_nanos = None, &[], true).unwrap();
     assert!(refusal(&|saved| saved.disks.truncate(1), &[], true).unwrap_err().contains("does not say what it was"));
+}
+
+/// Each file of a chain, and the size that the guest knows, which is in the image.
+#[test]
+fn what_is_behind_a_disk_is_known_again() {
+    use skep_block::image::{Backing, CreateOptions, ImageFormat, NewImage, create};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let make = |name: &str, size: Option<u64>, behind: Option<(&str, ImageFormat)>| {
+        let backing =
+            behind.map(|(name, format)| Backing { file: name.into(), format: Some(format.name().to_owned()) });
+        let options = CreateOptions { backing, ..CreateOptions::default() };
+        create(&path(name), ImageFormat::Qcow2, size, &NewImage { qcow2: options, force: true }).unwrap();
+    };
+    fs::write(path("base"), vec![0; 1 << 20]).unwrap();
+    make("middle", None, Some(("base", ImageFormat::Raw)));
+    make("top", None, Some(("middle", ImageFormat::Qcow2)));
+    make("larger", Some(2 << 20), None);
+    let config = |name: &str| {
+        let mut config = config(skep_config::ArchKind::X86_64, folder.path());
+        config.disk = vec![format!("{},format=qcow2,readonly", path(name).display()).parse().unwrap()];
+        config.finish().unwrap();
+        config
+    };
+    let mut machine = Machine::new(&config("top"), &Fake::<X86_64>::default(), Arc::default(), services()).unwrap();
+    stop(&machine);
+    let records = machine.save().unwrap();
+    let snapshot = write(&machine, records, &path("snapshot"));
+    drop(machine);
+    let saved: DisksState = snapshot.records.open(DISKS).unwrap();
+    let names = |saved: &DisksState| saved.disks[0].behind.as_ref().map(|images| images.len());
+    assert_eq!(names(&saved), Some(2));
+    let check = |trusted| check_disks(&config("top"), &saved, &[], trusted).map_err(|error| error.to_string());
+    check(false).unwrap();
+    drop(restore::<X86_64>(&snapshot).unwrap());
+    let written = |name: &str| {
+        let file = fs::File::options().write(true).open(path(name)).unwrap();
+        let before = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(before + Duration::from_secs(1)).unwrap();
+        let text = check(false).unwrap_err();
+        assert!(text.contains(&format!("{name}` has been written since the snapshot was saved")), "{text}");
+        check(true).unwrap();
+        file.set_modified(before).unwrap();
+        check(false).unwrap();
+    };
+    ["base", "middle", "top"].into_iter().for_each(written);
+    // One that was saved before anybody looked.
+    let mut early = saved.clone();
+    early.disks[0].behind = None;
+    check_disks(&config("top"), &early, &[], false).unwrap();
+    let mut shorter = saved.clone();
+    shorter.disks[0].behind.as_mut().unwrap().truncate(1);
+    let text = check_disks(&config("top"), &shorter, &[], false).unwrap_err().to_string();
+    assert!(text.contains("has 2 images behind it, and had 1"), "{text}");
+    // Another in its place has its size, whatever its file's is.
+    let other = config("larger");
+    let id = other.disk[0].id.clone().unwrap();
+    let text = check_disks(&other, &saved, &[id], true).unwrap_err().to_string();
+    assert!(text.contains("larger` has 2097152 bytes, and had 1048576"), "{text}");
+    // It is looked at again once it is open.
+    let text = Machine::<X86_64>::of_snapshot(
+        &other,
+        &Fake::default(),
+        Arc::default(),
+        services(),
+        &snapshot,
+        ClockPolicy::Continue,
+        false,
+    );
+    let text = text.err().unwrap().to_string();
+    assert!(text.contains("larger` has 2097152 bytes, and had 1048576"), "{text}");
 }

@@ -8,7 +8,7 @@ use skep_hypervisor::{Capabilities, X86_64};
 use skep_state::{Record, State, StateError, ensure};
 
 use super::Saved;
-use super::features::{self, List};
+use super::features::{self, List, capabilities};
 use crate::Error;
 use crate::machine::Plan;
 use crate::machine::q35::Board;
@@ -19,13 +19,13 @@ use crate::state::records::{CPUS, INTERRUPTS, refused};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub(crate) struct CpuidLeaf {
-    /// EAX on the way in.
+    /// EAX on the way in. Any value.
     #[n(0)]
     pub leaf: u32,
-    /// ECX on the way in, of a leaf that has subleaves.
+    /// ECX on the way in, of a leaf that has subleaves. Any value.
     #[n(1)]
     pub subleaf: Option<u32>,
-    /// EAX, EBX, ECX and EDX on the way out.
+    /// EAX, EBX, ECX and EDX on the way out. Any value.
     #[n(2)]
     pub registers: [u32; 4],
 }
@@ -34,7 +34,7 @@ pub(crate) struct CpuidLeaf {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub(crate) struct X86CpuState {
-    /// Its (x2)APIC id.
+    /// Its (x2)APIC id. Any value.
     #[n(0)]
     pub apic_id: u32,
     /// The leaves that are not as the first CPU's.
@@ -55,6 +55,9 @@ pub(crate) struct X86CpusState {
     /// The TSC's frequency in kHz, where a machine is told of before its vCPUs' states, which hold it.
     #[n(2)]
     pub tsc_khz: Option<u32>,
+    /// What they read in IA32_ARCH_CAPABILITIES (SDM volume 4 table 2-2), where CPUID shows that there is one. Any value.
+    #[n(3)]
+    pub arch_capabilities: Option<u64>,
 }
 
 impl State for X86CpusState {
@@ -66,7 +69,8 @@ impl State for X86CpusState {
         ensure((1..=4096).contains(&count), Self::ID, "cpus", count, "a machine has 1 to 4096 CPUs")?;
         ensure(leaves <= 256, Self::ID, "first", leaves, "CPUID has no more leaves")?;
         let most = self.cpus.iter().map(|cpu| cpu.own.len()).max().unwrap_or(0);
-        ensure(most <= leaves, Self::ID, "cpus.own", most, "each CPU has the leaves of the first")
+        ensure(most <= leaves, Self::ID, "cpus.own", most, "each CPU has the leaves of the first")?;
+        ensure(self.tsc_khz.is_none_or(|khz| khz > 0), Self::ID, "tsc_khz", self.tsc_khz, "the counter runs")
     }
 }
 
@@ -94,7 +98,7 @@ pub(in crate::machine) fn feature_list(cpu: &str) -> Result<List, Error> {
 
 impl Saved for X86_64 {
     fn common_features(plan: &Plan<Self>, lists: &[String], backend: &'static str) -> Result<String, Error> {
-        let here = plan.vcpus.first().map(|vcpu| List::of(&vcpu.cpuid)).unwrap_or_default();
+        let here = plan.vcpus.first().map(List::of).unwrap_or_default();
         let mend = "one vendor's alone have a CPU in common".to_owned();
         let differs = |what| Error::Lacking { what, backend, mend };
         let common = lists.iter().try_fold(Ok(here), |common: Result<List, String>, list| {
@@ -112,7 +116,8 @@ impl Saved for X86_64 {
             own: leaves(vcpu).into_iter().filter(|leaf| !first.contains(leaf)).collect(),
         };
         let cpus = plan.vcpus.iter().map(cpu).collect();
-        Record::of(&X86CpusState { first, cpus, tsc_khz: counter })
+        let arch_capabilities = plan.vcpus.first().and_then(|vcpu| vcpu.arch_capabilities);
+        Record::of(&X86CpusState { first, cpus, tsc_khz: counter, arch_capabilities })
     }
 
     fn adopt(
@@ -136,12 +141,19 @@ impl Saved for X86_64 {
         }
         let Some(here) = plan.vcpus.first() else { return Ok(()) };
         features::compare(&first, &here.cpuid).or_else(refuse)?;
+        let shown = saved.arch_capabilities;
+        shown.map_or(Ok(()), |shown| capabilities::compare(shown, host.arch.arch_capabilities)).or_else(refuse)?;
+        // The windows for PCI's BARs end where the guest's addresses do.
+        if let Some(bits) = features::address_bits(&first) {
+            plan.layout = plan.layout.within(bits).map_err(|error| SnapshotError::Cpu { reason: error.to_string() })?;
+            plan.ram = plan.layout.ram.clone();
+        }
         for (vcpu, cpu) in plan.vcpus.iter_mut().zip(&saved.cpus) {
             let mut cpuid = first.clone();
             cpu.own.iter().for_each(|leaf| cpuid.set(entry(leaf)));
             // Features are compared for the first; the others have no more.
             features::compare(&cpuid, &first).or_else(refuse)?;
-            vcpu.cpuid = cpuid;
+            (vcpu.cpuid, vcpu.arch_capabilities) = (cpuid, shown);
         }
         Ok(())
     }

@@ -1,0 +1,146 @@
+//! Machines whose disk's host does not answer a flush, with the guest that is built in: on any /dev/kvm of either architecture.
+#![allow(unsafe_code)] // A filter of system calls, which is set in a child.
+#![allow(clippy::unwrap_used)] // Helpers of tests.
+
+mod support;
+
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use skep_guests::{HELLO_AARCH64, HELLO_X86_64};
+use support::rig::Rig;
+use support::{Builder, Machine, is_x86_64, skep};
+
+/// Lets this process's fdatasync(2) hang until it is killed: a filter asks a listener what to do, which nobody is. io_uring, which would not ask, is not there.
+fn hang_flushes() -> io::Result<()> {
+    let rule = |code: u32, jt, jf, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let number = |call: libc::c_long| u32::try_from(call).unwrap_or(u32::MAX);
+    let equals = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let answer = libc::BPF_RET | libc::BPF_K;
+    let mut rules = [
+        // The call's number is what a filter's data begins with.
+        rule(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        rule(equals, 2, 0, number(libc::SYS_fdatasync)),
+        rule(equals, 2, 0, number(libc::SYS_io_uring_setup)),
+        rule(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+        rule(answer, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        rule(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+    ];
+    let program = libc::sock_fprog { len: rules.len() as u16, filter: rules.as_mut_ptr() };
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // SAFETY: `program` and its rules live until the call has returned, which copies them.
+    let listener = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    };
+    if listener < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The program keeps its own listener, so that the calls hang: without any they would fail.
+    // SAFETY: it touches no memory.
+    match unsafe { libc::fcntl(listener as i32, libc::F_SETFD, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// A guest that echoes what it is sent, with a disk whose flushes hang.
+fn hung(rig: &Rig) -> Machine {
+    fs::write(rig.path("echo"), if is_x86_64() { HELLO_X86_64 } else { HELLO_AARCH64 }).unwrap();
+    let disk = format!("{},format=raw", rig.text("nvme"));
+    let mut command = Command::new(skep());
+    command.args(["run", "--kernel", &rig.text("echo"), "--cmdline", "echo", "--memory", "64M", "--disk", &disk]);
+    command.args(["--control", &rig.text("vm.sock")]);
+    // SAFETY: three system calls, and no memory is taken.
+    unsafe {
+        command.pre_exec(hang_flushes);
+    }
+    let mut machine = Builder::spawn(command);
+    machine.wait_for("echo: ready");
+    machine
+}
+
+/// Waits until the machine waits for its disk.
+fn wait_until_it_hangs(machine: &Machine) {
+    let tasks = format!("/proc/{}/task", machine.pid());
+    let is_flush = |task: io::Result<fs::DirEntry>| {
+        let name = task.and_then(|task| fs::read_to_string(task.path().join("comm")));
+        name.is_ok_and(|name| name == "flush\n")
+    };
+    while !fs::read_dir(&tasks).unwrap().any(is_flush) {
+        std::thread::yield_now();
+    }
+}
+
+fn echoes(machine: &mut Machine, text: &str) {
+    machine.send(&format!("{text}\r"));
+    machine.wait_for(&format!("echo: {text}"));
+}
+
+/// What is in the folder of a save that came to nothing.
+fn left(rig: &Rig) -> Vec<std::ffi::OsString> {
+    let names = fs::read_dir(rig.folder.path()).unwrap().map(|file| file.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().contains("away")).collect()
+}
+
+#[test]
+fn a_save_whose_disk_hangs_can_be_cancelled_and_a_machine_ended() {
+    let rig = Rig::new();
+    let ctl = |words: &[&str]| rig.ctl_at("vm.sock", words);
+    let save = || Builder::command(&["ctl", &rig.text("vm.sock"), "save", &rig.text("away"), "--quit"]).start();
+    // While its devices stop it says nothing.
+    let wait_until_it_saves = || while !ctl(&["status"]).console.starts_with("saving") {};
+    let mut machine = hung(&rig);
+    ctl(&["save-cancel"]).expect_code(1).expect_log("the machine is not being saved");
+    let saving = save();
+    wait_until_it_hangs(&machine);
+    wait_until_it_saves();
+    ctl(&["resume"]).expect_code(1).expect_log("or `save-cancel` gives a save up");
+    ctl(&["save-cancel"]).expect_code(0);
+    saving.finish().expect_code(1).expect_log("it was cancelled");
+    assert_eq!(left(&rig), Vec::<std::ffi::OsString>::new());
+    ctl(&["status"]).expect_code(0).expect_console("running\n");
+    echoes(&mut machine, "still here");
+    // One that somebody has paused stays so.
+    ctl(&["pause"]).expect_code(0);
+    let saving = save();
+    wait_until_it_saves();
+    ctl(&["save-cancel"]).expect_code(0);
+    saving.finish().expect_code(1).expect_log("it was cancelled");
+    ctl(&["status"]).expect_code(0).expect_console("paused\n");
+    ctl(&["resume"]).expect_code(0);
+    echoes(&mut machine, "and here");
+
+    let saving = save();
+    wait_until_it_saves();
+    let pid = Pid::from_raw(machine.pid()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    saving.finish().expect_code(1).expect_log("the machine ends before it is saved");
+    assert_eq!(left(&rig), Vec::<std::ffi::OsString>::new());
+    // The image is not closed before its host answers, which a second one does not wait for, however far the machine's end has come.
+    kill_process(pid, Signal::TERM).unwrap();
+    machine.finish().expect_code(143).expect_log("the machine ends ");
+}
+
+#[test]
+fn a_migration_whose_disk_hangs_can_be_cancelled() {
+    let rig = Rig::new();
+    let ctl = |words: &[&str]| rig.ctl_at("vm.sock", words);
+    let mut machine = hung(&rig);
+    let at = format!("unix:{}", rig.text("target"));
+    let mut there = Builder::command(&["receive", &at]).start();
+    there.wait_for_log("waiting for a machine at unix:");
+    let going = Builder::command(&["ctl", &rig.text("vm.sock"), "migrate", &at]).start();
+    wait_until_it_hangs(&machine);
+    ctl(&["migrate-cancel"]).expect_code(0);
+    going.finish().expect_code(1).expect_log("it was cancelled");
+    there.finish().expect_code(1);
+    ctl(&["status"]).expect_code(0).expect_console("running\n");
+    echoes(&mut machine, "still here");
+    let pid = Pid::from_raw(machine.pid()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    machine.finish();
+}
