@@ -94,9 +94,15 @@ impl InLabs {
 
 /// Builds the static `package` of `arch` as users get it.
 fn release(package: &str, arch: Arch) -> Result<PathBuf> {
-    let words = ["build", "--release", "--package", package, "--bin", package, "--target", arch.musl_target()];
+    built(package, ["--bin", package], arch)
+}
+
+/// The same of another program of a package's, by the words that name it to cargo.
+fn built(package: &str, program: [&str; 2], arch: Arch) -> Result<PathBuf> {
+    let [kind, name] = program;
+    let words = ["build", "--release", "--package", package, kind, name, "--target", arch.musl_target()];
     let built = cargo::build(&words.map(str::to_owned))?.into_iter().next();
-    Ok(built.with_context(|| format!("cargo built no {package}"))?.path)
+    Ok(built.with_context(|| format!("cargo built no {name} of {package}"))?.path)
 }
 
 /// The skeps to measure, with their names in the table: those that are given, else one that is built now.

@@ -3,8 +3,10 @@
 //! The guest is the one that is built into skep, halted. It uses little of its memory; a machine whose memory is full is made by filling the snapshot. QEMU
 //! writes the same guest by `migrate exec:`, which is its way to a file in Debian's version; its guest is full by a file that its memory is mapped from. Both
 //! migrate to a process beside them, over TCP on loopback. QEMU's times are those that it tells itself (`info migrate`), in whole milliseconds.
+//!
+//! Beside what has a limit to keep stands what KVM takes for it by itself, in the same rounds (`hypervisor/kvm/examples/kvm_alone.rs`).
 
-use super::figures::{Table, median};
+use super::figures::{Table, median, told};
 use super::rates;
 use crate::arch::Arch;
 use crate::paths::Scratch;
@@ -40,6 +42,8 @@ const USED: u64 = 64;
 const MOVED: u64 = 1024;
 /// Bytes by which the machine's own rates are told.
 const COPIED: usize = 1 << 30;
+/// How often a snapshot is restored in a round.
+const RESTORES: usize = 5;
 /// vCPUs that are paused.
 const VCPUS: &str = "254";
 /// A machine that is not there by then is not coming.
@@ -149,6 +153,8 @@ struct Series {
     standstill: Vec<f64>,
     whole: Vec<f64>,
     first: Vec<f64>,
+    /// Up to where a vCPU runs, by KVM alone.
+    alone: Vec<f64>,
     data: u64,
 }
 
@@ -173,24 +179,24 @@ fn fill(memory: &Path, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// One round with a guest of `size` MiB: idle, and full.
-fn round(skep: &Path, scratch: &Path, size: u64, idle: &mut Series, full: &mut Series) -> Result<()> {
-    let path = |name: &str| scratch.join(name);
-    let (socket, memory) = (path("vm.sock"), format!("{size}M"));
-    let mut hello = Command::new(skep);
-    hello.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
-    let mut machine = Machine::start(&mut hello, &socket, Some("skep hello: up"))?;
-    save(&mut machine, &path("idle"), idle)?;
-    drop(machine);
-    for (from, to, series) in [("idle", "again", idle), ("full", "full-again", full)] {
-        if from == "full" {
-            fs::rename(path("idle"), path("full"))?;
-            fill(&path("full").join("memory"), size)?;
-        }
-        fs::remove_file(&socket)?;
-        let mut restore = Command::new(skep);
-        restore.arg("restore").arg(path(from)).arg("--control").arg(&socket);
-        let mut machine = Machine::start(&mut restore, &socket, None)?;
+/// The programs that are measured.
+struct Programs {
+    skep: PathBuf,
+    kvm_alone: PathBuf,
+}
+
+impl Programs {
+    /// What KVM takes by itself, in milliseconds.
+    fn kvm_alone(&self, words: &[&str]) -> Result<Vec<f64>> {
+        let output = process::output(Command::new(&self.kvm_alone).args(words))?;
+        Ok(told(output.as_ref(), "kvm_alone").into_iter().map(|(_, ms)| ms).collect())
+    }
+
+    /// Restores a snapshot, and notes when its guest is there.
+    fn restore(&self, snapshot: &Path, socket: &Path, series: &mut Series) -> Result<Machine> {
+        let mut restore = Command::new(&self.skep);
+        restore.arg("restore").arg(snapshot).arg("--control").arg(socket);
+        let mut machine = Machine::start(&mut restore, socket, None)?;
         let stats = loop {
             let (stats, _) = machine.ask("\"command\":\"stats\"")?;
             if stats["first-instruction-us"].is_number() {
@@ -198,13 +204,39 @@ fn round(skep: &Path, scratch: &Path, size: u64, idle: &mut Series, full: &mut S
             }
         };
         series.first.push(microseconds(&stats, "first-instruction-us")?);
-        if from == "full" {
-            save(&mut machine, &path(to), series)?;
-            fs::remove_dir_all(path(to))?;
-        }
+        Ok(machine)
     }
-    fs::remove_file(&socket)?;
-    Ok(fs::remove_dir_all(path("full"))?)
+
+    /// One round with a guest of `size` MiB: idle, and full.
+    fn round(&self, scratch: &Path, size: u64, idle: &mut Series, full: &mut Series) -> Result<()> {
+        let path = |name: &str| scratch.join(name);
+        let (socket, memory) = (path("vm.sock"), format!("{size}M"));
+        let mut hello = Command::new(&self.skep);
+        hello.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
+        let mut machine = Machine::start(&mut hello, &socket, Some("skep hello: up"))?;
+        save(&mut machine, &path("idle"), idle)?;
+        drop(machine);
+        fs::remove_file(&socket)?;
+        for (name, series) in [("idle", idle), ("full", full)] {
+            let snapshot = path(name);
+            if name == "full" {
+                fs::rename(path("idle"), &snapshot)?;
+                fill(&snapshot.join("memory"), size)?;
+            }
+            let file = snapshot.join("memory").display().to_string();
+            for number in 1..=RESTORES {
+                let mut machine = self.restore(&snapshot, &socket, series)?;
+                if name == "full" && number == RESTORES {
+                    save(&mut machine, &path("full-again"), series)?;
+                    fs::remove_dir_all(path("full-again"))?;
+                }
+                drop(machine);
+                fs::remove_file(&socket)?;
+                series.alone.extend(self.kvm_alone(&["first", &file, &size.to_string()])?);
+            }
+        }
+        Ok(fs::remove_dir_all(path("full"))?)
+    }
 }
 
 /// QEMU with the same guest and a monitor. `ram` is what its memory is, where that is named.
@@ -417,6 +449,8 @@ pub(super) fn main(args: &Args) -> Result<()> {
     let scratch = Scratch::new()?;
     let given: Vec<_> = args.skep.clone().into_iter().collect();
     let (_, skep) = super::skeps(arch, &given)?.remove(0);
+    let kvm_alone = super::built("skep-kvm", ["--example", "kvm_alone"], arch)?;
+    let programs = Programs { skep, kvm_alone };
     let mut table = Table::new([
         "guest",
         "data, MiB",
@@ -424,6 +458,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
         "save, ms",
         "save, GiB/s",
         "to the first instruction, ms",
+        "by KVM alone, ms",
         "QEMU's save, ms",
     ]);
     let middle = |values: &[f64]| median(values.iter().copied()).map_or("-".to_owned(), |ms| format!("{ms:.1}"));
@@ -434,7 +469,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
                 // The first one is not counted.
                 (idle, full, theirs) = Default::default();
             }
-            round(&skep, scratch.path(), size, &mut idle, &mut full)?;
+            programs.round(scratch.path(), size, &mut idle, &mut full)?;
             for (times, full) in theirs.iter_mut().zip([false, true]) {
                 let time = qemu(arch, scratch.path(), size, full);
                 times.extend(time.inspect_err(|error| eprintln!("bench: QEMU: {error:#}")).ok());
@@ -448,6 +483,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
                 middle(&series.whole),
                 rate(series.data, median(series.whole.iter().copied())),
                 middle(&series.first),
+                middle(&series.alone),
                 middle(&theirs),
             ]);
         }
@@ -459,8 +495,11 @@ pub(super) fn main(args: &Args) -> Result<()> {
     println!(
         "this machine: memory is copied at {copy:.2} GiB/s, TCP on loopback takes {loopback:.2} GiB/s, one thread each\n"
     );
-    println!("{}", migrations(arch, &skep, scratch.path(), args.rounds)?);
+    println!("{}", migrations(arch, &programs.skep, scratch.path(), args.rounds)?);
     println!("of two migrations in a row the second is counted, whose memory a host below has backed\n");
-    println!("pause of {VCPUS} halted vCPUs: {} ms", middle(&pause(&skep, scratch.path(), args.rounds)?));
+    let paused = pause(&programs.skep, scratch.path(), args.rounds)?;
+    let mut alone = programs.kvm_alone(&["pause", VCPUS, &(args.rounds + 1).to_string()])?;
+    alone.remove(0);
+    println!("pause of {VCPUS} halted vCPUs: {} ms; by KVM alone: {} ms", middle(&paused), middle(&alone));
     Ok(())
 }
