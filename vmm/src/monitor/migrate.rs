@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use skep_hypervisor::Hypervisor;
 
 use super::command::microseconds;
-use super::save::{Parts, Standing, ending};
+use super::save::{Frozen, Parts, Standing, ending};
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Answer, ErrorKind, Failure, Migrate, Migrated, MigrationStatus, Nothing};
@@ -82,16 +82,14 @@ impl Standing {
             return Ok(None);
         }
         let begin = Instant::now();
-        parts.gate.close_and_wait();
-        let handed = if parts.requests.is_ending() {
-            Err(ending())
-        } else {
-            if let Some(reason) = self.freeze(parts)? {
-                return Ok(Some(reason));
+        let handed = match self.freeze(parts)? {
+            Frozen::Still => {
+                let images = parts.machine.disk_images();
+                let since = self.catch_up(parts.machine);
+                parts.machine.save().map(|records| Handed { records, images, begin, since, paused: self.paused })
             }
-            let images = parts.machine.disk_images();
-            let since = self.catch_up(parts.machine);
-            parts.machine.save().map(|records| Handed { records, images, begin, since, paused: self.paused })
+            Frozen::Ending => Err(ending()),
+            Frozen::Ended(reason) => return Ok(Some(reason)),
         };
         if let Some(leaving) = &mut self.leaving {
             leaving.handed = handed.is_ok();

@@ -67,6 +67,16 @@ pub(super) struct Standing {
     pub(super) arriving: Option<(Settling, Option<Leftover>)>,
 }
 
+/// What has come of it that a machine was to stand still.
+pub(super) enum Frozen {
+    /// It stands.
+    Still,
+    /// Its guest has asked for its end, or failed: what it asked for would not be heard, were it stopped.
+    Ending,
+    /// Somebody has ended it meanwhile.
+    Ended(StopReason),
+}
+
 /// The parts of a machine that runs.
 pub(super) struct Parts<'a, A: SavedMachine> {
     pub(super) machine: &'a mut Machine<A>,
@@ -110,20 +120,23 @@ impl Standing {
         }
     }
 
-    /// Stops everything. Answers who ended the machine meanwhile.
-    pub(super) fn freeze<A: SavedMachine>(&mut self, parts: &mut Parts<'_, A>) -> Result<Option<StopReason>, Error> {
-        if self.since.is_some() {
-            return Ok(None);
-        }
+    /// Stops everything.
+    pub(super) fn freeze<A: SavedMachine>(&mut self, parts: &mut Parts<'_, A>) -> Result<Frozen, Error> {
         parts.gate.close_and_wait();
+        if parts.requests.is_ending() {
+            return Ok(Frozen::Ending);
+        }
+        if self.since.is_some() {
+            return Ok(Frozen::Still);
+        }
         parts.machine.clock().pause();
         // Not before: until here the guest's clocks have gone on by themselves, however long the gate took to close.
         let since = Instant::now();
         if let Some(reason) = stop(parts.machine, parts.control, parts.requests)? {
-            return Ok(Some(reason));
+            return Ok(Frozen::Ended(reason));
         }
         self.since = Some(since);
-        Ok(None)
+        Ok(Frozen::Still)
     }
 
     /// Lets the clocks of a machine that stands be of now: the counters that the backend keeps have run on since, and its records are to be of one moment.
@@ -159,17 +172,15 @@ impl Standing {
             reply.send(Err(being_saved()));
             return Ok(None);
         }
-        parts.gate.close_and_wait();
-        if parts.requests.is_ending() {
-            reply.send(Err(ending().into()));
-            return Ok(None);
+        match self.freeze(parts)? {
+            Frozen::Still => {
+                self.paused = true;
+                reply.send(Ok(Answer::Nothing(Nothing {})));
+            }
+            Frozen::Ending => reply.send(Err(ending().into())),
+            Frozen::Ended(reason) => return Ok(Some(reason)),
         }
-        let ended = self.freeze(parts)?;
-        if ended.is_none() {
-            self.paused = true;
-            reply.send(Ok(Answer::Nothing(Nothing {})));
-        }
-        Ok(ended)
+        Ok(None)
     }
 
     pub(super) fn resume<A: SavedMachine>(&mut self, machine: &Machine<A>) -> Result<(), Error> {
@@ -206,13 +217,13 @@ impl Standing {
             }
         };
         let begin = Instant::now();
-        parts.gate.close_and_wait();
-        if parts.requests.is_ending() {
-            reply.send(Err(ending().into()));
-            return Ok(None);
-        }
-        if let Some(reason) = self.freeze(parts)? {
-            return Ok(Some(reason));
+        match self.freeze(parts)? {
+            Frozen::Still => {}
+            Frozen::Ending => {
+                reply.send(Err(ending().into()));
+                return Ok(None);
+            }
+            Frozen::Ended(reason) => return Ok(Some(reason)),
         }
         self.catch_up(parts.machine);
         let begun = parts.machine.save().and_then(|records| {
@@ -314,7 +325,7 @@ fn changes<A: SavedMachine>(machine: &mut Machine<A>, save: &Save) -> Result<Opt
     Ok(Some(changes))
 }
 
-/// A guest that has asked for its machine's end, or failed, is not to be stopped: what it asked for would not be heard.
+/// Of a machine that is [`Frozen::Ending`].
 pub(super) fn ending() -> SnapshotError {
     SnapshotError::Busy("the guest is about to end, or to begin anew".to_owned())
 }
