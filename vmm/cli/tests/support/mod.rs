@@ -19,7 +19,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A whole test may take this long: an emulated host on a busy machine is slow.
+/// A whole test may take this long, or each command in a system that somebody is logged in to: an emulated host on a busy machine is slow. It is less than
+/// a program of several such tests may take, which could tell nothing any more when it is ended.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A machine that says nothing for so long may stand still. The lab gives an idle host up somewhat later, and its tests can then tell nothing any more.
@@ -358,10 +359,14 @@ impl Machine {
         self.deadline += PATIENCE;
     }
 
+    /// Waits as long again for what comes now.
+    fn begin_anew(&mut self) {
+        self.deadline = self.deadline.max(Instant::now() + PATIENCE);
+    }
+
     /// Logs in as root at a console that asks who is there.
     pub fn log_in(&mut self) {
-        // A whole system takes longer than a kernel, and so does what is done in it.
-        self.deadline += 2 * PATIENCE;
+        self.begin_anew();
         self.wait_for("skep login:");
         self.send("root\n");
         self.wait_for("root@skep:~#");
@@ -375,7 +380,7 @@ impl Machine {
 
     /// Goes on in the shell of a machine that came from another process, in which [`Self::log_in`] was done.
     pub fn resume_log_in(&mut self) {
-        self.deadline += 2 * PATIENCE;
+        self.begin_anew();
         self.send("\n");
         self.wait_for("<ready>");
     }
@@ -385,6 +390,7 @@ impl Machine {
     /// # Panics
     /// If it fails.
     pub fn sh(&mut self, command: &str) -> String {
+        self.begin_anew();
         let start = self.stdout.read;
         self.send(&format!("{command}\necho \"<code $?>\"\n"));
         self.wait_for("<code ");
