@@ -136,7 +136,7 @@ const GOES_ON: &str = "goes_on() {
     [ ! -e /tmp/ended ]
 }";
 /// What a round reads of a disk, in sectors of 512 bytes.
-const ROUND: u32 = 8192;
+const ROUND: u32 = 4096;
 
 /// A guest's clock, beside the host's.
 struct Time {
@@ -196,8 +196,9 @@ fn goes_there_and_back(mut machine: Machine, folder: &Path) -> Machine {
     // Of what runs in the background no shell tells, since none waits for it.
     machine.sh(&format!("( ({fio} >/tmp/fio 2>&1 & echo $! >/tmp/writer; wait $!; touch /tmp/ended) & )"));
     machine.sh(&GOES_ON.replace("ROUND", &ROUND.to_string()));
-    // It may be some time before the server listens; what has begun ends when it is told to, and is not begun anew.
-    let client = "iperf3 -c 192.168.78.1 -p 5400 -t 86400 --forceflush";
+    // At a rate that leaves an emulated processor time for the disks. It may be some time before the server listens; what has begun ends when it is told
+    // to, and is not begun anew.
+    let client = "iperf3 -c 192.168.78.1 -p 5400 -b 10M -t 86400 --forceflush";
     machine.sh(&format!(
         "( (until {{ {client} >/tmp/stream & echo $! >/tmp/client; wait $!; }} || [ -e /tmp/begun ]; do sleep 0.2; done) & )"
     ));
