@@ -143,7 +143,7 @@ fn halted() -> Result<Vec<libc::c_int>> {
 #[cfg(target_arch = "x86_64")]
 mod guest {
     use super::Result;
-    use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+    use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
     use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
     /// Where RAM begins.
@@ -152,12 +152,15 @@ mod guest {
     pub(super) const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
 
     pub(super) fn vm(kvm: &Kvm) -> Result<VmFd> {
-        let vm = kvm.create_vm()?;
-        vm.create_irq_chip()?;
-        Ok(vm)
+        Ok(kvm.create_vm()?)
     }
 
     pub(super) fn vcpu(kvm: &Kvm, vm: &VmFd, number: u32) -> Result<VcpuFd> {
+        if number == 0 {
+            // After the memory: a grace period of what it sets up would be waited for with each slot.
+            let args = [24, 0, 0, 0];
+            vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args, ..Default::default() })?;
+        }
         let vcpu = vm.create_vcpu(number.into())?;
         vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
         let mut special = vcpu.get_sregs()?;

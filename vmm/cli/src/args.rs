@@ -12,6 +12,7 @@ use crate::ctl::{self, CtlArgs};
 use crate::doctor::DoctorArgs;
 use crate::exit::{self, Exit};
 use crate::image::ImageCommand;
+use crate::later::{self, Below, Later};
 use crate::receive::{self, ReceiveArgs};
 use crate::snapshot::{self, RestoreArgs, SnapshotCommand};
 
@@ -68,44 +69,38 @@ struct Skep {
 pub(crate) enum Command {
     /// Run a machine
     #[command(after_help = "`skep run --help` shows more, with examples", after_long_help = format!("{RUN_EXAMPLES}\n\n{}", exit::TABLE))]
-    Run(RunArgs),
+    Run(Later<RunArgs>),
     /// Boot a small guest that is built in, which tells what it found
     ///
     /// It runs on any /dev/kvm, with or without hardware virtualization, in milliseconds: the machine of `skep run` with a guest that counts
     /// its processors and memory, looks at its clocks and devices, and measures what an exit costs.
     #[command(after_help = WORDS_HELP)]
-    Hello(HelloArgs),
+    Hello(Later<HelloArgs>),
     /// Talk with a machine that runs: plug in disks and network cards, remove them
     ///
     /// The machine was started with --control SOCKET.
     #[command(after_help = ctl::EXAMPLES)]
-    Ctl(CtlArgs),
+    Ctl(Later<CtlArgs>),
     /// Let a machine go on where a snapshot was saved
     ///
     /// The snapshot is what `skep ctl SOCKET save DIR` wrote. It stays as it is, and must not change while the machine runs: memory is mapped from it and
     /// read when it is needed. Disks are where they were when it was saved, and must hold what they held then.
     #[command(after_help = snapshot::EXAMPLES)]
-    Restore(RestoreArgs),
+    Restore(Later<RestoreArgs>),
     /// Wait for a machine that migrates, and run it when it has come
     ///
     /// `skep ctl SOCKET migrate ADDRESS` sends it, from this host or another one of the same kind. Its disks are not sent: they are at the same paths, or
     /// where --disk says. Who can connect decides which files this process opens: let nobody else reach the address.
     #[command(after_help = receive::EXAMPLES)]
-    Receive(ReceiveArgs),
+    Receive(Later<ReceiveArgs>),
     /// Look at a snapshot, or verify it
-    Snapshot {
-        #[command(subcommand)]
-        command: SnapshotCommand,
-    },
+    Snapshot(Later<Below<SnapshotCommand>>),
     /// Say what this host can do, and how to mend what is missing
-    Doctor(DoctorArgs),
+    Doctor(Later<DoctorArgs>),
     /// Check a config without running it: keys, the files that it boots, and whether the kernel is one for the machine. Disks and networks are looked at when it runs
-    Check(CheckArgs),
+    Check(Later<CheckArgs>),
     /// Make, look at, convert and check disk images
-    Image {
-        #[command(subcommand)]
-        command: ImageCommand,
-    },
+    Image(Later<Below<ImageCommand>>),
     /// Write a shell's completions to standard output
     ///
     /// For bash: skep completions bash > ~/.local/share/bash-completion/completions/skep
@@ -204,6 +199,7 @@ pub(crate) fn explain(refused: &clap::Error) -> ExitCode {
 
 /// The command line as clap knows it, for pages and completions.
 pub(crate) fn command() -> clap::Command {
+    later::describe_all();
     <Skep as clap::CommandFactory>::command()
 }
 

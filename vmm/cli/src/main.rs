@@ -11,6 +11,7 @@ mod ctl;
 mod doctor;
 mod exit;
 mod image;
+mod later;
 mod log;
 mod pages;
 mod receive;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use args::Command;
+use later::{Below, Later};
 
 /// musl's asks the kernel for nearly every block, a hundred times before a guest runs; this one asks for larger pieces.
 #[global_allocator]
@@ -34,15 +36,15 @@ fn main() -> ExitCode {
     let started = Instant::now();
     skep_vmm::ignore_file_size_signal();
     let done = match args::parse() {
-        Ok(Command::Run(args)) => run::run(args, started),
-        Ok(Command::Hello(args)) => run::hello(args, started),
-        Ok(Command::Check(args)) => run::check(args),
-        Ok(Command::Ctl(args)) => ctl::ctl(args),
-        Ok(Command::Image { command }) => image::image(command),
-        Ok(Command::Restore(args)) => snapshot::restore(args, started),
-        Ok(Command::Receive(args)) => receive::receive(args, started),
-        Ok(Command::Snapshot { command }) => snapshot::snapshot(command),
-        Ok(Command::Doctor(args)) => doctor::doctor(args),
+        Ok(Command::Run(Later(args))) => run::run(args, started),
+        Ok(Command::Hello(Later(args))) => run::hello(args, started),
+        Ok(Command::Check(Later(args))) => run::check(args),
+        Ok(Command::Ctl(Later(args))) => ctl::ctl(args),
+        Ok(Command::Image(Later(Below { command }))) => image::image(command),
+        Ok(Command::Restore(Later(args))) => snapshot::restore(args, started),
+        Ok(Command::Receive(Later(args))) => receive::receive(args, started),
+        Ok(Command::Snapshot(Later(Below { command }))) => snapshot::snapshot(command),
+        Ok(Command::Doctor(Later(args))) => doctor::doctor(args),
         Ok(Command::Completions { shell }) => pages::completions(shell),
         Ok(Command::Man { folder }) => pages::man(&folder),
         Err(refused) => return args::explain(&refused),
