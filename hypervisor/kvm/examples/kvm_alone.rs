@@ -1,6 +1,6 @@
 //! What KVM itself takes for what `cargo xtask bench state` measures of skep: a program that does nothing else.
 //!
-//! `kvm_alone first FILE MIB` maps a file as a guest's RAM, and tells the milliseconds up to where its only vCPU runs; `kvm_alone pause VCPUS ROUNDS` tells, of each
+//! `kvm_alone first FILE MIB` maps a file as a guest's RAM, and tells the milliseconds up to where its only vCPU could run; `kvm_alone pause VCPUS ROUNDS` tells, of each
 //! round, those in which vCPUs that are halted are called out of KVM by a signal to each. Lines are `kvm_alone: CASE: MILLISECONDS`.
 #![allow(unsafe_code)] // Guest memory, and signals to threads of our own.
 
@@ -10,13 +10,16 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 /// A program that fails says why.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// A vCPU that does not halt by then never will.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A page of the guest's, where its code is.
 const PAGE: usize = 0x1000;
@@ -68,7 +71,7 @@ fn add(vm: &VmFd, memory: *mut u8, size: u64) -> Result<()> {
 struct Shared {
     /// vCPUs that are still in KVM.
     inside: AtomicU32,
-    /// Each round has its begin and its end.
+    /// Each round begins for all at once.
     turn: Barrier,
 }
 
@@ -124,7 +127,7 @@ fn run(vcpu: &mut VcpuFd, shared: &Shared, control: &Thread) {
 /// The threads of vCPUs, once each sleeps in KVM.
 fn halted() -> Result<Vec<libc::c_int>> {
     const KVM_RUN: &str = "0xae80";
-    let mut halted = Vec::new();
+    let (mut halted, begin) = (Vec::new(), Instant::now());
     for task in std::fs::read_dir("/proc/self/task")? {
         let task = task?.path();
         if !std::fs::read_to_string(task.join("comm"))?.starts_with("vcpu") {
@@ -132,6 +135,9 @@ fn halted() -> Result<Vec<libc::c_int>> {
         }
         // A system call's number and its arguments, of a thread that sleeps in it.
         while std::fs::read_to_string(task.join("syscall"))?.split(' ').nth(2) != Some(KVM_RUN) {
+            if begin.elapsed() > LIMIT {
+                return Err("the vCPUs do not halt".into());
+            }
             thread::yield_now();
         }
         halted.extend(task.file_name().and_then(|name| name.to_str()?.parse::<libc::c_int>().ok()));

@@ -1,4 +1,6 @@
 //! Parts of the command line that are described when they are needed: to describe all of it takes longer than to begin a machine.
+//!
+//! clap's own `#[command(defer = true)]` would let what arguments are documented by replace what their subcommand is, and leaves `help`'s part out of completions.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -42,8 +44,16 @@ impl<T: FromArgMatches> FromArgMatches for Later<T> {
         T::from_arg_matches(matches).map(Self)
     }
 
+    fn from_arg_matches_mut(matches: &mut ArgMatches) -> Result<Self, Error> {
+        T::from_arg_matches_mut(matches).map(Self)
+    }
+
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
         self.0.update_from_arg_matches(matches)
+    }
+
+    fn update_from_arg_matches_mut(&mut self, matches: &mut ArgMatches) -> Result<(), Error> {
+        self.0.update_from_arg_matches_mut(matches)
     }
 }
 

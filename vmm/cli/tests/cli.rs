@@ -108,6 +108,8 @@ fn help_of_run_names_every_flag_and_has_examples() {
     for flag in flags.split(' ') {
         assert!(help.contains(&format!("  --{flag}")), "--{flag} is not in:\n{help}");
     }
+    // What it is, not what its flags are documented by.
+    assert!(help.starts_with("Run a machine\n"), "{help}");
     assert!(help.contains("Examples:") && help.contains("A config file:") && help.contains("Exit codes:"));
     assert!(help.lines().all(|line| line.chars().count() <= 110));
 }
@@ -304,6 +306,9 @@ fn completions_are_made_for_each_shell() {
         let text = skep(&["completions", shell]).succeeds();
         assert!(text.contains("print-layout") && text.contains("doctor"), "{shell}");
     }
+    // `skep help image create`, to its end.
+    let bash = skep(&["completions", "bash"]).succeeds();
+    assert!(bash.contains("skep__subcmd__help__subcmd__image__subcmd__create"), "{bash}");
 }
 
 #[test]

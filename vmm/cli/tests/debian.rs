@@ -122,18 +122,19 @@ done
 echo back $back of $count, largest step $most >/tmp/steps
 ";
 
-/// Waits until both disks that are written and verified again and again have been read twice over: all of one round, at least, was after it began.
+/// Waits until both disks that are written and verified again and again have been read three times over: all of one round, at least, was after it began,
+/// whoever else has looked at them meanwhile.
 const GOES_ON: &str = "goes_on() {
     local disk old now
     for disk in nvme0n1 vdb; do
         read -r _ _ old _ </sys/block/$disk/stat
         now=$old
-        until [ $((now - old)) -ge $((2 * ROUND)) ] || [ -e /tmp/ended ]; do
+        until [ $((now - old)) -ge $((3 * ROUND)) ] || [ -e /tmp/ended ]; do
             sleep 0.2
             read -r _ _ now _ </sys/block/$disk/stat
         done
     done
-    [ ! -e /tmp/ended ]
+    [ ! -e /tmp/ended ] || { cat /tmp/fio; return 1; }
 }";
 /// What a round reads of a disk, in sectors of 512 bytes.
 const ROUND: u32 = 4096;
@@ -188,7 +189,8 @@ fn goes_there_and_back(mut machine: Machine, folder: &Path) -> Machine {
     let jobs = "--name=one --filename=/dev/nvme0n1 --name=two --filename=/dev/vdb";
     let size = 512 * ROUND;
     // Once for all: to load it takes an emulated processor longer than a round.
-    let fio = format!("fio --ioengine=libaio --direct=1 --size={size} --loops=1000000 --thread {verify} {jobs}");
+    let common = "--ioengine=libaio --direct=1 --loops=1000000 --thread --exitall_on_error";
+    let fio = format!("fio {common} --size={size} {verify} {jobs}");
     let mut server = quiet("iperf3", &["-s", "-p", "5400"]);
     reach("skep2");
     let card = card(&mut machine, ON_TAP);

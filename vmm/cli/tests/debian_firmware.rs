@@ -49,6 +49,8 @@ impl Host {
 
 /// GRUB boots it to a login, from the disk that it should.
 fn log_in(machine: &mut Machine, platform: &str, root: &str) {
+    // It may be after the end of the system that ran before.
+    machine.be_patient();
     machine.wait_for(&format!("skep: GRUB on {platform}"));
     machine.log_in();
     assert_eq!(machine.sh("findmnt -no SOURCE,FSTYPE /"), format!("{root} ext4"));

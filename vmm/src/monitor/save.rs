@@ -71,7 +71,7 @@ pub(super) struct Standing {
 pub(super) enum Frozen {
     /// It stands.
     Still,
-    /// Its guest has asked for its end, or failed: what it asked for would not be heard, were it stopped.
+    /// Its guest, or somebody else, has asked for its end, or it failed: that would not be heard, were it stopped.
     Ending,
     /// Somebody has ended it meanwhile.
     Ended(StopReason),

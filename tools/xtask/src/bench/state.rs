@@ -424,21 +424,23 @@ fn migrations(arch: Arch, skep: &Path, scratch: &Path, rounds: u32) -> Result<Ta
     Ok(table)
 }
 
-/// What it takes to pause many vCPUs that are halted.
-fn pause(skep: &Path, scratch: &Path, rounds: u32) -> Result<Vec<f64>> {
+/// What it takes to pause many vCPUs that are halted: skep, and KVM by itself.
+fn pause(programs: &Programs, scratch: &Path, rounds: u32) -> Result<[Vec<f64>; 2]> {
     let socket = scratch.join("vm.sock");
-    let mut hello = Command::new(skep);
+    let mut hello = Command::new(&programs.skep);
     hello.args(["hello", "cpus", "end=halt", "--cpus", VCPUS, "--control"]).arg(&socket);
     let mut machine = Machine::start(&mut hello, &socket, Some("end: halt"))?;
-    let mut times = Vec::new();
+    let [mut times, mut alone] = [Vec::new(), Vec::new()];
     for _ in 0..=rounds {
         machine.wait_for_halt()?;
         times.push(milliseconds(machine.ask("\"command\":\"pause\"")?.1));
+        // While skep's stand still. Of two the second counts, as of skep's.
+        alone.extend(programs.kvm_alone(&["pause", VCPUS, "2"])?.pop());
         machine.ask("\"command\":\"resume\"")?;
     }
     drop(machine);
     fs::remove_file(&socket)?;
-    Ok(times.split_off(1))
+    Ok([times.split_off(1), alone.split_off(1)])
 }
 
 pub(super) fn main(args: &Args) -> Result<()> {
@@ -497,9 +499,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
     );
     println!("{}", migrations(arch, &programs.skep, scratch.path(), args.rounds)?);
     println!("of two migrations in a row the second is counted, whose memory a host below has backed\n");
-    let paused = pause(&programs.skep, scratch.path(), args.rounds)?;
-    let mut alone = programs.kvm_alone(&["pause", VCPUS, &(args.rounds + 1).to_string()])?;
-    alone.remove(0);
+    let [paused, alone] = pause(&programs, scratch.path(), args.rounds)?;
     println!("pause of {VCPUS} halted vCPUs: {} ms; by KVM alone: {} ms", middle(&paused), middle(&alone));
     Ok(())
 }

@@ -367,6 +367,8 @@ impl Machine {
     /// Logs in as root at a console that asks who is there.
     pub fn log_in(&mut self) {
         self.begin_anew();
+        // A whole system takes longer than a kernel.
+        self.be_patient();
         self.wait_for("skep login:");
         self.send("root\n");
         self.wait_for("root@skep:~#");
