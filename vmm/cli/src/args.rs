@@ -22,7 +22,7 @@ Examples:
           what this host can do, and the mend for what is missing
   skep hello
           boot a small guest that is built in, on any /dev/kvm
-  skep run --kernel vmlinuz --initrd initrd.img --cmdline \"console=ttyS0\" --memory 1G --cpus 2
+  skep run --kernel vmlinuz --initrd initrd.img --memory 1G --cpus 2
           boot a kernel, with its console on this terminal (Ctrl-] q ends it)
   skep run --config vm.toml --serial socket=vm.console
           the machine of a file, with its console on a socket
@@ -40,6 +40,7 @@ Examples:
   skep run --kernel Image --cpus 4,max=8,threads=2 --memory 8G,hugepages=2M
   skep run --kernel bzImage --serial pty,link=vm.console --on-reset exit --log info --stats
   skep run --kernel vmlinuz --initrd initrd.img --disk debian.img,format=raw --net user --cmdline \"console=ttyS0 root=/dev/nvme0n1\"
+          on arm64 the console is ttyAMA0
   skep run --config vm.toml --cmdline \"console=ttyS0 debug\"
 
 A config file:
@@ -73,7 +74,8 @@ pub(crate) enum Command {
     /// Boot a small guest that is built in, which tells what it found
     ///
     /// It runs on any /dev/kvm, with or without hardware virtualization, in milliseconds: the machine of `skep run` with a guest that counts
-    /// its processors and memory, looks at its clocks and devices, and measures what an exit costs.
+    /// its processors and memory, looks at its clocks and devices, and measures what an exit costs. Unlike `skep run` it ends at a reset if --on-reset
+    /// does not say otherwise, and has no random number device.
     #[command(after_help = WORDS_HELP)]
     Hello(Later<HelloArgs>),
     /// Talk with a machine that runs: plug in disks and network cards, remove them

@@ -120,8 +120,12 @@ enum CtlCommand {
     /// Let a machine stay that migrates
     MigrateCancel,
     /// Press the power button: a guest that listens powers off in an orderly way
+    ///
+    /// Where none listens, what is printed says so (with --json: heard); the exit code is 0 all the same.
     PowerButton,
     /// Give the guest a new generation id, by which it knows that it goes on as a copy of what it was
+    ///
+    /// Where it has none, for lack of firmware, what is printed says so (with --json: told); the exit code is 0 all the same.
     RenewGeneration,
     /// Reset the machine, as if its guest had asked for it: `--on-reset` says what happens then
     Reset,
@@ -132,10 +136,12 @@ enum CtlCommand {
 #[derive(Debug, Subcommand)]
 enum DeviceCommand {
     /// List the devices on PCI, with places and states
+    #[command(override_usage = "skep ctl <SOCKET> device list [OPTIONS]")]
     List,
     /// Ask the guest to let a device go, and wait until it has gone
     ///
     /// What is behind a root port (`port:NUMBER`) can leave, and a disk that shares its controller with others. Linux takes 5 seconds for the first.
+    #[command(override_usage = "skep ctl <SOCKET> device remove [OPTIONS] <ID>")]
     Remove {
         /// The device's name
         id: String,
@@ -153,16 +159,18 @@ enum DeviceCommand {
 
 #[derive(Debug, Subcommand)]
 enum DiskCommand {
-    /// Plug in a disk: what `skep run --disk` takes
+    /// Plug in a disk: what `skep run --disk` takes, but for vhost-user= and bootindex=
     ///
     /// It comes to the first free root port, or to the one of `place=port:NUMBER`. With `controller=ID` it joins a controller that was given this
     /// name, as a further namespace, and needs no port.
+    #[command(override_usage = "skep ctl <SOCKET> disk add [OPTIONS] <FILE,format=raw[,...]>")]
     Add {
         /// The disk
         #[arg(value_name = "FILE,format=raw[,...]")]
         disk: Disk,
     },
     /// Look at the size of a disk's file again, and tell the guest
+    #[command(override_usage = "skep ctl <SOCKET> disk resize [OPTIONS] <ID>")]
     Resize {
         /// The disk's name
         id: String,
@@ -172,6 +180,7 @@ enum DiskCommand {
 #[derive(Debug, Subcommand)]
 enum ConsoleCommand {
     /// Tell the guest a size in characters
+    #[command(override_usage = "skep ctl <SOCKET> console resize [OPTIONS] <COLUMNS> <ROWS>")]
     Resize {
         /// Characters of a line
         columns: u16,
@@ -182,7 +191,8 @@ enum ConsoleCommand {
 
 #[derive(Debug, Subcommand)]
 enum NetCommand {
-    /// Plug in a network card: what `skep run --net` takes
+    /// Plug in a network card: what `skep run --net` takes, but for vhost-user= and bootindex=
+    #[command(override_usage = "skep ctl <SOCKET> net add [OPTIONS] <tap=NAME|user[,...]>")]
     Add {
         /// The card
         #[arg(value_name = "tap=NAME|user[,...]")]

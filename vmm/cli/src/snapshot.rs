@@ -27,7 +27,7 @@ Examples:
   skep ctl vm.sock save evening --quit && skep restore evening --control vm.sock
           put a machine away, and let it go on
   skep ctl vm.sock pause && skep ctl vm.sock save DIR && cp disk.img DIR/ && skep ctl vm.sock resume
-  skep ctl vm.sock save one --track && skep ctl vm.sock save two --diff && skep restore two
+  skep ctl vm.sock save one --track && skep ctl vm.sock save two --diff --quit && skep restore two
           a whole snapshot, and one of what the guest has changed since
   skep restore DIR --disk disk0=DIR/disk.img --clock jump
           a snapshot with a copy of the disk, which can be restored while the first machine runs on
@@ -121,10 +121,10 @@ pub(crate) struct RestoreArgs {
     /// What the guest's clocks do
     #[arg(long, value_enum, default_value_t = Clock::Continue)]
     clock: Clock,
-    /// Don't let the guest go on before `skep ctl SOCKET resume`
+    /// Don't let the guest go on before `skep ctl SOCKET resume` (with --control)
     #[arg(long, requires = "control")]
     paused: bool,
-    /// Follow what the guest changes from here on, so that `skep ctl SOCKET save --diff` can save that alone
+    /// Follow what the guest changes from here on, so that `skep ctl SOCKET save --diff` can save that alone (with --control)
     #[arg(long, requires = "control")]
     track: bool,
 }

@@ -32,7 +32,7 @@ pub struct Flags {
     /// Read this TOML file first; flags win over it
     ///
     /// Keys are named as the flags are, in the tables [boot], [cpus], [memory], [serial], [cpu-features] and [on]: `--kernel` is
-    /// `boot.kernel`, `--on-reset` is `on.reset`. `skep run --dump-config` shows them all. Relative paths start at the file's folder.
+    /// `boot.kernel`, `--on-reset` is `on.reset`. Devices are the lists [[disk]], [[net]] and [[device]]. `skep run --dump-config` shows them all. Relative paths start at the file's folder.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// What to boot.
@@ -120,7 +120,7 @@ pub struct MachineFlags {
     /// Machine, which fixes the guest's hardware for ever [default: the newest of the host's architecture]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<MachineVersion>,
-    /// Virtual CPUs: N[,max=N][,sockets=N][,cores=N][,threads=N] [default: 1]
+    /// Virtual CPUs: N[,max=N][,sockets=N][,cores=N][,threads=N] [default: 1]; max= leaves room for more, which can't be added yet
     #[arg(long, value_name = "N[,max=N,...]")]
     pub cpus: Option<Cpus>,
     /// CPU that the guest is shown (x86_64): x86-64-v1 to x86-64-v4, or a file with the features that several hosts have, from `skep doctor --cpu-features`

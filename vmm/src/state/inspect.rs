@@ -112,13 +112,14 @@ pub fn check(snapshot: &Snapshot) -> Result<(), SnapshotError> {
 pub fn text(snapshot: &Snapshot) -> String {
     let header = &snapshot.header;
     let mut text = format!(
-        "skep {}, machine {} ({}), saved at {} s since 1970\nmemory: {} bytes, of which {} are no zeroes\nrecords: {} bytes\n",
+        "skep {}, machine {} ({}), saved at {} s since 1970\nmemory: {} bytes, of which {} {}\nrecords: {} bytes\n",
         header.skep,
         header.machine,
         header.architecture,
         header.saved,
         header.memory.size,
         header.memory.data,
+        if header.base.is_some() { "are in pages that its base has otherwise" } else { "are no zeroes" },
         header.records.size
     );
     if let Some(base) = &header.base {

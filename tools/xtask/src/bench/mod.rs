@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what skep takes, beside Debian's QEMU in the same run.
 //!
-//! Rounds are interleaved, and a figure is the median of its rounds. Each prints a table in Markdown, as docs/benchmarks.md holds it.
+//! Rounds are interleaved, and a figure is the median of its rounds. Each prints a table in Markdown, as README.md holds it.
 
 mod boot;
 mod figures;

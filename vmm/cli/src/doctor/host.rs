@@ -15,7 +15,7 @@ mod test;
 
 /// The oldest kernel that skep is made for.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
-/// Registered buffers and devices that are passed through lock memory; with less than this, few of them will do.
+/// Queues of io_uring count as locked memory on kernels before 5.12; with less than this, few of them will do.
 const LITTLE_LOCKED: Size = Size::mib(64);
 /// A machine takes a few descriptors for each vCPU and each queue.
 const FEW_FILES: u64 = 1024;
@@ -108,7 +108,7 @@ fn locked_memory(limit: Option<u64>) -> Finding {
     match limit {
         None => Finding::new(TOPIC, "no limit", Verdict::Ok),
         Some(bytes) if bytes < LITTLE_LOCKED.bytes() => {
-            let mend = "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service's unit; devices that are passed through want it";
+            let mend = "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service's unit; disks want it on kernels before 5.12";
             Finding::new(TOPIC, format!("at most {}", Size(bytes)), Verdict::Limited).mend(mend)
         }
         Some(bytes) => Finding::new(TOPIC, format!("at most {}", Size(bytes)), Verdict::Ok),
