@@ -1,4 +1,4 @@
-use super::Counts;
+use super::{Arch, Counts, went_astray};
 
 #[test]
 fn a_report_is_read() {
@@ -21,4 +21,15 @@ fn an_end_without_a_report_is_a_failure() {
 fn a_bad_exit_code_after_a_good_report_is_a_failure() {
     let counts = Counts::read(b"test result: ok. 1 passed; 0 failed; 0 ignored\n", 1);
     assert_eq!((counts.passed, counts.failed), (1, 1));
+}
+
+#[test]
+fn a_guest_that_runs_on_is_no_failure_of_another_kind() {
+    let output = b"no end within 300s: its guest runs on and says nothing; so far:\n";
+    let failed = |failed| Counts { failed, ..Counts::default() };
+    assert!(went_astray(Arch::Aarch64, &failed(1), output));
+    // One of several may be anything, and so may one that was waited for while its guest slept.
+    assert!(!went_astray(Arch::Aarch64, &failed(2), output) && !went_astray(Arch::Aarch64, &failed(0), output));
+    assert!(!went_astray(Arch::Aarch64, &failed(1), b"no end within 300s; so far:\n"));
+    assert!(!went_astray(Arch::X86_64, &failed(1), output));
 }

@@ -282,7 +282,11 @@ impl Stream {
                 Err(RecvTimeoutError::Timeout) if silence.take().is_some_and(|silence| silence < left) => {
                     self.tell_what_stands_still();
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("no end within {PATIENCE:?}; so far:\n{}", self.text),
+                Err(RecvTimeoutError::Timeout) => {
+                    // The words by which `cargo xtask test` knows it.
+                    let how = if runs_on(self.pid) { ": its guest runs on and says nothing" } else { "" };
+                    panic!("no end within {PATIENCE:?}{how}; so far:\n{}", self.text)
+                }
             }
         }
     }
@@ -311,6 +315,11 @@ fn threads(pid: u32) -> String {
         format!("{name:16} {state} {user} {system} {guest} {place}")
     };
     tasks.map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether one of a machine's vCPUs has something to do at this moment.
+fn runs_on(pid: u32) -> bool {
+    threads(pid).lines().any(|line| line.starts_with("vcpu") && line.split_whitespace().nth(1) == Some("R"))
 }
 
 /// A machine that runs. Dropping it kills it.
