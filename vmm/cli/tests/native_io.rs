@@ -163,17 +163,20 @@ fn system_calls_for_each_command_are_bounded() {
     }
 }
 
-/// How often each thread of a process was given a CPU, by its number and name, but for vCPUs and the thread of the console.
+/// How often each thread of a process was given a CPU, by its number and name, but for vCPUs, the thread of the console, and the kernel's own workers for
+/// io_uring, which end by themselves when they have had no work for 5 seconds.
 fn runs(pid: i32) -> BTreeMap<(String, String), u64> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let read = |task: &Path, file: &str| fs::read_to_string(task.join(file)).unwrap().trim_end().to_owned();
+    let read = |task: &Path, file: &str| Some(fs::read_to_string(task.join(file)).ok()?.trim_end().to_owned());
     let mut runs = BTreeMap::new();
     for task in tasks.map(|task| task.unwrap().path()) {
-        let (number, name) = (task.file_name().unwrap().to_string_lossy().into_owned(), read(&task, "comm"));
-        if number == pid.to_string() || name.starts_with("vcpu") {
+        let number = task.file_name().unwrap().to_string_lossy().into_owned();
+        // One may be gone by now.
+        let (Some(name), Some(count)) = (read(&task, "comm"), read(&task, "schedstat")) else { continue };
+        if number == pid.to_string() || name.starts_with("vcpu") || name.starts_with("iou-wrk") {
             continue;
         }
-        let count = read(&task, "schedstat").split(' ').nth(2).and_then(|count| count.parse().ok());
+        let count = count.split(' ').nth(2).and_then(|count| count.parse().ok());
         runs.insert((number, name), count.expect("Linux counts them, where it has schedstat"));
     }
     runs
