@@ -32,8 +32,7 @@ fn main() -> Result<()> {
             // SAFETY: the mapping is the guest's alone, and lives as long as the process.
             let ram = unsafe { map(Some(&File::open(file)?), size.parse::<usize>()? << 20)? };
             let kvm = Kvm::new()?;
-            let vm = guest::vm(&kvm)?;
-            add(&vm, ram, size.parse::<u64>()? << 20)?;
+            let vm = guest_with(&kvm, ram, size.parse::<u64>()? << 20)?;
             let _vcpu = guest::vcpu(&kvm, &vm, 0)?;
             println!("kvm_alone: first: {}", begin.elapsed().as_secs_f64() * 1e3);
             Ok(())
@@ -55,8 +54,9 @@ unsafe fn map(file: Option<&File>, size: usize) -> Result<*mut u8> {
     if at == libc::MAP_FAILED { Err(std::io::Error::last_os_error().into()) } else { Ok(at.cast()) }
 }
 
-/// Has the guest's RAM begin with this memory.
-fn add(vm: &VmFd, memory: *mut u8, size: u64) -> Result<()> {
+/// A VM whose RAM is this memory.
+fn guest_with(kvm: &Kvm, memory: *mut u8, size: u64) -> Result<VmFd> {
+    let vm = kvm.create_vm()?;
     let region = kvm_userspace_memory_region {
         guest_phys_addr: guest::RAM,
         memory_size: size,
@@ -64,7 +64,10 @@ fn add(vm: &VmFd, memory: *mut u8, size: u64) -> Result<()> {
         ..Default::default()
     };
     // SAFETY: the memory is never unmapped.
-    Ok(unsafe { vm.set_user_memory_region(region) }?)
+    unsafe { vm.set_user_memory_region(region) }?;
+    // After the memory: a grace period of what it sets up would be waited for with each slot.
+    guest::interrupt_controllers(&vm)?;
+    Ok(vm)
 }
 
 /// What the threads of vCPUs and the one that pauses them share.
@@ -84,8 +87,7 @@ fn pause(vcpus: u32, rounds: u32) -> Result<()> {
     // SAFETY: the code is shorter than the page.
     unsafe { std::ptr::copy_nonoverlapping(guest::HALT.as_ptr(), ram, guest::HALT.len()) };
     let kvm = Kvm::new()?;
-    let vm = guest::vm(&kvm)?;
-    add(&vm, ram, PAGE as u64)?;
+    let vm = guest_with(&kvm, ram, PAGE as u64)?;
     let shared = Arc::new(Shared { inside: AtomicU32::new(0), turn: Barrier::new(vcpus as usize + 1) });
     for number in 0..vcpus {
         let (mut vcpu, shared, control) = (guest::vcpu(&kvm, &vm, number)?, shared.clone(), thread::current());
@@ -157,16 +159,13 @@ mod guest {
     /// `cli; hlt; jmp` to the `hlt`.
     pub(super) const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
 
-    pub(super) fn vm(kvm: &Kvm) -> Result<VmFd> {
-        Ok(kvm.create_vm()?)
+    /// Local APICs, in which a halted vCPU sleeps.
+    pub(super) fn interrupt_controllers(vm: &VmFd) -> Result<()> {
+        let args = [24, 0, 0, 0];
+        Ok(vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args, ..Default::default() })?)
     }
 
     pub(super) fn vcpu(kvm: &Kvm, vm: &VmFd, number: u32) -> Result<VcpuFd> {
-        if number == 0 {
-            // After the memory: a grace period of what it sets up would be waited for with each slot.
-            let args = [24, 0, 0, 0];
-            vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args, ..Default::default() })?;
-        }
         let vcpu = vm.create_vcpu(number.into())?;
         vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
         let mut special = vcpu.get_sregs()?;
@@ -191,8 +190,9 @@ mod guest {
     /// The program counter (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE, api.rst section 4.68).
     const PC: u64 = 0x6030_0000_0010_0040;
 
-    pub(super) fn vm(kvm: &Kvm) -> Result<VmFd> {
-        Ok(kvm.create_vm()?)
+    /// A vCPU sleeps without any.
+    pub(super) fn interrupt_controllers(_: &VmFd) -> Result<()> {
+        Ok(())
     }
 
     pub(super) fn vcpu(_: &Kvm, vm: &VmFd, number: u32) -> Result<VcpuFd> {

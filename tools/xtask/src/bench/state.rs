@@ -128,6 +128,13 @@ impl Drop for Machine {
     }
 }
 
+/// The guest that is built in, with `size` MiB, halted.
+fn hello(skep: &Path, socket: &Path, size: u64) -> Result<Machine> {
+    let mut command = Command::new(skep);
+    command.args(["hello", "first", "end=halt", "--memory", &format!("{size}M"), "--control"]).arg(socket);
+    Machine::start(&mut command, socket, Some("skep hello: up"))
+}
+
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
@@ -210,10 +217,8 @@ impl Programs {
     /// One round with a guest of `size` MiB: idle, and full.
     fn round(&self, scratch: &Path, size: u64, idle: &mut Series, full: &mut Series) -> Result<()> {
         let path = |name: &str| scratch.join(name);
-        let (socket, memory) = (path("vm.sock"), format!("{size}M"));
-        let mut hello = Command::new(&self.skep);
-        hello.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
-        let mut machine = Machine::start(&mut hello, &socket, Some("skep hello: up"))?;
+        let socket = path("vm.sock");
+        let mut machine = hello(&self.skep, &socket, size)?;
         save(&mut machine, &path("idle"), idle)?;
         drop(machine);
         fs::remove_file(&socket)?;
@@ -335,14 +340,13 @@ fn receiver(skep: &Path) -> Result<(Child, String)> {
 /// One migration of a guest of [`MOVED`] MiB that is idle, or whose memory is full.
 fn migrate(skep: &Path, scratch: &Path, full: bool, series: &mut Migrations) -> Result<()> {
     let path = |name: &str| scratch.join(name);
-    let (socket, memory) = (path("vm.sock"), format!("{MOVED}M"));
-    let mut command = Command::new(skep);
+    let socket = path("vm.sock");
     let mut machine = if full {
+        let mut command = Command::new(skep);
         command.arg("restore").arg(path("full")).arg("--control").arg(&socket);
         Machine::start(&mut command, &socket, None)?
     } else {
-        command.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
-        Machine::start(&mut command, &socket, Some("skep hello: up"))?
+        hello(skep, &socket, MOVED)?
     };
     let (mut child, place) = receiver(skep)?;
     let (moved, _) = machine.ask(&format!("\"command\":\"migrate\",\"arguments\":{{\"to\":\"{place}\"}}"))?;
@@ -359,10 +363,8 @@ fn migrate(skep: &Path, scratch: &Path, full: bool, series: &mut Migrations) -> 
 
 /// A snapshot whose guest has something in all of its memory.
 fn filled(skep: &Path, scratch: &Path) -> Result<()> {
-    let (socket, memory) = (scratch.join("vm.sock"), format!("{MOVED}M"));
-    let mut hello = Command::new(skep);
-    hello.args(["hello", "first", "end=halt", "--memory", &memory, "--control"]).arg(&socket);
-    let mut machine = Machine::start(&mut hello, &socket, Some("skep hello: up"))?;
+    let socket = scratch.join("vm.sock");
+    let mut machine = hello(skep, &socket, MOVED)?;
     save(&mut machine, &scratch.join("full"), &mut Series::default())?;
     drop(machine);
     fs::remove_file(&socket)?;
