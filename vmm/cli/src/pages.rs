@@ -24,8 +24,24 @@ pub(crate) fn man(folder: &Path) -> Result<Exit, Failure> {
         move |source| Failure::Write { what, source }
     };
     fs::create_dir_all(folder).map_err(failed(folder))?;
-    clap_mangen::generate_to(args::command(), folder).map_err(failed(folder))?;
+    clap_mangen::generate_to(with_socket(args::command()), folder).map_err(failed(folder))?;
     Ok(Exit::Done)
+}
+
+/// The command whose `ctl` has the usage that help shows in each of its subcommands: a manual page's synopsis would leave the socket out.
+fn with_socket(command: clap::Command) -> clap::Command {
+    let mut built = command.clone();
+    built.build();
+    command.mut_subcommand("ctl", |ctl| {
+        ctl.mut_subcommands(|subcommand| {
+            let shown = built.find_subcommand_mut("ctl").and_then(|ctl| ctl.find_subcommand_mut(subcommand.get_name()));
+            let usage = shown.map(|shown| shown.render_usage().to_string());
+            match usage {
+                Some(usage) => subcommand.override_usage(usage.trim_start_matches("Usage: ").to_owned()),
+                None => subcommand,
+            }
+        })
+    })
 }
 
 /// Writes to standard output. A reader that has gone is no error: it has read enough.

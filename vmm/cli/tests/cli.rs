@@ -316,9 +316,13 @@ fn manual_pages_are_made_for_each_command() {
     let files = Files::new();
     let folder = files.path("share/man1");
     assert_eq!(skep(&["man", folder.to_str().unwrap()]).succeeds(), "");
-    for (page, text) in
-        [("skep.1", "Exit codes"), ("skep-run.1", "firmware"), ("skep-hello.1", "built in"), ("skep-doctor.1", "host")]
-    {
+    for (page, text) in [
+        ("skep.1", "Exit codes"),
+        ("skep-run.1", "firmware"),
+        ("skep-ctl-save.1", "skep ctl <SOCKET> save [OPTIONS] <FOLDER>"),
+        ("skep-hello.1", "built in"),
+        ("skep-doctor.1", "host"),
+    ] {
         let page = fs::read_to_string(folder.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         assert!(page.starts_with(".ie") && page.contains(text), "{page}");
     }
