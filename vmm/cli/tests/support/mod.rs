@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A whole test may take this long, or each command in a system that somebody is logged in to: an emulated host on a busy machine is slow. It is less than
+/// A whole test may take this long, or whatever comes next of a command in a system that somebody is logged in to: an emulated host on a busy machine is slow. It is less than
 /// a program of several such tests may take, which could tell nothing any more when it is ended.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -279,12 +279,14 @@ impl Stream {
                     return true;
                 }
                 Err(RecvTimeoutError::Disconnected) => return false,
-                Err(RecvTimeoutError::Timeout) if silence.take().is_some_and(|silence| silence < left) => {
+                Err(RecvTimeoutError::Timeout) if silence.is_some_and(|silence| silence < left) => {
+                    silence = None;
                     self.tell_what_stands_still();
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    // The words by which `cargo xtask test` knows it.
-                    let how = if runs_on(self.pid) { ": its guest runs on and says nothing" } else { "" };
+                    // The words by which `cargo xtask test` knows it. With silence left, it has just said something.
+                    let silent = silence.is_none();
+                    let how = if silent && runs_on(self.pid) { ": its guest runs on and says nothing" } else { "" };
                     panic!("no end within {PATIENCE:?}{how}; so far:\n{}", self.text)
                 }
             }
@@ -401,9 +403,13 @@ impl Machine {
     /// # Panics
     /// If it fails.
     pub fn sh(&mut self, command: &str) -> String {
-        self.begin_anew();
         let start = self.stdout.read;
         self.send(&format!("{command}\necho \"<code $?>\"\n"));
+        // As long as it goes on: an emulated host's guest with busy disks takes milliseconds for each character.
+        while !self.stdout.text[start..].contains("<code ") {
+            self.begin_anew();
+            assert!(self.stdout.more(self.deadline), "it ended amid `{command}`:\n{}", self.stdout.text);
+        }
         self.wait_for("<code ");
         let text = self.stdout.text[start..self.stdout.read].replace("<ready>", "").replace('\r', "");
         let code = self.wait_for(">");
