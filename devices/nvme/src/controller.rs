@@ -121,7 +121,7 @@ impl Controller {
         self.worker.send(AdminOrder::Pause(stopped));
     }
 
-    /// Goes on after [`Controller::pause`] or [`Persist::restore`].
+    /// Goes on after [`Controller::pause`], whose `done` may have been called or not, or [`Persist::restore`].
     pub fn resume(&self) {
         *locked(&self.paused) = None;
         self.worker.send(AdminOrder::Resume);

@@ -83,6 +83,8 @@ enum CtlCommand {
     /// Print what the machine is doing: running, paused, being saved, or on its way to another host
     Status,
     /// Let the machine stand still: CPUs, and what its devices had begun is done first
+    ///
+    /// While a host takes long for that, `resume` gives it up.
     Pause,
     /// Let it go on
     Resume,
@@ -403,6 +405,7 @@ fn watch(socket: &Path, over: &AtomicBool, patience: Option<Duration>, mut show:
 fn activity(status: &Status) -> String {
     match status.activity {
         Activity::Running => "running\n".to_owned(),
+        Activity::Pausing => "pausing: its devices wait for what they have in flight\n".to_owned(),
         Activity::Paused => "paused\n".to_owned(),
         Activity::Saving => format!("saving: {} of {}\n", Size(status.done), Size(status.of)),
         Activity::Migrating => {

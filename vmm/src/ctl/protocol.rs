@@ -223,6 +223,8 @@ pub struct MigrationStatus {
 pub enum Activity {
     /// The guest runs.
     Running,
+    /// It is to stand still, and its devices wait for what they have in flight.
+    Pausing,
     /// It stands still until it is resumed.
     Paused,
     /// It stands still while its memory is written.

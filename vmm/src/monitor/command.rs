@@ -138,13 +138,10 @@ fn quit(requests: &Requests, reply: Reply) {
     reply.send(Ok(Answer::Nothing(Nothing {})));
 }
 
-/// Answers while the machine's devices are being stopped: only its end can still be asked for.
-pub(super) fn refuse(call: Call, requests: &Requests) {
+/// Answers while the machine's devices are being stopped, for the reason that `text` gives: its end can still be asked for.
+pub(super) fn refuse(call: Call, requests: &Requests, text: &str) {
     match call.command {
         Command::Quit => quit(requests, call.reply),
-        _ => {
-            let text = "the machine is being restarted or ended, and waits for its devices\n  try: again in a moment";
-            call.reply.send(Err(Failure::new(ErrorKind::Busy, text)));
-        }
+        _ => call.reply.send(Err(Failure::new(ErrorKind::Busy, text))),
     }
 }

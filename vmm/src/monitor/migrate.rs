@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use skep_hypervisor::Hypervisor;
 
 use super::command::microseconds;
-use super::save::{Frozen, Parts, Standing, ending};
+use super::save::{Frozen, Parts, Purpose, Standing, ending};
 use crate::Error;
 use crate::ctl::Reply;
 use crate::ctl::protocol::{Answer, ErrorKind, Failure, Migrate, Migrated, MigrationStatus, Nothing};
@@ -14,6 +14,7 @@ use crate::leftover::Leftover;
 use crate::machine::{Machine, Saved};
 use crate::migrate::{Arrival, Handed, Listener, MigrateError, Moved, Outgoing, Settling};
 use crate::run::{Request, StopReason};
+use crate::state::SnapshotError;
 
 /// A machine that leaves.
 pub(super) struct Leaving {
@@ -82,13 +83,14 @@ impl Standing {
             return Ok(None);
         }
         let begin = Instant::now();
-        let handed = match self.freeze(parts)? {
+        let handed = match self.freeze(parts, Purpose::Migration)? {
             Frozen::Still => {
                 let images = parts.machine.disk_images();
                 let since = self.catch_up(parts.machine);
                 parts.machine.save().map(|records| Handed { records, images, begin, since, paused: self.paused })
             }
             Frozen::Ending => Err(ending()),
+            Frozen::GivenUp => Err(SnapshotError::Cancelled),
             Frozen::Ended(reason) => return Ok(Some(reason)),
         };
         if let Some(leaving) = &mut self.leaving {

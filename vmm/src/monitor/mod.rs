@@ -3,6 +3,7 @@
 mod command;
 mod migrate;
 mod save;
+mod wait;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,11 +24,12 @@ use crate::leftover::Leftover;
 use crate::machine::{ClockPolicy, Machine, Platform, Saved, Services};
 use crate::migrate::Arrival;
 use crate::program;
-use crate::run::{Control, Gate, Request, Requests, StopReason};
+use crate::run::{Control, Gate, Request, Requests, StopReason, Ticket};
 use crate::state::Snapshot;
 use command::Running;
 pub use migrate::receive;
 use save::{Parts, Standing};
+use wait::{Waited, wait};
 
 /// How a machine has ended.
 #[derive(Debug)]
@@ -223,6 +225,8 @@ pub fn run<A: Saved>(
                 }
                 continue;
             }
+            // Of a wait that was given up.
+            Request::Done(_) => continue,
             Request::Migrated if standing.migrated() => break Ending::Moved,
             Request::Migrated => continue,
             Request::Arrived(go) => {
@@ -244,7 +248,7 @@ pub fn run<A: Saved>(
             Request::SmmWanted => return Err(Error::SmmWanted),
             Request::Stop(reason) => break Ending::Stopped(reason),
             // Nobody waits for the one any more, and the other has been obeyed.
-            Request::Stopped
+            Request::Done(_)
             | Request::Written
             | Request::Command(_)
             | Request::HandOver
@@ -274,8 +278,8 @@ pub fn run<A: Saved>(
         machine.load(files.as_deref_mut())?;
         standing.forget();
     };
-    let tell = requests.clone();
-    if standing.end(move || tell.send(Request::Stopped)) && wait_stopped(&mut control, &requests)?.is_some() {
+    let (ticket, tell) = requests.ticket();
+    if standing.end(tell) && wait_or_end(&mut control, &requests, ticket)?.is_some() {
         tracing::warn!("the machine ends before what was written of a snapshot is whole, or removed");
         abandoned = true;
     }
@@ -298,10 +302,10 @@ pub fn run<A: Saved>(
         // To drop it would wait for them; the end of the process does not.
         std::mem::forget(machine);
     } else if machine.has_devices() {
-        let tell = requests.clone();
-        machine.on_close(move || tell.send(Request::Stopped));
+        let (ticket, tell) = requests.ticket();
+        machine.on_close(tell);
         drop(machine);
-        if wait_stopped(&mut control, &requests)?.is_some() {
+        if wait_or_end(&mut control, &requests, ticket)?.is_some() {
             tracing::warn!("the machine ends before all of its disks' images are closed");
         }
     }
@@ -327,12 +331,8 @@ fn settle<A: Platform>(
     control: &mut Control,
     requests: &Arc<Requests>,
 ) -> Result<Option<StopReason>, Error> {
-    let tell = requests.clone();
-    if machine.settle(by_guest, move || tell.send(Request::Stopped)) {
-        wait_stopped(control, requests)
-    } else {
-        Ok(None)
-    }
+    let (ticket, tell) = requests.ticket();
+    if machine.settle(by_guest, tell) { wait_or_end(control, requests, ticket) } else { Ok(None) }
 }
 
 /// Stops the devices, and says whether the user, or a signal, would not wait for that.
@@ -344,27 +344,22 @@ fn stop<A: Platform>(
     if !machine.has_devices() {
         return Ok(None);
     }
-    let tell = requests.clone();
-    machine.begin_stop(move || tell.send(Request::Stopped));
-    wait_stopped(control, requests)
+    let (ticket, tell) = requests.ticket();
+    machine.begin_stop(tell);
+    wait_or_end(control, requests, ticket)
 }
 
-/// Waits until that has come, and says whether the user, or a signal, would not wait.
-fn wait_stopped(control: &mut Control, requests: &Requests) -> Result<Option<StopReason>, Error> {
-    let mut later = Vec::new();
-    let stopped = loop {
-        match control.next_request()? {
-            Request::Stopped => break None,
-            Request::Stop(reason) => break Some(reason),
-            Request::Command(call) => command::refuse(call, requests),
-            // Whoever saves or sends the machine waits for an answer.
-            request if !request.freezes() => later.push(request),
-            // The machine stands, and what its vCPUs asked for before has been heard.
-            _ => {}
-        }
+/// Waits for it, of a machine that ends or begins anew, and says whether the user, or a signal, would not wait.
+fn wait_or_end(control: &mut Control, requests: &Requests, ticket: Ticket) -> Result<Option<StopReason>, Error> {
+    let refuse = |call| {
+        let text = "the machine is being restarted or ended, and waits for its devices\n  try: again in a moment";
+        command::refuse(call, requests, text);
+        None
     };
-    later.into_iter().for_each(|request| requests.send(request));
-    Ok(stopped)
+    Ok(match wait(control, requests, ticket, refuse)? {
+        Waited::Ended(reason) => Some(reason),
+        Waited::Done | Waited::GivenUp(_) => None,
+    })
 }
 
 /// The way from the devices to the control thread.

@@ -10,12 +10,12 @@ use skep_config::Config;
 use skep_memory::Region;
 use skep_state::Record;
 
-use super::command::microseconds;
+use super::command::{self, microseconds};
 use super::migrate::Leaving;
-use super::stop;
+use super::wait::{Waited, wait};
 use crate::Error;
-use crate::ctl::Reply;
 use crate::ctl::protocol::{Activity, Answer, ErrorKind, Failure, Nothing, Save, Saved, Status};
+use crate::ctl::{Call, Command, Reply};
 use crate::leftover::Leftover;
 use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
 use crate::migrate::{MigrateError, Settling};
@@ -60,11 +60,21 @@ pub(super) struct Standing {
     pub(super) since: Option<Instant>,
     /// Somebody has paused it.
     pub(super) paused: bool,
+    /// What its devices come to rest for, as long as they do.
+    pub(super) stopping: Option<Purpose>,
     pub(super) job: Option<Job>,
     /// It migrates to another process.
     pub(super) leaving: Option<Leaving>,
     /// It comes from another process, which has not given it away yet.
     pub(super) arriving: Option<(Settling, Option<Leftover>)>,
+}
+
+/// What a machine is to stand still for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Pause,
+    Save,
+    Migration,
 }
 
 /// What has come of it that a machine was to stand still.
@@ -73,6 +83,8 @@ pub(super) enum Frozen {
     Still,
     /// Its guest, or somebody else, has asked for its end, or it failed: that would not be heard, were it stopped.
     Ending,
+    /// It goes on: somebody has given up what it was to stand for, before its devices had come to rest.
+    GivenUp,
     /// Somebody has ended it meanwhile.
     Ended(StopReason),
 }
@@ -103,11 +115,13 @@ impl Standing {
     }
 
     pub(super) fn status(&self) -> Status {
-        let activity = match (&self.leaving, self.is_saving(), self.paused) {
-            (Some(_), _, _) => Activity::Migrating,
-            (None, true, _) => Activity::Saving,
-            (None, false, true) => Activity::Paused,
-            (None, false, false) => Activity::Running,
+        let activity = match (&self.leaving, self.stopping) {
+            (Some(_), _) => Activity::Migrating,
+            (None, Some(Purpose::Pause)) => Activity::Pausing,
+            (None, Some(Purpose::Save)) => Activity::Saving,
+            (None, _) if self.is_saving() => Activity::Saving,
+            (None, _) if self.paused => Activity::Paused,
+            (None, _) => Activity::Running,
         };
         let job = self.job.as_ref().filter(|job| !job.cancelled).map(|job| &*job.progress);
         let progress = self.leaving.as_ref().map(Leaving::progress).or(job);
@@ -120,8 +134,12 @@ impl Standing {
         }
     }
 
-    /// Stops everything.
-    pub(super) fn freeze<A: SavedMachine>(&mut self, parts: &mut Parts<'_, A>) -> Result<Frozen, Error> {
+    /// Stops everything. What the host takes for what the devices have in flight may be long: it can be given up meanwhile.
+    pub(super) fn freeze<A: SavedMachine>(
+        &mut self,
+        parts: &mut Parts<'_, A>,
+        purpose: Purpose,
+    ) -> Result<Frozen, Error> {
         parts.gate.close_and_wait();
         if parts.requests.is_ending() {
             return Ok(Frozen::Ending);
@@ -131,12 +149,48 @@ impl Standing {
         }
         parts.machine.clock().pause();
         // Not before: until here the guest's clocks have gone on by themselves, however long the gate took to close.
-        let since = Instant::now();
-        if let Some(reason) = stop(parts.machine, parts.control, parts.requests)? {
-            return Ok(Frozen::Ended(reason));
+        self.since = Some(Instant::now());
+        if !parts.machine.has_devices() {
+            return Ok(Frozen::Still);
         }
-        self.since = Some(since);
-        Ok(Frozen::Still)
+        let (ticket, tell) = parts.requests.ticket();
+        parts.machine.begin_stop(tell);
+        self.stopping = Some(purpose);
+        let waited = wait(parts.control, parts.requests, ticket, |call| self.hear(purpose, call, parts.requests));
+        self.stopping = None;
+        Ok(match waited? {
+            Waited::Done => Frozen::Still,
+            Waited::Ended(reason) => Frozen::Ended(reason),
+            Waited::GivenUp(reply) => {
+                self.thaw(parts.machine);
+                reply.send(Ok(Answer::Nothing(Nothing {})));
+                Frozen::GivenUp
+            }
+        })
+    }
+
+    /// What a client asks for while the devices come to rest: whoever gives that up is to be answered.
+    fn hear(&self, purpose: Purpose, call: Call, requests: &Requests) -> Option<Reply> {
+        match (purpose, &call.command) {
+            (Purpose::Pause, Command::Resume) | (Purpose::Save, Command::SaveCancel) => return Some(call.reply),
+            (Purpose::Migration, Command::MigrateCancel) => match self.cancel_migration() {
+                Ok(_) => return Some(call.reply),
+                Err(failure) => call.reply.send(Err(failure)),
+            },
+            (_, Command::Status) => call.reply.send(Ok(Answer::Status(self.status()))),
+            _ => {
+                let by = match purpose {
+                    Purpose::Pause => "`resume` gives the pause up",
+                    Purpose::Save => "`save-cancel` gives the save up",
+                    Purpose::Migration => "`migrate-cancel` gives the migration up",
+                };
+                let text = format!(
+                    "the machine's devices come to rest, and wait for what they have in flight\n  try: again in a moment; or {by}"
+                );
+                command::refuse(call, requests, &text);
+            }
+        }
+        None
     }
 
     /// Lets the clocks of a machine that stands be of now: the counters that the backend keeps have run on since, and its records are to be of one moment.
@@ -172,12 +226,13 @@ impl Standing {
             reply.send(Err(being_saved()));
             return Ok(None);
         }
-        match self.freeze(parts)? {
+        match self.freeze(parts, Purpose::Pause)? {
             Frozen::Still => {
                 self.paused = true;
                 reply.send(Ok(Answer::Nothing(Nothing {})));
             }
             Frozen::Ending => reply.send(Err(ending().into())),
+            Frozen::GivenUp => reply.send(Err(SnapshotError::Cancelled.into())),
             Frozen::Ended(reason) => return Ok(Some(reason)),
         }
         Ok(None)
@@ -217,10 +272,14 @@ impl Standing {
             }
         };
         let begin = Instant::now();
-        match self.freeze(parts)? {
+        match self.freeze(parts, Purpose::Save)? {
             Frozen::Still => {}
             Frozen::Ending => {
                 reply.send(Err(ending().into()));
+                return Ok(None);
+            }
+            Frozen::GivenUp => {
+                reply.send(Err(SnapshotError::Cancelled.into()));
                 return Ok(None);
             }
             Frozen::Ended(reason) => return Ok(Some(reason)),

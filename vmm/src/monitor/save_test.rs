@@ -48,7 +48,7 @@ fn a_pause_does_not_put_the_clock_ahead_of_the_hosts_however_long_a_vcpu_takes_t
             gate.leave();
         });
         let mut parts = Parts { machine: &mut machine, control: &mut control, requests: &requests, gate: &gate };
-        assert!(matches!(standing.freeze(&mut parts).unwrap(), Frozen::Still));
+        assert!(matches!(standing.freeze(&mut parts, Purpose::Pause).unwrap(), Frozen::Still));
     });
     let stood = clock.now();
     assert_eq!(clock.now(), stood);

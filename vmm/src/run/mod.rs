@@ -9,5 +9,5 @@ mod vcpus;
 pub use control::{Control, ControlError, Subscriber};
 pub(crate) use control::{unwatch, watch};
 pub use gate::Gate;
-pub use requests::{Request, Requests, StopReason};
+pub use requests::{Request, Requests, StopReason, Ticket};
 pub use vcpus::{BoxedIo, Slot, Vcpus};

@@ -1,6 +1,7 @@
 //! What vCPUs and devices ask of the control thread.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_hypervisor::VcpuError;
@@ -32,8 +33,8 @@ pub enum Request {
     },
     /// Firmware that can't do without system management mode has started.
     SmmWanted,
-    /// The devices have stopped, as was asked of them.
-    Stopped,
+    /// What the control thread waits for is done, or was, if it waits no more.
+    Done(Ticket),
     /// Memory has been written to a snapshot, or that has failed: the guest can go on.
     Written,
     /// A machine that migrates is to stand still, and its state to be handed over.
@@ -53,10 +54,19 @@ impl Request {
     pub(crate) fn freezes(&self) -> bool {
         !matches!(
             self,
-            Request::Command(_) | Request::Written | Request::HandOver | Request::Migrated | Request::Arrived(_)
+            Request::Done(_)
+                | Request::Command(_)
+                | Request::Written
+                | Request::HandOver
+                | Request::Migrated
+                | Request::Arrived(_)
         )
     }
 }
+
+/// Names one thing that the control thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(u64);
 
 /// Who ended the machine from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +85,7 @@ pub struct Requests {
     queue: Mutex<VecDeque<Request>>,
     event: EventFd,
     gate: Arc<Gate>,
+    tickets: AtomicU64,
 }
 
 impl Requests {
@@ -83,7 +94,19 @@ impl Requests {
     /// # Errors
     /// Where the host has no file descriptor left.
     pub fn new(gate: Arc<Gate>) -> std::io::Result<Self> {
-        Ok(Self { queue: Mutex::default(), event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, gate })
+        Ok(Self {
+            queue: Mutex::default(),
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            gate,
+            tickets: AtomicU64::new(0),
+        })
+    }
+
+    /// Names something to wait for; whoever has done it says so, on any thread, by what comes with it.
+    pub fn ticket(self: &Arc<Self>) -> (Ticket, impl Fn() + Clone + Send + Sync + use<>) {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let requests = self.clone();
+        (ticket, move || requests.send(Request::Done(ticket)))
     }
 
     /// Makes a request, from any thread.

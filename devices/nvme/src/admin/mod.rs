@@ -108,6 +108,8 @@ pub(crate) struct Admin {
     /// When that comes.
     alive_until: GuestNanos,
     pausing: Option<Stopped>,
+    /// How often it was to pause: what units say of an earlier time, which was given up, is no news.
+    pauses: u64,
     paused: bool,
     posted: bool,
     /// A shutdown has been begun and not ended.
@@ -161,6 +163,7 @@ impl Admin {
             keep_alive,
             alive_until: 0,
             pausing: None,
+            pauses: 0,
             paused: false,
             posted: false,
             shutting_down: false,
@@ -234,11 +237,12 @@ impl Admin {
                     _ => None,
                 }),
                 Answer::Shadowed => self.shadowed(),
-                Answer::Paused(state) => {
+                Answer::Paused(number, state) if number == self.pauses && self.pausing.is_some() => {
                     if let Some(unit) = self.units.get_mut(&state.completion.id) {
                         unit.paused = Some(*state);
                     }
                 }
+                Answer::Paused(..) => {}
                 Answer::Stopped(queue) => {
                     if let Some(unit) = self.units.remove(&queue) {
                         unit.counters.add_to(&mut self.health);
@@ -326,6 +330,7 @@ impl Job for Admin {
             AdminOrder::Pause(stopped) => self.begin_pause(stopped),
             AdminOrder::Resume => {
                 self.paused = false;
+                self.pausing = None;
                 for unit in self.units.values_mut() {
                     unit.paused = None;
                     unit.worker.send(Order::Resume);

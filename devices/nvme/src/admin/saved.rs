@@ -39,9 +39,10 @@ impl Admin {
         if self.paused {
             return;
         }
+        self.pauses += 1;
         for unit in self.units.values_mut().filter(|unit| !unit.stopping) {
             unit.paused = None;
-            unit.worker.send(Order::Pause);
+            unit.worker.send(Order::Pause(self.pauses));
         }
     }
 

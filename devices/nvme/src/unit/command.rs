@@ -216,7 +216,7 @@ impl Unit {
                 if let Some(queue) = self.submission.iter_mut().find(|queue| queue.id() == active.queue) {
                     queue.in_flight -= 1;
                 }
-                if matches!(self.mode, super::Mode::Running | super::Mode::Pausing) {
+                if matches!(self.mode, super::Mode::Running | super::Mode::Pausing(_)) {
                     self.die("bus mastering was turned off with commands in flight");
                 }
             }
@@ -224,7 +224,7 @@ impl Unit {
     }
 
     fn goes_on(&self) -> bool {
-        matches!(self.mode, super::Mode::Running | super::Mode::Pausing)
+        matches!(self.mode, super::Mode::Running | super::Mode::Pausing(_))
     }
 }
 

@@ -42,9 +42,9 @@ pub(crate) enum Order {
     Shadow(Shadow),
     /// A command is to be aborted: [`Answer::Aborted`].
     Abort { queue: u16, command: u16, token: u64 },
-    /// Nothing more is taken: [`Answer::Paused`] when nothing is in flight.
-    Pause,
-    /// Goes on.
+    /// Nothing more is taken: [`Answer::Paused`] with this number when nothing is in flight.
+    Pause(u64),
+    /// Goes on, also if something is still in flight.
     Resume,
     /// Everything ends, and is told to nobody: [`Answer::Stopped`] when nothing is in flight.
     Stop,
@@ -55,7 +55,7 @@ pub(crate) enum Answer {
     Removed(u16),
     Shadowed,
     Aborted { token: u64, aborted: bool },
-    Paused(Box<UnitState>),
+    Paused(u64, Box<UnitState>),
     Stopped(u16),
 }
 
@@ -87,7 +87,7 @@ impl Answers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Running,
-    Pausing,
+    Pausing(u64),
     Paused,
     /// The queues are dead, or can't be reached: what ends is dropped.
     Dead,
@@ -273,7 +273,7 @@ impl Unit {
     fn complete(&mut self, queue: u16, command: u16, status: Status, ram: &RamView) {
         let Some(submission) = self.submission.iter_mut().find(|one| one.id() == queue) else { return };
         submission.in_flight -= 1;
-        if !matches!(self.mode, Mode::Running | Mode::Pausing) {
+        if !matches!(self.mode, Mode::Running | Mode::Pausing(_)) {
             return;
         }
         let entry = CompletionEntry { result: 0, sq_head: submission.head(), sq_id: queue, command, status };
@@ -336,7 +336,7 @@ impl Unit {
 
     /// Queues of an epoch that has ended are dead.
     fn look_at_epoch(&mut self) {
-        if self.epoch != self.shared.epoch() && matches!(self.mode, Mode::Running | Mode::Pausing) {
+        if self.epoch != self.shared.epoch() && matches!(self.mode, Mode::Running | Mode::Pausing(_)) {
             self.mode = Mode::Dead;
         }
     }
@@ -397,14 +397,14 @@ impl Unit {
             return;
         }
         match self.mode {
-            Mode::Pausing => {
+            Mode::Pausing(number) => {
                 self.mode = Mode::Paused;
                 let ram = self.ram();
                 let state = UnitState {
                     completion: self.completion.state(ram.as_deref()),
                     submission: self.submission.iter().map(SubmissionQueue::state).collect(),
                 };
-                self.answers.give(Answer::Paused(Box::new(state)));
+                self.answers.give(Answer::Paused(number, Box::new(state)));
             }
             Mode::Stopping => {
                 self.mode = Mode::Stopped;
@@ -477,13 +477,13 @@ impl Job for Unit {
                     self.answers.give(Answer::Aborted { token, aborted: false });
                 }
             }
-            Order::Pause => {
+            Order::Pause(number) => {
                 if matches!(self.mode, Mode::Running | Mode::Dead) {
-                    self.mode = Mode::Pausing;
+                    self.mode = Mode::Pausing(number);
                 }
             }
             Order::Resume => {
-                if self.mode == Mode::Paused {
+                if matches!(self.mode, Mode::Paused | Mode::Pausing(_)) {
                     let fatal = self.shared.registers().status & status::FATAL != 0;
                     self.mode = if fatal { Mode::Dead } else { Mode::Running };
                 }
