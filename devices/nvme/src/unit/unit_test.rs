@@ -250,6 +250,34 @@ fn a_guest_goes_on_on_another_controller() {
 }
 
 #[test]
+fn a_pause_is_given_up_while_the_disk_holds_what_is_in_flight() {
+    let (mut guest, mut pair) = Guest::ready();
+    let mut second = guest.create(2, 8);
+    for number in 0..3 {
+        guest.faults.set_rule(|_| Some(Fault::HangForGood));
+        let held = guest.submit(&mut pair, &transfer(io::WRITE, 0, 1, DATA));
+        guest.faults.wait_hanging(1);
+        guest.faults.clear_rule();
+        let pause = guest.begin_pause();
+        guest.controller.resume();
+        // What there is to do meanwhile is done, by the queue that has not come to rest and by the one that may have.
+        assert_eq!(guest.write_blocks(&mut pair, 1, 1, 1), Status::SUCCESS);
+        assert_eq!(guest.write_blocks(&mut second, 2, 1, 1), Status::SUCCESS);
+        assert!(guest.get_feature(7, 0).is_ok());
+        assert!(pause.try_recv().is_err(), "it has not come to rest");
+        // What a queue says of the one is not taken for the other.
+        let again = guest.begin_pause();
+        assert!(again.try_recv().is_err());
+        guest.faults.release();
+        again.recv().unwrap();
+        assert_eq!(guest.wait(&mut pair).command, held);
+        assert_eq!(guest.disk.counts().writes, 3 * (number + 1));
+        guest.controller.resume();
+    }
+    assert_eq!(guest.write_blocks(&mut pair, 3, 1, 1), Status::SUCCESS);
+}
+
+#[test]
 fn queues_of_one_completion_queue_take_turns() {
     let mut guest =
         Guest::with(ControllerConfig { in_flight: 1, ..config() }, testing::map(), MemoryDisk::new(1 << 20, 512));
