@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with};
 use rustix::io::Errno;
 use skep_arch::aarch64;
 use skep_arch::x86_64;
@@ -406,11 +406,7 @@ fn make(vars: &FirmwareVars, firmware: &Beside<'_>) -> Result<(), Error> {
             return Err(failed_here(io::Error::new(io::ErrorKind::NotFound, text)));
         }
     };
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.new", std::process::id()));
-    let new = path.with_file_name(name);
-    let result = (|| {
-        let mut file = File::create(&new)?;
+    let made = make_whole(path, |file| {
         file.set_len(size)?;
         let mut piece = vec![0; 64 << 10];
         let mut offset = 0;
@@ -425,18 +421,31 @@ fn make(vars: &FirmwareVars, firmware: &Beside<'_>) -> Result<(), Error> {
             }
             offset += take as u64;
         }
-        file.sync_all()?;
+        Ok(())
+    });
+    match made {
         // One that somebody else has made meanwhile stays.
-        match fs::hard_link(&new, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // A file system without links.
-            Err(_) => fs::rename(&new, path),
-            Ok(()) => Ok(()),
-        }
-    })();
-    // It has gone where it was renamed.
-    let _ = fs::remove_file(&new);
-    result.and_then(|()| sync_name(path)).map_err(failed_here)
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(failed_here),
+    }
+}
+
+/// Makes the file at `path`, at which nothing may be, as a whole or not at all: `fill` writes it under another name beside, which is all that a process leaves
+/// that is killed meanwhile.
+fn make_whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = path.with_file_name(name);
+    let mut file = File::create(&new)?;
+    let _goes = Leftover::file(&new)?;
+    fill(&mut file)?;
+    file.sync_all()?;
+    match renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
+        // A file system that can't say so.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(&new, path)?,
+        renamed => renamed?,
+    }
+    sync_name(path)
 }
 
 /// Makes a file of variables, at which nothing may be, of what a snapshot holds of them. It goes again with what this answers, unless it is kept.
@@ -451,19 +460,15 @@ pub fn make_saved(path: &Path, snapshot: &Snapshot) -> Result<Leftover, Error> {
 pub(crate) fn make_of(path: &Path, records: &Records) -> Result<Leftover, Error> {
     let flash: FlashState = records.open("board/flash")?;
     let saved = flash.content.ok_or(SnapshotError::NoVariables)?;
-    let write = || {
-        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        let made = Leftover::file(path)?;
+    let made = make_whole(path, |file| {
         file.set_len(saved.size)?;
         for BlockState { number, bytes } in &saved.blocks {
             let whole = bytes.repeat(saved.block as usize / bytes.len().max(1));
             file.write_all_at(&whole, u64::from(*number) * u64::from(saved.block))?;
         }
-        file.sync_all()?;
-        sync_name(path)?;
-        Ok(made)
-    };
-    write().map_err(failed(VARS, path))
+        Ok(())
+    });
+    made.and_then(|()| Leftover::file(path)).map_err(failed(VARS, path))
 }
 
 fn read_vars(file: &mut File, firmware: &Beside<'_>) -> io::Result<Arc<Backing>> {

@@ -107,6 +107,25 @@ fn a_file_of_variables_is_made_whole_from_its_template() {
     assert_eq!(fs::read(&file).unwrap(), changed);
 }
 
+/// Neither half of it, nor one that somebody else has made meanwhile, and nothing is left beside.
+#[test]
+fn a_file_is_there_when_it_is_whole() {
+    let files = Files::new();
+    let path = files.path("vm.vars");
+    let names = || fs::read_dir(path.parent().unwrap()).unwrap().count();
+    let failed = make_whole(&path, |file| {
+        file.write_all(b"half")?;
+        assert!(!path.exists() && names() == 1);
+        Err(io::ErrorKind::StorageFull.into())
+    });
+    assert_eq!((failed.unwrap_err().kind(), names()), (io::ErrorKind::StorageFull, 0));
+    make_whole(&path, |file| file.write_all(b"whole")).unwrap();
+    assert_eq!((fs::read(&path).unwrap(), names()), (b"whole".to_vec(), 1));
+    let failed = make_whole(&path, |file| file.write_all(b"another"));
+    assert_eq!((failed.unwrap_err().kind(), names()), (io::ErrorKind::AlreadyExists, 1));
+    assert_eq!(fs::read(&path).unwrap(), b"whole");
+}
+
 #[test]
 fn variables_of_another_size_are_refused() {
     let files = Files::new();

@@ -161,6 +161,55 @@ fn a_frame_waits_for_the_network_and_another_for_the_ring() {
     assert_eq!(rig.link.waiting(0), 0);
 }
 
+/// Linux's interrupt handler chooses pages by commands that neither start nor stop, and says to start at its end.
+#[test]
+fn a_command_that_neither_starts_nor_stops_changes_nothing() {
+    const ROUNDS: u8 = 100;
+    let rig = Rig::new();
+    rig.start();
+    rig.link.set_full(0, true);
+    let mut read = 0x46;
+    let mut come = 0;
+    for round in 0..ROUNDS {
+        rig.pin.try_iter().for_each(drop);
+        rig.arrive(60, round);
+        while !rig.pin.recv_timeout(Duration::from_secs(60)).expect("an interrupt") {}
+        rig.put(0, 0x20);
+        if round == 0 {
+            // A frame of its own goes as well.
+            rig.send(&[1; 60]);
+            rig.put(0, 0x20);
+            rig.link.set_full(0, false);
+            rig.wait("the frame to be sent", || rig.get(7) & interrupt::TRANSMITTED != 0);
+            rig.put(7, interrupt::TRANSMITTED);
+        }
+        assert_eq!(rig.get(7), interrupt::RECEIVED);
+        // What comes now comes with the next interrupt.
+        rig.arrive(60, round);
+        while come < 2 * u16::from(round + 1) {
+            rig.put(0, 0x60);
+            let current = rig.get(7);
+            rig.put(0, 0x20);
+            while read != current {
+                let seed = rig.card.save().buffer[usize::from(read - 0x40) * 256 + 10];
+                assert_eq!(u16::from(seed), come / 2);
+                come += 1;
+                read = if read == 0x55 { 0x46 } else { read + 1 };
+                rig.put(3, if read == 0x46 { 0x55 } else { read - 1 });
+            }
+            rig.put(7, interrupt::RECEIVED);
+            rig.settle();
+        }
+        rig.put(0, 0x22);
+    }
+    assert_eq!((come, rig.link.waiting(0)), (2 * u16::from(ROUNDS), 0));
+    // One that is stopped is started by the bit only.
+    for (command, running) in [(0x21, false), (0x20, false), (0x23, false), (0x22, true), (0x20, true)] {
+        rig.put(0, command);
+        assert_eq!(rig.get(7) & interrupt::STOPPED == 0, running, "{command:#x}");
+    }
+}
+
 /// As Linux's driver does it: it looks where the ring ends, and acknowledges the interrupt when it has read up to there.
 #[test]
 fn a_frame_that_comes_before_an_interrupt_is_acknowledged_has_its_own() {
@@ -173,9 +222,9 @@ fn a_frame_that_comes_before_an_interrupt_is_acknowledged_has_its_own() {
         let read = rig.read_all();
         rig.arrive(60, seed);
         rig.settle();
-        rig.put(0, 0x62);
+        rig.put(0, 0x60);
         assert_eq!(rig.get(7), read, "it has not come yet");
-        rig.put(0, 0x22);
+        rig.put(0, 0x20);
         rig.put(7, interrupt::RECEIVED);
         assert_eq!(rig.interrupt(), interrupt::RECEIVED);
         assert_ne!(rig.read_all(), read);

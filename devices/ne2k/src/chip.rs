@@ -311,8 +311,7 @@ impl Chip {
     /// Whether there is a frame that the driver wants to be sent.
     #[must_use]
     pub fn is_transmitting(&self) -> bool {
-        let bits = command::TRANSMIT | command::START;
-        self.state.command & bits == bits
+        self.is_running() && self.state.command & command::TRANSMIT != 0
     }
 
     /// The frame that the driver wants to be sent, if there is one. It is sent until [`Self::transmitted`] says that it was.
@@ -339,11 +338,16 @@ impl Chip {
         (1..=LONGEST).contains(&frame.len()) && self.state.transmit_config & LOOPBACK == 0
     }
 
+    /// Whether it has been started, and not been stopped since: a command without either bit, as Linux's interrupt handler writes it, changes nothing
+    /// (DP8390D section 10.3, CR and ISR's RST).
+    fn is_running(&self) -> bool {
+        self.state.interrupts & interrupt::STOPPED == 0
+    }
+
     /// Whether frames from the cable are looked at.
     #[must_use]
     pub fn receives(&self) -> bool {
-        self.state.command & (command::STOP | command::START) == command::START
-            && self.state.transmit_config & LOOPBACK == 0
+        self.is_running() && self.state.transmit_config & LOOPBACK == 0
     }
 
     /// Whether a frame's address is one that the driver wants.

@@ -16,7 +16,7 @@ pub struct Ne2kState {
     /// CR.
     #[n(0)]
     pub command: u8,
-    /// ISR. Any value.
+    /// ISR. Its RST says whether the controller is stopped.
     #[n(1)]
     pub interrupts: u8,
     /// IMR.
@@ -124,6 +124,14 @@ impl State for Ne2kState {
         let id = Self::ID;
         let both = command::STOP | command::TRANSMIT;
         ensure(self.command & both != both, id, "command", self.command, "a controller that is stopped sends nothing")?;
+        let bits = (self.command & command::STOP, self.interrupts & interrupt::STOPPED);
+        ensure(
+            bits.0 == 0 || bits.1 != 0,
+            id,
+            "interrupts",
+            self.interrupts,
+            "RST is set while the command is to stop",
+        )?;
         ensure(self.mask & interrupt::STOPPED == 0, id, "mask", self.mask, "it has 7 bits")?;
         let value = self.receive_config;
         ensure(value & !receive::ALL == 0, id, "receive_config", value, "it has 6 bits")?;
