@@ -280,6 +280,32 @@ fn a_side_that_is_killed_leaves_the_machine_to_the_other() {
     }
 }
 
+/// One that ends in its own way says so, and nobody has to decide: unless the machine has just come, and ends there.
+#[test]
+fn a_target_that_is_ended_leaves_the_machine_to_its_source() {
+    for kind in [Kind::Accept, Kind::State, Kind::Ready, Kind::Go] {
+        let rig = Rig::new();
+        let mut here = rig.echo("a");
+        let there = rig.receive("target", "b", &[]);
+        let pid = rustix::process::Pid::from_raw(there.pid()).unwrap();
+        let end = move || rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let proxy = Proxy::start(&rig.path("proxy"), rig.path("target"), vec![Fault::Call(kind, Arc::new(end))]);
+        let told = rig.migrate("a", "proxy");
+        assert!(proxy.is_done());
+        let end = there.finish();
+        // Until the machine is there, the signal ends it as it does any process.
+        assert!(matches!(end.code, None | Some(143)), "{kind:?}: {}", end.log);
+        if told.code == Some(0) {
+            assert!(matches!(kind, Kind::Ready | Kind::Go) && end.code.is_some(), "{kind:?}");
+            here.finish().expect_code(15);
+        } else {
+            told.expect_code(1);
+            echoes(&mut here, "here");
+            rig.ctl("a", &["status"]).expect_code(0).expect_console("running");
+        }
+    }
+}
+
 /// The question whose the machine is may be lost as well, and its answer.
 #[test]
 fn a_source_that_is_not_answered_asks_again() {

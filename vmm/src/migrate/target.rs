@@ -1,10 +1,9 @@
 //! The side that the machine comes to.
 
 use std::io::Read;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use skep_clock::nanos;
@@ -144,14 +143,9 @@ impl Arrival {
 
     /// Tells the source that the machine is ready, by a thread that calls `tell` when the source has said to go (`true`), or when it never will.
     pub(crate) fn settle(self, tell: impl FnOnce(bool) + Send + 'static) -> Result<Settling, Error> {
-        let (decide, decided) = channel();
         let Self { link, listener, session, .. } = self;
-        let heard = Arc::<AtomicBool>::default();
-        let settle = Settle { link, listener, session, decided, heard: heard.clone() };
-        let thread = thread::Builder::new().name("migrate".to_owned());
-        let failed = |source| Error::Thread { what: "a thread that talks with the source", source };
-        let thread = thread.spawn(move || settle.run(tell)).map_err(failed)?;
-        Ok(Settling { decide, heard, thread })
+        Settling::begin(link, listener, session, tell)
+            .map_err(|source| Error::Thread { what: "a thread that talks with the source", source })
     }
 }
 
@@ -209,28 +203,91 @@ fn hello(link: impl Read) -> Result<Hello, MigrateError> {
     wire::decode(&payload)
 }
 
+/// The last word between a target that is ready and its source.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// There was none.
+    #[default]
+    None,
+    /// The source has given the machine away.
+    Given,
+    /// The source is lost.
+    Lost,
+    /// The source is told that the machine can't come: what it says meanwhile is of no use.
+    Refused,
+}
+
+/// Who has it first, the thread or the control thread.
+#[derive(Default)]
+struct Word(Mutex<Last>);
+
+impl Word {
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says `last`, unless the source was refused: answers whether that is so.
+    fn says(&self, last: Last) -> bool {
+        let mut word = self.lock();
+        if *word == Last::None {
+            *word = last;
+        }
+        *word == last
+    }
+}
+
 /// The control thread's end of a thread that talks with the source.
 pub(crate) struct Settling {
     decide: Sender<Result<(), String>>,
-    /// The source has given the machine away.
-    heard: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    word: Arc<Word>,
+    link: Link,
+    /// Nothing comes; it ends with the thread.
+    ended: Receiver<()>,
 }
 
 impl Settling {
+    fn begin(
+        link: Link,
+        listener: Listener,
+        session: Session,
+        tell: impl FnOnce(bool) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (decide, decided) = channel();
+        let (end, ended) = channel();
+        let (word, other) = (Arc::<Word>::default(), link.try_clone()?);
+        let settle = Settle { link, listener, session, decided, word: word.clone() };
+        let run = move || {
+            let _end = end;
+            settle.run(tell);
+        };
+        thread::Builder::new().name("migrate".to_owned()).spawn(run)?;
+        Ok(Self { decide, word, link: other, ended })
+    }
+
     /// The machine runs from here on.
     pub(crate) fn accept(self) {
         // The thread waits for it.
         let _ = self.decide.send(Ok(()));
     }
 
-    /// It can't: the source hears of it before this returns, if it has given the machine away.
+    /// It can't: the source hears of it before this returns, also if its word that the machine is given away is still on its way.
     pub(crate) fn refuse(self, reason: String) {
-        // A thread that still waits for the source is not waited for: the source sees the connection end, and asks.
-        let _ = self.decide.send(Err(reason));
-        if self.heard.load(Ordering::Acquire) {
-            // A panic there has been reported.
-            let _ = self.thread.join();
+        let mut word = self.word.lock();
+        match *word {
+            Last::None => {
+                *word = Last::Refused;
+                wire::refuse(&self.link, &reason);
+                drop(word);
+                // A source that lives hangs up now, and asks if it has not heard it.
+                let _ = self.ended.recv_timeout(ASKING);
+            }
+            Last::Given => {
+                drop(word);
+                let _ = self.decide.send(Err(reason));
+                let _ = self.ended.recv();
+            }
+            // It has asked by now, or asks no more.
+            Last::Lost | Last::Refused => {}
         }
     }
 }
@@ -240,7 +297,7 @@ struct Settle {
     listener: Listener,
     session: Session,
     decided: Receiver<Result<(), String>>,
-    heard: Arc<AtomicBool>,
+    word: Arc<Word>,
 }
 
 impl Settle {
@@ -254,12 +311,15 @@ impl Settle {
             Heard::Newcomer => return tell(false),
             // It may have told us to go, and not know that we have not heard it.
             Heard::Nobody => {
+                self.word.says(Last::Lost);
                 self.link.hang_up();
                 self.answer(false, &mut payload);
                 return tell(false);
             }
         }
-        self.heard.store(true, Ordering::Release);
+        if !self.word.says(Last::Given) {
+            return;
+        }
         tell(true);
         match self.decided.recv() {
             Ok(Ok(())) => {

@@ -82,6 +82,37 @@ fn what_is_optional_and_not_known_is_passed_over() {
     assert_eq!(State::open(&with_unknown(wire::encode(&state))).unwrap(), state);
 }
 
+/// A process that ends does not leave its source without a word, wherever the source's own word is by then.
+#[test]
+fn a_source_hears_that_its_target_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    for (number, given) in [None, Some(false), Some(true)].into_iter().enumerate() {
+        let path = folder.path().join(number.to_string());
+        let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+        let source = UnixStream::connect(&path).unwrap();
+        wire::send(&source, Kind::Hello, &[&wire::encode(&hello())]).unwrap();
+        let (link, hello) = first(&listener).unwrap();
+        let (tell, told) = channel();
+        let settling = Settling::begin(link, listener, hello.session, move |go| tell.send(go).unwrap()).unwrap();
+        let mut payload = Vec::new();
+        wire::expect(&source, Kind::Ready, &mut payload).unwrap();
+        if given == Some(true) {
+            wire::send(&source, Kind::Go, &[]).unwrap();
+            assert!(told.recv().unwrap());
+        }
+        let ends = thread::spawn(move || settling.refuse("it ends".to_owned()));
+        assert_eq!(wire::receive(&source, &mut payload).unwrap(), Kind::Refused);
+        assert_eq!(payload, b"it ends");
+        if given == Some(false) {
+            // It has crossed the other's.
+            wire::send(&source, Kind::Go, &[]).unwrap();
+            assert!(told.recv().is_err(), "nobody runs it");
+        }
+        drop(source);
+        ends.join().unwrap();
+    }
+}
+
 /// A stranger does not keep the place of a source.
 #[test]
 fn who_says_nothing_that_makes_sense_is_sent_away() {
