@@ -37,17 +37,18 @@ fn seabios_boots_disks_in_the_order_that_it_is_told() {
     }
 }
 
-/// It shows itself on the serial port, and hears the key that ends it: the machine is reset.
+/// It shows itself on the serial port, and hears the key that ends it: the machine is reset. What SeaBIOS says on its debug port is in the log.
 #[test]
 fn memtest86_tests_memory() {
     let folder = tempfile::tempdir().unwrap();
     let disk = boot_disk(folder.path(), "boot.img", "set default=memtest");
     let (bios, disk) = (firmware("bios-256k.bin"), format!("{},format=raw", text(&disk)));
-    let words = ["run", "--memory", "128M", "--on-reset", "exit", "--firmware", text(&bios), "--disk", &disk];
-    let mut machine = Builder::command(&words).start();
+    let words =
+        ["--memory", "128M", "--on-reset", "exit", "--log", "debug", "--firmware", text(&bios), "--disk", &disk];
+    let mut machine = Builder::command(&["run"]).args(&words).start();
     machine.wait_for("skep: GRUB on i386-pc");
     machine.wait_for("Memtest86+");
     machine.wait_for("Testing");
     machine.send("\x1b");
-    machine.finish().expect_code(10);
+    machine.finish().expect_code(10).expect_log(" firmware] SeaBIOS (version");
 }

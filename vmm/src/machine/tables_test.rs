@@ -348,6 +348,22 @@ fn on<A: Guest>(steps: &[Step], orders: &[Vec<usize>; 2], places: &[u64]) {
     assert_eq!(told, A::placed(&Rig::<A>::new().machine));
 }
 
+/// QEMU's `etc/system-states`: a byte for each of S0 to S5, bit 7 whether there is such a state, the lower bits its SLP_TYP.
+#[test]
+fn firmware_is_told_that_of_the_sleep_states_there_is_power_off() {
+    fn on<A: Guest>() {
+        let mut rig = Rig::<A>::new();
+        let (number, size) = rig.directory()["etc/system-states"];
+        let states = rig.read(number, "etc/system-states", size);
+        assert_eq!(states.len(), 6);
+        assert_eq!((0..6).filter(|at| states[*at] & 0x80 != 0).collect::<Vec<_>>(), [0, 5]);
+        // SLP_TYP by which the tables say that the machine is powered off.
+        assert_eq!(states[5] & 0x7f, 0);
+    }
+    on::<X86_64>();
+    on::<Aarch64>();
+}
+
 skep_fuzzing::targets! {
     /// Whatever a guest reads first, and wherever it has put things then, the tables are whole, and tell of that.
     "firmware-tables", 24: fn fuzz_tables_tell_of_what_firmware_has_placed(

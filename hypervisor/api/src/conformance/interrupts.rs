@@ -8,6 +8,7 @@ use skep_memory::vm_memory::{Bytes, GuestAddress};
 
 use super::bus::Space;
 use super::rig::{List, Rig, Stop};
+use super::state::seeds;
 use super::target::{Level, Messages};
 use super::{Subject, Target};
 
@@ -362,7 +363,7 @@ pub fn pending_interrupts_survive_a_restore<A: Target>(subject: &Subject<A>) {
 /// on: the same and other messages come again, and a line that is still high interrupts again.
 pub fn whatever_waits_is_taken_once_after_a_restore<A: Target>(subject: &Subject<A>) {
     const MESSAGES: u32 = 6;
-    for seed in 1..=4_u64 {
+    for seed in seeds(4) {
         Rig::for_each(subject, 1, |mut rig| {
             let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
             let (waits, asserted) = (|message: usize| random >> message & 1 == 1, random >> 8 & 1 == 1);

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::bus::{Recorder, Space};
 use super::interrupts::{HANDLED, Meanwhile, READY, on_irq, ready, take};
 use super::rig::{Rig, Stop, builder};
-use super::state::{expect_the_same, random};
+use super::state::{expect_the_same, random, seeds};
 use super::target::{Level, Messages, Register};
 use super::{Lacks, Subject, Target};
 use crate::x86_64::{
@@ -615,7 +615,7 @@ pub fn any_state_of_an_x2apic_survives(subject: &Subject<X86_64>) {
     // Id, version, PPR, LDR; ISR, TMR and IRR; and what was written, as far as it is read.
     let read = [0x802, 0x803, 0x80a, 0x80d].into_iter().chain(0x810..0x828);
     let read: Vec<u32> = read.chain(WRITTEN.map(|(index, ..)| index).into_iter().filter(|one| *one != 0x83f)).collect();
-    for seed in 1..6_u64 {
+    for seed in seeds(5) {
         let mut rig = Rig::new(subject, 1);
         let table = rig.table();
         let mut next = random(seed);
