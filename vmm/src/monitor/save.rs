@@ -466,6 +466,7 @@ impl Writer {
         let differs = changes.as_ref().filter(|_| diff).and_then(|changes| changes.difference(&ram));
         let runs = differs.as_ref().map(|(_, runs)| runs.as_slice());
         let memory = memory::write(&ram, runs, &file, &progress, || wanted.check().is_ok()).map_err(failed)?;
+        DiskImages::outlast(&disks);
         let standstill = begin.elapsed();
         // Those of the host that a guest is to go on with are let go of.
         drop((ram, images));

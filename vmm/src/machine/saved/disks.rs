@@ -5,8 +5,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::{ClockId, clock_gettime};
 use skep_block::image::{self, ImageFormat};
 use skep_block::{Buffer, ImageDisk, Operation, Request};
 use skep_config::{Config, Disk, DiskSource, Format};
@@ -134,7 +137,25 @@ impl DiskImages {
     }
 }
 
+/// The clock by which files get their times.
+fn file_clock() -> i64 {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
 impl DiskImages {
+    /// Waits until whoever writes to an image gives it another time than the one in `saved`: the clock of files' times stands still for a tick of up to 10 ms (before Linux 6.13,
+    /// and on some file systems).
+    pub(crate) fn outlast(saved: &DisksState) {
+        const TICK_NANOS: i64 = 20_000_000;
+        let Some(newest) = saved.disks.iter().filter_map(|disk| disk.changed_nanos).max() else { return };
+        let ahead = || newest.saturating_sub(file_clock());
+        // What a host's clock has not reached by far is another's time, or one that somebody has set.
+        while (0..TICK_NANOS).contains(&ahead()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Takes the locks of images that were given away. Where one can't be taken none is: whoever the machine is to stay with can take all.
     ///
     /// # Errors

@@ -77,3 +77,32 @@ fn a_flush_that_hangs_can_be_given_up() {
     }
     assert_eq!(memory.counts().flushes, 4);
 }
+
+/// By its time alone it is known that an image was written: also right after a save.
+#[test]
+fn who_writes_after_a_save_gives_the_image_another_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let saved = |changed_nanos| DisksState {
+        disks: vec![DiskReference {
+            id: "disk0".to_owned(),
+            path: path.display().to_string(),
+            format: "raw".to_owned(),
+            size: 512,
+            changed_nanos,
+            behind: None,
+        }],
+    };
+    for round in 0..20 {
+        std::fs::write(&path, [round; 512]).unwrap();
+        let before = changed(&path).unwrap();
+        DiskImages::outlast(&saved(before));
+        assert!(before.is_some_and(|before| file_clock() > before));
+        std::fs::write(&path, [round; 512]).unwrap();
+        assert_ne!(changed(&path).unwrap(), before);
+    }
+    // Of one without a time, of one of long ago and of one that is to come nobody waits for long.
+    for other in [None, Some(0), Some(i64::MAX), Some(i64::MIN)] {
+        DiskImages::outlast(&saved(other));
+    }
+}
