@@ -10,6 +10,9 @@ use crate::{QueueStart, QueueState, feature};
 /// Called when a queue has stopped, with all that is left of it.
 pub type Stopped = Box<dyn FnOnce(QueueState) + Send>;
 
+/// Called when a queue that was being stopped runs on.
+pub type RunsOn = Box<dyn FnOnce() + Send>;
+
 /// The way from a device to its driver, which the transport provides. It may be called on any thread, and takes no lock of the transport's
 /// registers.
 pub trait Notifier: Send + Sync {
@@ -93,4 +96,8 @@ pub trait VirtioDevice: Component {
 
     /// Begins to stop a running queue. `stopped` is called once what is in flight has ended, never from inside this call.
     fn begin_stop(&self, index: u16, stopped: Stopped);
+
+    /// Calls off the stop of a queue that has begun to stop: `runs_on` is called if it runs on with what is in flight, never from inside this call; then
+    /// the stop's `stopped` is not. It may have stopped meanwhile, and `stopped` alone is called; so it is, late, of a device that can't call it off.
+    fn call_off_stop(&self, _index: u16, _runs_on: RunsOn) {}
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use skep_worker::{EventSet, Job, Sources, Worker};
 
-use crate::{ActiveQueue, QueueError, QueueStart, Stopped};
+use crate::{ActiveQueue, QueueError, QueueStart, RunsOn, Stopped};
 
 /// Tokens of doorbells: this and the queue's number. An engine's own are below.
 const DOORBELL: u64 = 1 << 32;
@@ -78,6 +78,7 @@ impl Queues {
 enum Command<C> {
     Start(Box<QueueStart>),
     Stop(u16, Stopped),
+    CallOff(u16, RunsOn),
     Engine(C),
 }
 
@@ -101,6 +102,10 @@ impl<C: Send + 'static> QueueWorker<C> {
 
     pub(crate) fn begin_stop(&self, index: u16, stopped: Stopped) {
         self.0.send(Command::Stop(index, stopped));
+    }
+
+    pub(crate) fn call_off_stop(&self, index: u16, runs_on: RunsOn) {
+        self.0.send(Command::CallOff(index, runs_on));
     }
 
     pub(crate) fn tell(&self, command: C) {
@@ -140,6 +145,15 @@ impl<E: Engine> QueueJob<E> {
         }
     }
 
+    fn call_off(&mut self, index: u16, runs_on: RunsOn) {
+        let found = self.queues.list.iter_mut().find(|(queue, stopped)| queue.index() == index && stopped.is_some());
+        // It has stopped, and whoever waited has heard of it.
+        let Some((queue, stopped)) = found else { return };
+        *stopped = None;
+        queue.reopen();
+        runs_on();
+    }
+
     /// Ends the queues that are closed and have nothing in flight.
     fn finish(&mut self) {
         let mut place = 0;
@@ -174,6 +188,7 @@ impl<E: Engine> Job for QueueJob<E> {
         match command {
             Command::Start(start) => self.start(*start),
             Command::Stop(index, stopped) => self.stop(index, stopped),
+            Command::CallOff(index, runs_on) => self.call_off(index, runs_on),
             Command::Engine(command) => self.engine.command(command, &mut self.queues),
         }
     }

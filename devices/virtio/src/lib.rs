@@ -63,7 +63,7 @@ mod twin_test;
 pub use balloon::Balloon;
 pub use blk::{Blk, BlkConfig};
 pub use console::{Console, PortConfig, PortIo};
-pub use device::{DeviceType, Notifier, Stopped, VirtioDevice};
+pub use device::{DeviceType, Notifier, RunsOn, Stopped, VirtioDevice};
 pub use net::{Net, NetConfig};
 pub use queue::{
     ActiveQueue, Buffer, Buffers, Chain, MAX_QUEUE_SIZE, Queue, QueueConfig, QueueError, QueueStart, QueueState,

@@ -1,4 +1,4 @@
-use std::sync::mpsc::TryRecvError;
+use std::sync::mpsc::{TryRecvError, channel};
 
 use proptest::prelude::*;
 use skep_block::testing::{Fault, FaultDisk, MemoryDisk};
@@ -217,6 +217,34 @@ fn a_stop_with_requests_in_flight_ends_with_them() {
     rig.start_all(&[QueueState { next: 3, broken: false }]);
     let heads: Vec<_> = (0..4).map(|_| rig.wait_used(0).len).collect();
     assert_eq!(heads, [513; 4]);
+}
+
+/// What it takes meanwhile is done, and it stops at last.
+#[test]
+fn a_stop_that_is_called_off_leaves_a_queue_that_works() {
+    let disk = FaultDisk::new(MemoryDisk::new(SIZE, 512));
+    let mut rig = rig(disk.clone());
+    disk.set_rule(|operation| matches!(operation, Operation::Read { offset: 0 }).then_some(Fault::HangForGood));
+    let slow = rig.send(0, &[Piece::Read(&header(0, 0)), Piece::Write(512), Piece::Write(1)]);
+    disk.wait_hanging(1);
+    let stop = rig.begin_stop(0);
+    // The driver rings at a queue that takes nothing.
+    let fast = rig.send(0, &[Piece::Read(&header(0, 1)), Piece::Write(512), Piece::Write(1)]);
+    let (sender, runs_on) = channel();
+    rig.device.call_off_stop(0, Box::new(move || sender.send(()).unwrap()));
+    runs_on.recv().unwrap();
+    assert_eq!(stop.try_recv(), Err(TryRecvError::Disconnected));
+    assert_eq!(rig.wait_used(0).head, fast);
+    assert_eq!(rig.read(2, 512).len, 513);
+    let stop = rig.begin_stop(0);
+    disk.clear_rule();
+    disk.release();
+    assert_eq!(stop.recv().unwrap(), QueueState { next: 3, broken: false });
+    assert_eq!(rig.wait_used(0).head, slow);
+    // There is nothing to call off.
+    let (sender, runs_on) = channel::<()>();
+    rig.device.call_off_stop(0, Box::new(move || sender.send(()).unwrap()));
+    assert!(runs_on.recv().is_err());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use skep_state::{Persist, StateError};
 
 use crate::config::ConfigSpace;
 use crate::engine::QueueWorker;
-use crate::{DeviceType, Notifier, QueueStart, Stopped, VirtioDevice};
+use crate::{DeviceType, Notifier, QueueStart, RunsOn, Stopped, VirtioDevice};
 use engine::BlkEngine;
 use request::{ID_LEN, MAX_RANGE, SECTOR};
 pub use state::BlkState;
@@ -198,6 +198,12 @@ impl VirtioDevice for Blk {
     fn begin_stop(&self, index: u16, stopped: Stopped) {
         if let Some(worker) = self.workers.get(usize::from(index)) {
             worker.begin_stop(index, stopped);
+        }
+    }
+
+    fn call_off_stop(&self, index: u16, runs_on: RunsOn) {
+        if let Some(worker) = self.workers.get(usize::from(index)) {
+            worker.call_off_stop(index, runs_on);
         }
     }
 }

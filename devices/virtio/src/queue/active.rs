@@ -164,6 +164,11 @@ impl ActiveQueue {
         self.closed = true;
     }
 
+    /// Chains are taken again.
+    pub fn reopen(&mut self) {
+        self.closed = false;
+    }
+
     /// The state of a queue that has been closed, once nothing is in flight.
     pub fn finish(&mut self) -> Option<QueueState> {
         if !self.closed || self.queue.in_flight() > 0 {

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 pub(crate) use skep_irq::testing::Log;
 use skep_state::{Persist, State, StateError};
 
-use crate::{DeviceType, Interrupt, Notifier, QueueStart, QueueState, Stopped, VirtioDevice};
+use crate::{DeviceType, Interrupt, Notifier, QueueStart, QueueState, RunsOn, Stopped, VirtioDevice};
 
 /// A device of two queues, whose stops end when the test lets them.
 pub(crate) struct Puppet {
     pub(crate) log: Log,
     pub(crate) running: Mutex<BTreeMap<u16, QueueStart>>,
     stopping: Mutex<BTreeMap<u16, Stopped>>,
+    called_off: Mutex<BTreeMap<u16, RunsOn>>,
     notifier: Mutex<Option<Arc<dyn Notifier>>>,
     config: Mutex<[u8; 8]>,
 }
@@ -24,6 +25,7 @@ impl Puppet {
             log,
             running: Mutex::default(),
             stopping: Mutex::default(),
+            called_off: Mutex::default(),
             notifier: Mutex::default(),
             config: Mutex::new(*b"configur"),
         })
@@ -33,7 +35,16 @@ impl Puppet {
     pub(crate) fn let_stop(&self, index: u16, next: u16) -> bool {
         let Some(stopped) = self.stopping.lock().unwrap().remove(&index) else { return false };
         self.running.lock().unwrap().remove(&index);
+        self.called_off.lock().unwrap().remove(&index);
         stopped(QueueState { next, broken: false });
+        true
+    }
+
+    /// Lets a queue run on whose stop has been called off. Says whether one had.
+    pub(crate) fn let_run_on(&self, index: u16) -> bool {
+        let Some(runs_on) = self.called_off.lock().unwrap().remove(&index) else { return false };
+        self.stopping.lock().unwrap().remove(&index);
+        runs_on();
         true
     }
 
@@ -88,6 +99,12 @@ impl VirtioDevice for Puppet {
         assert!(self.running.lock().unwrap().contains_key(&index), "it does not run");
         let was = self.stopping.lock().unwrap().insert(index, stopped);
         assert!(was.is_none(), "it is being stopped already");
+    }
+
+    fn call_off_stop(&self, index: u16, runs_on: RunsOn) {
+        self.log.note(format!("call off {index}"));
+        let was = self.called_off.lock().unwrap().insert(index, runs_on);
+        assert!(was.is_none(), "it is called off already");
     }
 }
 

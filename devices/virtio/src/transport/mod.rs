@@ -56,6 +56,8 @@ enum Run {
     Running,
     /// It has been told to stop.
     Stopping,
+    /// It has been told to run on, and has not said yet whether it does.
+    CallingOff,
 }
 
 /// Called once all queues have stopped.
@@ -168,6 +170,11 @@ impl Transport {
                     self.begin_queue_stop(index);
                     Run::Stopping
                 }
+                // What it has in flight may keep it for as long as its host hangs.
+                Run::Stopping if wanted => {
+                    self.call_off_queue_stop(index);
+                    Run::CallingOff
+                }
                 run => run,
             };
             if let Some(run) = inner.runs.get_mut(index) {
@@ -205,6 +212,20 @@ impl Transport {
             }
         };
         self.device.begin_stop(index as u16, Box::new(stopped));
+    }
+
+    fn call_off_queue_stop(&self, index: usize) {
+        let this = self.this.clone();
+        let runs_on = move || {
+            if let Some(transport) = this.upgrade() {
+                let mut inner = transport.lock();
+                if let Some(run @ Run::CallingOff) = inner.runs.get_mut(index) {
+                    *run = Run::Running;
+                }
+                transport.settle(inner);
+            }
+        };
+        self.device.call_off_stop(index as u16, Box::new(runs_on));
     }
 
     fn queue_stopped(&self, index: usize, mut state: QueueState) {

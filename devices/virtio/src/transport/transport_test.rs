@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use skep_state::{Component, Record, State};
@@ -218,11 +218,48 @@ fn a_pause_waits_for_all_queues_and_they_go_on_where_they_stopped() {
     rig.log.take();
     rig.transport.resume();
     assert_eq!(rig.log.take(), ["start 0 of 128 at 5", "start 1 of 64 at 6"]);
-    // A pause that is taken back before it was complete.
-    rig.transport.begin_stop(|| ());
+}
+
+/// Whichever comes first, the end of the stop or the word that it is called off: the queue runs if it is wanted, and stops once if it is not.
+#[test]
+fn a_pause_that_is_taken_back_calls_off_what_has_not_stopped() {
+    let rig = rig(true);
+    rig.drive();
+    rig.log.take();
+    let paused = Arc::new(AtomicUsize::new(0));
+    let pause = || {
+        let tell = paused.clone();
+        rig.transport.begin_stop(move || {
+            tell.fetch_add(1, Ordering::SeqCst);
+        });
+    };
+    pause();
     rig.transport.resume();
-    rig.device.let_stop(0, 8);
-    assert_eq!(rig.log.take(), ["stop 0", "stop 1", "start 0 of 128 at 8"]);
+    rig.transport.resume();
+    assert_eq!(rig.log.take(), ["stop 0", "stop 1", "call off 0", "call off 1"]);
+    assert!(rig.device.let_stop(0, 8) && rig.device.let_run_on(1));
+    assert_eq!(rig.log.take(), ["start 0 of 128 at 8"]);
+    // It is paused again before either has come.
+    pause();
+    rig.transport.resume();
+    pause();
+    assert_eq!(rig.log.take(), ["stop 0", "stop 1", "call off 0", "call off 1"]);
+    assert!(rig.device.let_stop(0, 9) && rig.device.let_run_on(1));
+    assert_eq!((rig.log.take(), paused.load(Ordering::SeqCst)), (vec!["stop 1".to_owned()], 0));
+    assert!(rig.device.let_stop(1, 3));
+    assert_eq!(paused.load(Ordering::SeqCst), 3);
+    rig.transport.resume();
+    assert_eq!(rig.log.take(), ["start 0 of 128 at 9", "start 1 of 64 at 3"]);
+    // A queue that its driver resets meanwhile.
+    pause();
+    rig.transport.resume();
+    rig.write(field::QUEUE_SELECT, 2, 1);
+    rig.write(field::QUEUE_RESET, 2, 1);
+    assert_eq!(rig.log.take(), ["stop 0", "stop 1", "call off 0", "call off 1"]);
+    assert!(rig.device.let_run_on(0) && rig.device.let_run_on(1));
+    assert_eq!(rig.log.take(), ["stop 1"]);
+    assert!(rig.device.let_stop(1, 4));
+    assert_eq!(rig.read(field::QUEUE_RESET, 2), 0);
 }
 
 #[test]
