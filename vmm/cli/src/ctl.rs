@@ -403,16 +403,21 @@ fn watch(socket: &Path, over: &AtomicBool, patience: Option<Duration>, mut show:
 }
 
 fn activity(status: &Status) -> String {
+    const WAITS: &str = "its devices wait for what they have in flight\n";
     match status.activity {
         Activity::Running => "running\n".to_owned(),
-        Activity::Pausing => "pausing: its devices wait for what they have in flight\n".to_owned(),
+        Activity::Pausing => format!("pausing: {WAITS}"),
         Activity::Paused => "paused\n".to_owned(),
+        Activity::Saving if status.waits_for_devices => format!("saving: {WAITS}"),
         Activity::Saving => format!("saving: {} of {}\n", Size(status.done), Size(status.of)),
         Activity::Migrating => {
             let MigrationStatus { rounds, sent, rate, unknown } = status.migration.unwrap_or_default();
-            let what = match unknown {
-                true => "nobody says whether it runs there: `resume` takes it back, `quit` gives it up\n".to_owned(),
-                false => format!("{} of {}, round {}\n", Size(status.done), Size(status.of), rounds + 1),
+            let what = match (unknown, status.waits_for_devices) {
+                (true, _) => {
+                    "nobody says whether it runs there: `resume` takes it back, `quit` gives it up\n".to_owned()
+                }
+                (false, true) => WAITS.to_owned(),
+                (false, false) => format!("{} of {}, round {}\n", Size(status.done), Size(status.of), rounds + 1),
             };
             format!("migrating: {} sent, {} MiB/s: {what}", Size(sent), rate >> 20)
         }

@@ -47,11 +47,22 @@ fn figures_are_sorted() {
 #[test]
 fn a_migration_says_how_far_and_how_fast_it_goes() {
     let migration = MigrationStatus { rounds: 2, sent: 96 << 20, rate: 40 << 20, unknown: false };
-    let status = |migration| Status { activity: Activity::Migrating, done: 1 << 20, of: 4 << 20, migration };
+    let status = |migration| Status {
+        activity: Activity::Migrating,
+        done: 1 << 20,
+        of: 4 << 20,
+        migration,
+        waits_for_devices: false,
+    };
     let text = activity(&status(Some(migration)));
     assert_eq!(text, "migrating: 96M sent, 40 MiB/s: 1M of 4M, round 3\n");
     let text = activity(&status(Some(MigrationStatus { unknown: true, ..migration })));
     assert!(text.contains("nobody says whether it runs there"), "{text}");
+    let waits = |status| activity(&Status { waits_for_devices: true, ..status });
+    let text = waits(status(Some(migration)));
+    assert_eq!(text, "migrating: 96M sent, 40 MiB/s: its devices wait for what they have in flight\n");
+    let text = waits(Status { activity: Activity::Saving, ..status(None) });
+    assert_eq!(text, "saving: its devices wait for what they have in flight\n");
     // An earlier skep does not say how fast.
     let told: MigrationStatus = serde_json::from_str(r#"{"rounds":2,"sent":3,"unknown":false}"#).unwrap();
     assert_eq!(told, MigrationStatus { rounds: 2, sent: 3, rate: 0, unknown: false });
@@ -106,7 +117,7 @@ fn how_far_it_has_come_is_asked_for_until_it_is_over() {
     let socket = folder.path().join("vm.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let migration = MigrationStatus { rounds: 1, sent: 7, rate: 40 << 20, unknown: false };
-    let status = |activity, done, migration| Status { activity, done, of: 8, migration };
+    let status = |activity, done, migration| Status { activity, done, of: 8, migration, waits_for_devices: false };
     let answers = [
         status(Activity::Running, 0, None),
         status(Activity::Saving, 3, None),

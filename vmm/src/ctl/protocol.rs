@@ -248,6 +248,9 @@ pub struct Status {
     /// Of a machine that migrates: `done` and `of` are those of this time that memory is gone through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationStatus>,
+    /// What it is to stand still for waits until its devices have done what they have in flight.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_devices: bool,
 }
 
 /// Arguments of `balloon`.

@@ -45,4 +45,4 @@ pub use link::{Address, Listener};
 pub use source::Moved;
 pub(crate) use source::{Handed, Outgoing, Plan as OutgoingPlan};
 pub use target::Arrival;
-pub(crate) use target::Settling;
+pub(crate) use target::{Settled, Settling};

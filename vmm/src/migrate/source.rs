@@ -116,6 +116,11 @@ impl Shared {
         self.stage.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Whether somebody has given it up.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.is(Stage::Cancelled)
+    }
+
     fn is(&self, stage: Stage) -> bool {
         self.stage.load(Ordering::Acquire) == stage as u8
     }

@@ -203,6 +203,9 @@ fn hello(link: impl Read) -> Result<Hello, MigrateError> {
     wire::decode(&payload)
 }
 
+/// How long a process that ends waits for a source that asks whose the machine is: one that lives does so several times a second.
+const LINGERS: Duration = Duration::from_secs(2);
+
 /// The last word between a target that is ready and its source.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Last {
@@ -265,9 +268,10 @@ impl Settling {
     }
 
     /// The machine runs from here on.
-    pub(crate) fn accept(self) {
+    pub(crate) fn accept(self) -> Settled {
         // The thread waits for it.
         let _ = self.decide.send(Ok(()));
+        Settled(self.ended)
     }
 
     /// It can't: the source hears of it before this returns, also if its word that the machine is given away is still on its way.
@@ -279,16 +283,29 @@ impl Settling {
                 wire::refuse(&self.link, &reason);
                 drop(word);
                 // A source that lives hangs up now, and asks if it has not heard it.
-                let _ = self.ended.recv_timeout(ASKING);
+                let _ = self.ended.recv_timeout(LINGERS);
             }
             Last::Given => {
                 drop(word);
                 let _ = self.decide.send(Err(reason));
-                let _ = self.ended.recv();
+                let _ = self.ended.recv_timeout(LINGERS);
             }
-            // It has asked by now, or asks no more.
-            Last::Lost | Last::Refused => {}
+            // It asks, if it can.
+            Last::Lost | Last::Refused => {
+                drop(word);
+                let _ = self.ended.recv_timeout(LINGERS);
+            }
         }
+    }
+}
+
+/// A machine that runs here, of which its source may not have heard yet.
+pub(crate) struct Settled(Receiver<()>);
+
+impl Settled {
+    /// The process ends: waits for a while until the source has heard whose the machine was, if it has not.
+    pub(crate) fn end(self) {
+        let _ = self.0.recv_timeout(LINGERS);
     }
 }
 
@@ -318,7 +335,8 @@ impl Settle {
             }
         }
         if !self.word.says(Last::Given) {
-            return;
+            // The two words have crossed: a source that has not heard ours asks, and one that has says so in the same way.
+            return self.answer(false, &mut payload);
         }
         tell(true);
         match self.decided.recv() {
@@ -336,6 +354,7 @@ impl Settle {
             refused => {
                 let reason = refused.unwrap_or_else(|_| Err("the process ends".to_owned()));
                 wire::refuse(&self.link, &reason.err().unwrap_or_default());
+                self.answer(false, &mut payload);
             }
         }
     }

@@ -82,35 +82,84 @@ fn what_is_optional_and_not_known_is_passed_over() {
     assert_eq!(State::open(&with_unknown(wire::encode(&state))).unwrap(), state);
 }
 
+/// A source that is lost, or has been refused, asks whether the machine runs there.
+fn ask(path: &Path, session: &Session) -> bool {
+    let link = UnixStream::connect(path).unwrap();
+    wire::send(&link, Kind::Ask, &[session]).unwrap();
+    let mut payload = Vec::new();
+    wire::expect(&link, Kind::Answer, &mut payload).unwrap();
+    wire::send(&link, Kind::Accept, &[]).unwrap();
+    payload == [1]
+}
+
+/// A target that is ready, its source, and whether that has given the machine away.
+fn ready(path: &Path) -> (Settling, UnixStream, Session, Receiver<bool>) {
+    let listener = Listener::bind(&Address::Unix(path.to_owned())).unwrap();
+    let source = UnixStream::connect(path).unwrap();
+    wire::send(&source, Kind::Hello, &[&wire::encode(&hello())]).unwrap();
+    let (link, hello) = first(&listener).unwrap();
+    let (tell, told) = channel();
+    // Who waits no more is not told.
+    let tell = move |go| {
+        let _ = tell.send(go);
+    };
+    let settling = Settling::begin(link, listener, hello.session, tell).unwrap();
+    wire::expect(&source, Kind::Ready, &mut Vec::new()).unwrap();
+    (settling, source, hello.session, told)
+}
+
 /// A process that ends does not leave its source without a word, wherever the source's own word is by then.
 #[test]
 fn a_source_hears_that_its_target_ends() {
     let folder = tempfile::tempdir().unwrap();
     for (number, given) in [None, Some(false), Some(true)].into_iter().enumerate() {
         let path = folder.path().join(number.to_string());
-        let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
-        let source = UnixStream::connect(&path).unwrap();
-        wire::send(&source, Kind::Hello, &[&wire::encode(&hello())]).unwrap();
-        let (link, hello) = first(&listener).unwrap();
-        let (tell, told) = channel();
-        let settling = Settling::begin(link, listener, hello.session, move |go| tell.send(go).unwrap()).unwrap();
-        let mut payload = Vec::new();
-        wire::expect(&source, Kind::Ready, &mut payload).unwrap();
+        let (settling, source, session, told) = ready(&path);
         if given == Some(true) {
             wire::send(&source, Kind::Go, &[]).unwrap();
             assert!(told.recv().unwrap());
         }
         let ends = thread::spawn(move || settling.refuse("it ends".to_owned()));
+        let mut payload = Vec::new();
         assert_eq!(wire::receive(&source, &mut payload).unwrap(), Kind::Refused);
         assert_eq!(payload, b"it ends");
         if given == Some(false) {
             // It has crossed the other's.
             wire::send(&source, Kind::Go, &[]).unwrap();
-            assert!(told.recv().is_err(), "nobody runs it");
         }
         drop(source);
+        assert!(!ask(&path, &session));
+        if given != Some(true) {
+            assert_ne!(told.recv(), Ok(true), "nobody runs it");
+        }
         ends.join().unwrap();
     }
+}
+
+/// Neither does one that ends while its source, which is lost, has not asked yet.
+#[test]
+fn a_source_that_is_lost_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lost");
+    let (settling, source, session, told) = ready(&path);
+    drop(source);
+    while *settling.word.lock() != Last::Lost {
+        thread::yield_now();
+    }
+    let ends = thread::spawn(move || settling.refuse("it ends".to_owned()));
+    assert!(!ask(&path, &session));
+    assert!(!told.recv().unwrap());
+    ends.join().unwrap();
+    // And one whose guest has run, and ended at once.
+    let path = folder.path().join("ended");
+    let (settling, source, session, told) = ready(&path);
+    wire::send(&source, Kind::Go, &[]).unwrap();
+    assert!(told.recv().unwrap());
+    let settled = settling.accept();
+    let ends = thread::spawn(move || settled.end());
+    drop(source);
+    assert!(ask(&path, &session));
+    ends.join().unwrap();
 }
 
 /// A stranger does not keep the place of a source.

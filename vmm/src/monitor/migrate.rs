@@ -79,7 +79,9 @@ impl Standing {
 
     /// Lets the machine stand still, and hands its state to who sends it. Answers who ended the machine meanwhile.
     pub(super) fn hand_over<A: Saved>(&mut self, parts: &mut Parts<'_, A>) -> Result<Option<StopReason>, Error> {
-        if self.leaving.is_none() {
+        let Some(leaving) = &mut self.leaving else { return Ok(None) };
+        if leaving.outgoing.shared.is_cancelled() {
+            leaving.outgoing.hand(Err(SnapshotError::Cancelled));
             return Ok(None);
         }
         let begin = Instant::now();
@@ -163,7 +165,7 @@ impl Standing {
             return Err(error.into());
         }
         variables.into_iter().for_each(Leftover::keep);
-        settling.accept();
+        self.settled = Some(settling.accept());
         machine.announce();
         tracing::info!("the machine runs here");
         Ok(())

@@ -18,7 +18,7 @@ use crate::ctl::protocol::{Activity, Answer, ErrorKind, Failure, Nothing, Save, 
 use crate::ctl::{Call, Command, Reply};
 use crate::leftover::Leftover;
 use crate::machine::{DiskImages, Machine, Saved as SavedMachine};
-use crate::migrate::{MigrateError, Settling};
+use crate::migrate::{MigrateError, Settled, Settling};
 use crate::run::{Control, Gate, Request, Requests, StopReason};
 use crate::state::changes::Changes;
 use crate::state::records::DISKS;
@@ -67,6 +67,8 @@ pub(super) struct Standing {
     pub(super) leaving: Option<Leaving>,
     /// It comes from another process, which has not given it away yet.
     pub(super) arriving: Option<(Settling, Option<Leftover>)>,
+    /// It has come from there.
+    pub(super) settled: Option<Settled>,
 }
 
 /// What a machine is to stand still for.
@@ -116,8 +118,8 @@ impl Standing {
 
     pub(super) fn status(&self) -> Status {
         let activity = match (&self.leaving, self.stopping) {
+            (_, Some(Purpose::Pause)) => Activity::Pausing,
             (Some(_), _) => Activity::Migrating,
-            (None, Some(Purpose::Pause)) => Activity::Pausing,
             (None, Some(Purpose::Save)) => Activity::Saving,
             (None, _) if self.is_saving() => Activity::Saving,
             (None, _) if self.paused => Activity::Paused,
@@ -131,6 +133,7 @@ impl Standing {
             done: get(|progress| progress.done.load(Ordering::Relaxed)),
             of: get(|progress| progress.of.load(Ordering::Relaxed)),
             migration: self.leaving.as_ref().map(Leaving::status),
+            waits_for_devices: self.stopping.is_some(),
         }
     }
 
@@ -259,7 +262,7 @@ impl Standing {
         reply: Reply,
     ) -> Result<Option<StopReason>, Error> {
         let busy = self.job.as_ref().is_some_and(|job| !job.is_over());
-        if busy || self.leaving.is_some() {
+        if busy || self.leaving.is_some() || self.arriving.is_some() {
             reply.send(Err(being_saved()));
             return Ok(None);
         }

@@ -478,7 +478,7 @@ impl Job for Unit {
                 }
             }
             Order::Pause(number) => {
-                if matches!(self.mode, Mode::Running | Mode::Dead) {
+                if matches!(self.mode, Mode::Running | Mode::Dead | Mode::Pausing(_)) {
                     self.mode = Mode::Pausing(number);
                 }
             }

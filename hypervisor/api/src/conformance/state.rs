@@ -107,12 +107,16 @@ pub fn saving_changes_nothing<A: Target>(subject: &Subject<A>) {
     assert_eq!(rig.run(0), Stop::End);
 }
 
-/// So many seeds that are the same each time, and as many others, or `SKEP_SEEDS`, that are not. A case that fails has printed its own.
+/// So many seeds that are the same each time, and as many others, or `SKEP_SEEDS`, that are not. A case that fails has printed its own, which `SKEP_SEED` chooses.
 pub(super) fn seeds(count: u64) -> impl Iterator<Item = u64> {
-    let others = std::env::var("SKEP_SEEDS").map_or(count, |others| others.parse().expect("SKEP_SEEDS is a number"));
+    let number =
+        |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a seed, or how many, is a number"));
+    let (only, others) = (number("SKEP_SEED"), number("SKEP_SEEDS").unwrap_or(count));
+    let count = if only.is_some() { 0 } else { count };
+    let others = if only.is_some() { 0 } else { others };
     // Hashers of the standard library have random keys, and a xorshift can't begin with 0.
     let other = |_| RandomState::new().hash_one(0) | 1;
-    (1..=count).chain((0..others).map(other)).inspect(|seed| println!("seed {seed}"))
+    (1..=count).chain((0..others).map(other)).chain(only).inspect(|seed| println!("seed {seed}"))
 }
 
 /// Numbers of 32 bits, by xorshift.

@@ -403,10 +403,11 @@ impl Machine {
     /// # Panics
     /// If it fails.
     pub fn sh(&mut self, command: &str) -> String {
-        let start = self.stdout.read;
+        let (start, end) = (self.stdout.read, Instant::now() + 4 * PATIENCE);
         self.send(&format!("{command}\necho \"<code $?>\"\n"));
         // As long as it goes on: an emulated host's guest with busy disks takes milliseconds for each character.
         while !self.stdout.text[start..].contains("<code ") {
+            assert!(Instant::now() < end, "`{command}` goes on and on:\n{}", self.stdout.text);
             self.begin_anew();
             assert!(self.stdout.more(self.deadline), "it ended amid `{command}`:\n{}", self.stdout.text);
         }

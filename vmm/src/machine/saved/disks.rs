@@ -148,11 +148,11 @@ impl DiskImages {
     /// and on some file systems).
     pub(crate) fn outlast(saved: &DisksState) {
         const TICK_NANOS: i64 = 20_000_000;
-        let Some(newest) = saved.disks.iter().filter_map(|disk| disk.changed_nanos).max() else { return };
-        let ahead = || newest.saturating_sub(file_clock());
-        // What a host's clock has not reached by far is another's time, or one that somebody has set.
-        while (0..TICK_NANOS).contains(&ahead()) {
-            thread::sleep(Duration::from_millis(1));
+        for changed in saved.disks.iter().filter_map(|disk| disk.changed_nanos) {
+            // What a host's clock has not reached by far is another's time, or one that somebody has set.
+            while (0..TICK_NANOS).contains(&changed.saturating_sub(file_clock())) {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
