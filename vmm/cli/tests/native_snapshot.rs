@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use skep_arch::acpi::loader::GENERATION_OFFSET;
 use skep_chipset::fw_cfg::FwCfgState;
+use skep_chipset::pl011::Pl011State;
 use skep_chipset::pm::PmState;
+use skep_chipset::uart16550::Uart16550State;
 use skep_hypervisor::{Hypervisor, HypervisorError, Powers, VmBuilder, VmRequest, aarch64, x86_64};
 use skep_state::Record;
 use skep_vmm::Ending;
@@ -115,7 +117,7 @@ fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
             // Clocks, which go on while it stands, and what the host's counters are seen by.
             let timers = ["board/i8254", "board/pm", "board/rtc"];
             if !one.name.starts_with("vcpu/") && one.name != "machine" && !timers.contains(&one.name.as_str()) {
-                assert_eq!(one, other);
+                assert_eq!(timeless(one), timeless(other));
             }
         }
     }
@@ -130,6 +132,17 @@ fn a_save_leaves_the_guest_as_it_was_and_what_is_restored_is_what_was_saved() {
     clone.wait_for("echo: third life");
     rig.ctl(&["reset"]).expect_code(0);
     clone.finish().expect_code(10);
+}
+
+/// Without the time until a serial port tells of what has waited to be read, which passes while the machine stands.
+fn timeless(record: &NamedRecord) -> NamedRecord {
+    let mut record = record.clone();
+    if let Ok(state) = record.record.open::<Uart16550State>() {
+        record.record = Record::of(&Uart16550State { timeout: None, ..state });
+    } else if let Ok(state) = record.record.open::<Pl011State>() {
+        record.record = Record::of(&Pl011State { timeout: None, ..state });
+    }
+    record
 }
 
 /// Writes a snapshot's records anew.
