@@ -426,13 +426,13 @@ fn make(vars: &FirmwareVars, firmware: &Beside<'_>) -> Result<(), Error> {
     match made {
         // One that somebody else has made meanwhile stays.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made.map_err(failed_here),
+        made => made.map(Leftover::keep).map_err(failed_here),
     }
 }
 
 /// Makes the file at `path`, at which nothing may be, as a whole or not at all: `fill` writes it under another name beside, which is all that a process leaves
-/// that is killed meanwhile.
-fn make_whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+/// that is killed meanwhile. The file goes again with what this answers, unless it is kept.
+fn make_whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Leftover> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.new", std::process::id()));
     let new = path.with_file_name(name);
@@ -442,10 +442,27 @@ fn make_whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io
     file.sync_all()?;
     match renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
         // A file system that can't say so.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(&new, path)?,
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => place(&new, path)?,
         renamed => renamed?,
     }
-    sync_name(path)
+    let made = Leftover::file(path)?;
+    sync_name(path)?;
+    Ok(made)
+}
+
+/// Gives a file the name `path` if it is free, by what any file system can.
+fn place(new: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(new, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            // It has no links either: the name is taken first.
+            File::create_new(path)?;
+            fs::rename(new, path).inspect_err(|_| {
+                // Nothing has come of it.
+                let _ = fs::remove_file(path);
+            })
+        }
+        linked => linked,
+    }
 }
 
 /// Makes a file of variables, at which nothing may be, of what a snapshot holds of them. It goes again with what this answers, unless it is kept.
@@ -468,7 +485,7 @@ pub(crate) fn make_of(path: &Path, records: &Records) -> Result<Leftover, Error>
         }
         Ok(())
     });
-    made.and_then(|()| Leftover::file(path)).map_err(failed(VARS, path))
+    made.map_err(failed(VARS, path))
 }
 
 fn read_vars(file: &mut File, firmware: &Beside<'_>) -> io::Result<Arc<Backing>> {

@@ -119,11 +119,18 @@ fn a_file_is_there_when_it_is_whole() {
         Err(io::ErrorKind::StorageFull.into())
     });
     assert_eq!((failed.unwrap_err().kind(), names()), (io::ErrorKind::StorageFull, 0));
-    make_whole(&path, |file| file.write_all(b"whole")).unwrap();
+    make_whole(&path, |file| file.write_all(b"whole")).unwrap().keep();
     assert_eq!((fs::read(&path).unwrap(), names()), (b"whole".to_vec(), 1));
     let failed = make_whole(&path, |file| file.write_all(b"another"));
     assert_eq!((failed.unwrap_err().kind(), names()), (io::ErrorKind::AlreadyExists, 1));
     assert_eq!(fs::read(&path).unwrap(), b"whole");
+    // By links, or without.
+    let [new, other] = ["new", "other"].map(|name| files.write(name, b"new"));
+    assert_eq!(place(&new, &path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    fs::remove_file(&path).unwrap();
+    place(&new, &path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert!(place(&files.path("nothing"), &other).is_err());
 }
 
 #[test]
