@@ -450,16 +450,16 @@ fn make_whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io
     Ok(made)
 }
 
-/// Gives a file the name `path` if it is free, by what any file system can.
+/// Gives a file the name `path` if it is free, by what any file system can. On one without links, a process that is killed at that moment leaves an empty file.
 fn place(new: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(new, path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             // It has no links either: the name is taken first.
             File::create_new(path)?;
-            fs::rename(new, path).inspect_err(|_| {
-                // Nothing has come of it.
-                let _ = fs::remove_file(path);
-            })
+            let taken = Leftover::file(path)?;
+            fs::rename(new, path)?;
+            taken.keep();
+            Ok(())
         }
         linked => linked,
     }

@@ -205,6 +205,8 @@ fn hello(link: impl Read) -> Result<Hello, MigrateError> {
 
 /// How long a process that ends waits for a source that asks whose the machine is: one that lives does so several times a second.
 const LINGERS: Duration = Duration::from_secs(2);
+/// How long one that asks may take to do so. Less: a stranger does not take all of that time.
+const QUESTION: Duration = Duration::from_secs(1);
 
 /// The last word between a target that is ready and its source.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -239,13 +241,13 @@ impl Word {
     }
 }
 
-/// The control thread's end of a thread that talks with the source.
+/// The control thread's end of a thread that talks with the source. Dropped before anything is decided, it refuses.
 pub(crate) struct Settling {
     decide: Sender<Result<(), String>>,
     word: Arc<Word>,
     link: Link,
-    /// Nothing comes; it ends with the thread.
-    ended: Receiver<()>,
+    /// Nothing comes; it ends with the thread. Taken once it is decided.
+    ended: Option<Receiver<()>>,
 }
 
 impl Settling {
@@ -264,48 +266,55 @@ impl Settling {
             settle.run(tell);
         };
         thread::Builder::new().name("migrate".to_owned()).spawn(run)?;
-        Ok(Self { decide, word, link: other, ended })
+        Ok(Self { decide, word, link: other, ended: Some(ended) })
     }
 
     /// The machine runs from here on.
-    pub(crate) fn accept(self) -> Settled {
+    pub(crate) fn accept(mut self) -> Settled {
         // The thread waits for it.
         let _ = self.decide.send(Ok(()));
-        Settled(self.ended)
+        Settled(self.ended.take())
     }
 
     /// It can't: the source hears of it before this returns, also if its word that the machine is given away is still on its way.
-    pub(crate) fn refuse(self, reason: String) {
+    pub(crate) fn refuse(mut self, reason: String) {
+        self.refuse_once(reason);
+    }
+
+    fn refuse_once(&mut self, reason: String) {
+        let Some(ended) = self.ended.take() else { return };
         let mut word = self.word.lock();
         match *word {
             Last::None => {
                 *word = Last::Refused;
                 wire::refuse(&self.link, &reason);
                 drop(word);
-                // A source that lives hangs up now, and asks if it has not heard it.
-                let _ = self.ended.recv_timeout(LINGERS);
             }
             Last::Given => {
                 drop(word);
                 let _ = self.decide.send(Err(reason));
-                let _ = self.ended.recv_timeout(LINGERS);
             }
-            // It asks, if it can.
-            Last::Lost | Last::Refused => {
-                drop(word);
-                let _ = self.ended.recv_timeout(LINGERS);
-            }
+            Last::Lost | Last::Refused => drop(word),
         }
+        // A source that lives asks, where it has not heard it.
+        let _ = ended.recv_timeout(LINGERS);
     }
 }
 
-/// A machine that runs here, of which its source may not have heard yet.
-pub(crate) struct Settled(Receiver<()>);
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.refuse_once("the process that it was to come to fails".to_owned());
+    }
+}
 
-impl Settled {
-    /// The process ends: waits for a while until the source has heard whose the machine was, if it has not.
-    pub(crate) fn end(self) {
-        let _ = self.0.recv_timeout(LINGERS);
+/// A machine that runs here, of which its source may not have heard yet. As the process ends, whatever ends it, this waits for a while until it has.
+pub(crate) struct Settled(Option<Receiver<()>>);
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        if let Some(ended) = &self.0 {
+            let _ = ended.recv_timeout(LINGERS);
+        }
     }
 }
 
@@ -388,7 +397,7 @@ impl Settle {
     fn reply(&self, runs: bool, payload: &mut Vec<u8>) -> Option<bool> {
         let link = self.listener.accept().ok().flatten()?;
         // Who sends a byte now and then does not keep the source from being heard.
-        let end = Instant::now() + ASKING;
+        let end = Instant::now() + QUESTION;
         let asked =
             wire::expect(link.until(end), Kind::Ask, payload).is_ok() && payload.as_slice() == self.session.as_slice();
         let mut answer = || {

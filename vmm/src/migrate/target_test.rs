@@ -119,10 +119,10 @@ fn a_source_hears_that_its_target_ends() {
             wire::send(&source, Kind::Go, &[]).unwrap();
             assert!(told.recv().unwrap());
         }
-        let ends = thread::spawn(move || settling.refuse("it ends".to_owned()));
+        let ends = thread::spawn(move || drop(settling));
         let mut payload = Vec::new();
         assert_eq!(wire::receive(&source, &mut payload).unwrap(), Kind::Refused);
-        assert_eq!(payload, b"it ends");
+        assert_eq!(payload, b"the process that it was to come to fails");
         if given == Some(false) {
             // It has crossed the other's.
             wire::send(&source, Kind::Go, &[]).unwrap();
@@ -156,7 +156,7 @@ fn a_source_that_is_lost_is_waited_for() {
     wire::send(&source, Kind::Go, &[]).unwrap();
     assert!(told.recv().unwrap());
     let settled = settling.accept();
-    let ends = thread::spawn(move || settled.end());
+    let ends = thread::spawn(move || drop(settled));
     drop(source);
     assert!(ask(&path, &session));
     ends.join().unwrap();

@@ -22,7 +22,7 @@ use crate::ctl::Server;
 use crate::ctl::{Call, Command};
 use crate::leftover::Leftover;
 use crate::machine::{ClockPolicy, Machine, Platform, Saved, Services};
-use crate::migrate::{Arrival, Settled};
+use crate::migrate::Arrival;
 use crate::program;
 use crate::run::{Control, Gate, Request, Requests, StopReason, Ticket};
 use crate::state::Snapshot;
@@ -309,7 +309,6 @@ pub fn run<A: Saved>(
             tracing::warn!("the machine ends before all of its disks' images are closed");
         }
     }
-    standing.settled.into_iter().for_each(Settled::end);
     Ok(outcome)
 }
 
